@@ -1,0 +1,15 @@
+# Sourced by the other scripts: make .venv once, with this checkout installed in it.
+# usage: . scripts/_venv.sh [extra]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+extra="${1:-}"
+python="${PYTHON:-python3}"
+stamp=".venv/.installed${extra:+-$extra}"
+if [ ! -x .venv/bin/python ]; then
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "narrowcast needs Python 3.10 or newer" >&2; exit 2; }
+  "$python" -m venv .venv
+fi
+if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
+  touch "$stamp"
+fi

@@ -1,0 +1,203 @@
+"""Images for calibration and comparison: found once, read lazily, prepared in a background thread."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrowcast.errors import UserError
+from narrowcast.vision.preprocess import Preprocess, preprocess, read_image
+
+__all__ = ["ImageSet", "images"]
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+Source = Path | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and the preprocessing that turns each into a model input.
+
+    Attributes:
+        sources: files, or arrays: uint8 HxWx3 BGR images, or float32 tensors that are already model inputs.
+        preprocess: how an image becomes an input.
+    """
+
+    sources: tuple[Source, ...]
+    preprocess: Preprocess
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        """Model inputs, float32 (1, C, H, W) or (1, H, W, C), in order.
+
+        Raises:
+            UserError: naming a file that cannot be read.
+        """
+        return _ahead(self._tensor(index) for index in range(len(self)))
+
+    def _tensor(self, index: int) -> NDArray[np.float32]:
+        source = self.sources[index]
+        if isinstance(source, np.ndarray) and source.dtype != np.uint8:
+            return self._checked(np.asarray(source, np.float32), f"array {index}")
+        if isinstance(source, Path) and source.suffix == ".npy":
+            return self._checked(np.load(source).astype(np.float32, copy=False), str(source))
+        try:
+            image = source if isinstance(source, np.ndarray) else read_image(source)
+            return preprocess(image, self.preprocess)[0]
+        except ValueError as error:
+            raise UserError(str(error), "remove or replace the image") from error
+
+    def _checked(self, tensor: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+        spec = self.preprocess
+        channels = 1 if spec.color == "gray" else 3
+        shape = (channels, spec.height, spec.width) if spec.layout == "NCHW" else (spec.height, spec.width, channels)
+        if tensor.ndim == 3:
+            tensor = tensor[None]
+        if tensor.shape != (1, *shape):
+            raise UserError(f"{name} has the shape {tensor.shape}", f"the model takes {(1, *shape)}")
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{name} holds NaN or infinite values", "write it again")
+        return tensor
+
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """The images at ``indices``, in that order."""
+        return replace(self, sources=tuple(self.sources[index] for index in indices))
+
+    def hold_back(self, share: float = 0.1) -> tuple[ImageSet, ImageSet]:
+        """Split into images to calibrate on and images to compare on, the same way every time.
+
+        Args:
+            share: of the images to hold back, spread evenly; at least one when there are two or more.
+
+        Returns:
+            (calibration, held back). With a single image both hold it.
+        """
+        count = len(self)
+        if count < 2:
+            return self, self
+        every = max(2, round(1 / share))
+        held = list(range(every - 1, count, every)) or [count - 1]
+        kept = [index for index in range(count) if index not in set(held)]
+        return self.subset(kept), self.subset(held)
+
+    def hashes(self) -> list[str]:
+        """SHA-256 of every source, in order."""
+        return [
+            hashlib.sha256(source.read_bytes() if isinstance(source, Path) else source.tobytes()).hexdigest()
+            for source in self.sources
+        ]
+
+
+def images(
+    source: str | Path | Sequence[Source] | NDArray[Any], preprocess: Preprocess, *, limit: int | None = None
+) -> ImageSet:
+    """Find images.
+
+    Args:
+        source: a folder (searched without subfolders), one image, a text file with one path a line (relative to
+            the file), a ``.npy`` file or array with a batch of model inputs, or a list of paths and arrays.
+        preprocess: how an image becomes a model input.
+        limit: take at most this many, spread evenly over the sorted files.
+
+    Raises:
+        UserError: nothing there, or nothing that is an image.
+    """
+    found = _arrays(source) if isinstance(source, np.ndarray) else _sources(source)
+    if limit is not None and limit < 1:
+        raise UserError(f"a limit of {limit} images leaves none", "give 1 or more")
+    if limit is not None and len(found) > limit:
+        found = [found[index * len(found) // limit] for index in range(limit)]
+    return ImageSet(tuple(found), preprocess)
+
+
+def _sources(source: str | Path | Sequence[Source]) -> list[Source]:
+    if not isinstance(source, (str, Path)):
+        found: list[Source] = [item if isinstance(item, np.ndarray) else Path(item) for item in source]
+        if not found:
+            raise UserError("the list of images is empty", "give at least one image")
+        return found
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES or file.suffix == ".npy")
+        if not files:
+            raise UserError(f"{path} holds no images", f"put {', '.join(sorted(SUFFIXES))} or .npy files there")
+        return list(files)
+    if not path.exists():
+        raise UserError(f"{path} does not exist", "give a folder of images, a list file or a .npy file")
+    if path.suffix == ".npy":
+        return _arrays(_load_npy(path))
+    if path.suffix.lower() in SUFFIXES:
+        return [path]
+    return _listed(path)
+
+
+def _load_npy(path: Path) -> NDArray[Any]:
+    try:
+        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise UserError(f"{path} is no .npy array: {error}", "write it with numpy.save") from error
+
+
+def _arrays(array: NDArray[Any]) -> list[Source]:
+    if array.ndim not in (3, 4) or array.size == 0:
+        raise UserError(f"an array of shape {array.shape} is no batch of images", "give N x C x H x W")
+    return list(array) if array.ndim == 4 else [array]
+
+
+def _listed(path: Path) -> list[Source]:
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is neither an image nor a list of images", "give a folder or a text file") from error
+    files = [path.parent / line for line in lines if line and not line.startswith("#")]
+    if not files:
+        raise UserError(f"{path} lists no images", "write one path a line")
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        raise UserError(f"{path} lists {len(missing)} missing files, first {missing[0]}", "mend the list")
+    return list(files)
+
+
+def _ahead(tensors: Iterator[NDArray[np.float32]], depth: int = 2) -> Iterator[NDArray[np.float32]]:
+    """Read up to ``depth`` inputs ahead in a thread; an exception there is raised here, in its place."""
+    ready: queue.Queue[NDArray[np.float32] | BaseException | None] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: NDArray[np.float32] | BaseException | None) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def read() -> None:
+        try:
+            for tensor in tensors:
+                if not put(tensor):
+                    return
+            put(None)
+        except BaseException as error:  # handed over to the consumer, which raises it
+            put(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,209 @@
+"""A loaded model: the tidy graph and what a person needs to know about it."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from narrowcast.errors import UserError
+from narrowcast.graph import check, exposure, files, prepare
+from narrowcast.vision.heads import HeadSpec
+from narrowcast.vision.preprocess import Preprocess
+
+__all__ = ["COCO_SKELETON", "Model", "load"]
+
+#: Limbs between the 17 COCO keypoints (pairs of indices from 0).
+COCO_SKELETON: tuple[tuple[int, int], ...] = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
+    (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """A prepared model. Nothing edits :attr:`ir` after :func:`load`.
+
+    Attributes:
+        ir: static shapes, constants as initializers, unique names, the decode head cut off where recognised.
+        original: the user's graph with static shapes, for comparison.
+        task: ``"detect"``, ``"pose"``, ``"segment"``, ``"classify"`` or ``"generic"``.
+        head: layout of the raw outputs; ``None`` when the graph is whole.
+        classes: class names, by index.
+        skeleton: limbs as pairs of keypoint indices.
+        preprocess: what happens to an image before the input.
+        source: file name.
+        sha256: of the file.
+        difference: largest differences to the original, by quantity, as :mod:`narrowcast.graph.check` measures them.
+        notes: what was done and what was not, one sentence each.
+    """
+
+    ir: ir.Model
+    original: onnx.ModelProto
+    task: str
+    head: HeadSpec | None
+    classes: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...]
+    preprocess: Preprocess
+    source: str
+    sha256: str
+    difference: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The prepared graph as an ONNX model (with local functions for Silu and the like)."""
+        return ir.to_proto(self.ir)
+
+    @property
+    def input_name(self) -> str:
+        """Name of the image input."""
+        return str(self.ir.graph.inputs[0].name)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the graph's outputs, in order."""
+        return tuple(str(output.name) for output in self.ir.graph.outputs)
+
+    def compare(self, tensor: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, float]:
+        """Largest differences between the original and the prepared graph for one input.
+
+        Raises:
+            UserError: when one is above tolerance.
+        """
+        return check.compare(self.original, self.to_proto(), self.head, tensor, self.source)
+
+
+def load(
+    path: str | Path,
+    *,
+    keep_head: bool = False,
+    size: tuple[int, int] | None = None,
+    preprocess: Preprocess | None = None,
+    classes: Sequence[str] | None = None,
+) -> Model:
+    """Load a trained float model and make it tidy.
+
+    Args:
+        path: ``.onnx``, or ``.pt`` when the user's ``yolo`` command is installed.
+        keep_head: do not cut the decode arithmetic off.
+        size: height and width for a file with dynamic axes.
+        preprocess: what happens to an image before the input; read from the file's metadata by default.
+        classes: class names; read from the file's metadata by default.
+
+    Returns:
+        The prepared model, compared with the original on a random image.
+
+    Raises:
+        UserError: a bad file (see :func:`narrowcast.graph.files.read_onnx`), or a prepared graph that computes
+            something else than the original.
+    """
+    proto, sha256 = files.read_onnx(path)
+    name = Path(path).name
+    original = files.fix_shapes(proto, name, size)
+    tidy, notes = prepare.tidy(files.to_supported_opset(original, name), name)
+    metadata = files.metadata(proto)
+    head, head_note = _expose(tidy, original, metadata, keep_head)
+    model = Model(
+        ir=tidy,
+        original=original,
+        task=_task(tidy, head, metadata),
+        head=head,
+        classes=_classes(classes, metadata, head),
+        skeleton=COCO_SKELETON if head is not None and head.keypoint_shape and head.keypoint_shape[0] == 17 else (),
+        preprocess=Preprocess(height=1, width=1),
+        source=name,
+        sha256=sha256,
+        notes=(*notes, head_note),
+    )
+    spec, spec_note = (preprocess, "") if preprocess is not None else _preprocess(model, metadata)
+    notes = (*model.notes, spec_note) if spec_note else model.notes
+    difference = model.compare(check.random_image(tidy))
+    return replace(model, preprocess=spec, difference=difference, notes=notes)
+
+
+def _expose(
+    model: ir.Model, original: onnx.ModelProto, metadata: dict[str, str], keep_head: bool
+) -> tuple[HeadSpec | None, str]:
+    if keep_head:
+        return None, "the graph is kept whole, as asked"
+    if metadata.get("task") in ("obb",):
+        return None, "oriented boxes: the graph stays whole"
+    shape = metadata.get("kpt_shape")
+    keypoints = tuple(int(v) for v in ast.literal_eval(shape)) if shape else None
+    found = exposure.find_head(model.graph, keypoints if keypoints and len(keypoints) == 2 else None)
+    if isinstance(found, str):
+        return None, f"no decode head recognised ({found}): the graph stays whole"
+    trial = model.clone()
+    again = exposure.find_head(trial.graph, found.head.keypoint_shape)
+    if isinstance(again, str):
+        raise AssertionError(again)
+    exposure.cut(trial, again)
+    image = check.random_image(model)
+    worst = check.violation(check.differences(original, ir.to_proto(trial), found.head, image))
+    if worst:
+        return None, f"the decode head is not the known one ({worst}): the graph stays whole"
+    exposure.cut(model, found)
+    kind = {"detect": "detection", "pose": "pose", "segment": "segmentation"}[found.head.task]
+    return found.head, f"{kind} head recognised, decode cut off after {len(found.values)} outputs"
+
+
+def _task(model: ir.Model, head: HeadSpec | None, metadata: dict[str, str]) -> str:
+    if head is not None:
+        return str(head.task)
+    outputs = model.graph.outputs
+    dims = [int(d) for d in outputs[0].shape] if outputs[0].shape is not None else []
+    flat = len(outputs) == 1 and len(dims) >= 2 and int(np.prod(dims[2:])) == 1 and dims[1] > 1
+    return "classify" if metadata.get("task") == "classify" or flat else "generic"
+
+
+def _classes(given: Sequence[str] | None, metadata: dict[str, str], head: HeadSpec | None) -> tuple[str, ...]:
+    if given is not None:
+        return tuple(given)
+    if "names" in metadata:
+        names = ast.literal_eval(metadata["names"])
+        return tuple(str(names[key]) for key in sorted(names)) if isinstance(names, dict) else tuple(map(str, names))
+    return tuple(f"class {index}" for index in range(head.num_classes)) if head is not None else ()
+
+
+def _preprocess(model: Model, metadata: dict[str, str]) -> tuple[Preprocess, str]:
+    """What the file says about its input, else what its kind of model expects."""
+    dims = [int(d) for d in model.ir.graph.inputs[0].shape or ()]
+    channels_last = dims[3] in (1, 3) and dims[1] not in (1, 3)
+    height, width, channels = (dims[1], dims[2], dims[3]) if channels_last else (dims[2], dims[3], dims[1])
+    common: dict[str, Any] = {
+        "height": height,
+        "width": width,
+        "color": "gray" if channels == 1 else "rgb",
+        "layout": "NHWC" if channels_last else "NCHW",
+    }
+    if "preprocess" in metadata:
+        return _written_preprocess(metadata["preprocess"], common, model.source), ""
+    if model.task == "classify":
+        note = ""
+        if metadata.get("task") != "classify":
+            note = "the file does not say its preprocessing: RGB / 255, centre crop assumed; see --mean and --scale"
+        return Preprocess(**common, resize="center-crop", resize_shorter=min(height, width)), note
+    return Preprocess(**common, resize="letterbox"), ""
+
+
+def _written_preprocess(text: str, common: dict[str, Any], source: str) -> Preprocess:
+    """The metadata key ``preprocess``: JSON with mean and std in pixel units, rgb, resize (short side), crop."""
+    try:
+        written = json.loads(text)
+        std = [float(value) for value in written["std"]]
+        return Preprocess(
+            **{**common, "color": common["color"] if written.get("rgb", True) else "bgr"},
+            resize="center-crop" if "crop" in written else "stretch",
+            resize_shorter=int(written["resize"]) if "resize" in written else None,
+            mean=tuple(float(value) for value in written["mean"]),
+            scale=tuple(1.0 / value for value in std),
+        )
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{source}: its metadata key 'preprocess' is not understood ({error})", "mend it") from error

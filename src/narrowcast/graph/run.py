@@ -1,0 +1,46 @@
+"""Run a float or QDQ graph with onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+__all__ = ["Runner"]
+
+_LEVELS = {
+    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+class Runner:
+    """An onnxruntime session on the CPU for a graph with one input.
+
+    Args:
+        model: a model or the path of one.
+        threads: intra-op threads; 0 lets onnxruntime choose (all cores).
+        level: graph optimization, ``"none"``, ``"basic"`` (keeps every tensor of the graph) or ``"all"``.
+    """
+
+    def __init__(self, model: onnx.ModelProto | str | Path, threads: int = 0, level: str = "all") -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.graph_optimization_level = _LEVELS[level]
+        options.log_severity_level = 3
+        source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+        self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        (image,) = self.session.get_inputs()
+        self.input_name: str = image.name
+        self.input_shape: tuple[int, ...] = tuple(image.shape)
+        self.output_names: list[str] = [output.name for output in self.session.get_outputs()]
+
+    def run(self, tensor: NDArray[np.float32], names: Sequence[str] | None = None) -> dict[str, NDArray[np.generic]]:
+        """Run one input and return the outputs (all, or those named) by name."""
+        wanted = list(names) if names is not None else self.output_names
+        return dict(zip(wanted, self.session.run(wanted, {self.input_name: tensor}), strict=True))
