@@ -1,0 +1,157 @@
+"""Graph and plan to standard QDQ ONNX, for onnxruntime, TensorRT, OpenVINO and everything that reads it.
+
+Every tensor with an encoding is followed by QuantizeLinear and DequantizeLinear; weights and biases are stored as
+integers behind a DequantizeLinear. Activation units such as SiLU are written out as standard operators, with
+nothing quantized inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from narrowcast.graph.units import constant_of, inline_units
+from narrowcast.plan.types import Encoding, Plan, edge_key
+
+__all__ = ["CONTRIB_DOMAIN", "lower_qdq"]
+
+#: 16-bit QuantizeLinear is standard from opset 21 on; onnxruntime has it in this domain before.
+CONTRIB_DOMAIN = "com.microsoft"
+_STANDARD_16_BIT_OPSET = 21
+
+
+@dataclass
+class _Lowering:
+    """One run of :func:`lower_qdq`: the graph under construction and constants already made."""
+
+    graph: ir.Graph
+    plan: Plan
+    opset: int
+    constants: dict[tuple[str, Any], ir.Value] = field(default_factory=dict)
+    uses_contrib: bool = False
+
+    def parameters(self, encoding: Encoding) -> tuple[ir.Value, ir.Value]:
+        """Initializers for scale and zero point, shared between equal encodings."""
+        scale_key = ("scale", encoding.scale)
+        if scale_key not in self.constants:
+            scale = np.asarray(encoding.scale, np.float32)
+            self.constants[scale_key] = self.constant(f"scale_{len(self.constants)}", scale)
+        channels = len(encoding.scale) if isinstance(encoding.scale, tuple) else 0
+        zero_key = ("zero_point", (encoding.dtype, encoding.zero_point, channels))
+        if zero_key not in self.constants:
+            zero = np.full((channels,) if channels else (), encoding.zero_point, encoding.dtype)
+            self.constants[zero_key] = self.constant(f"zero_point_{len(self.constants)}", zero)
+        return self.constants[scale_key], self.constants[zero_key]
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        while name in self.graph.initializers:
+            name += "_"
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
+        self.graph.register_initializer(value)
+        return value
+
+    def domain(self, encoding: Encoding) -> str:
+        if encoding.dtype in ("int16", "uint16") and self.opset < _STANDARD_16_BIT_OPSET:
+            self.uses_contrib = True
+            return CONTRIB_DOMAIN
+        return ""
+
+    def node(self, op_type: str, x: ir.Value, encoding: Encoding, name: str) -> ir.Node:
+        attributes = {"axis": encoding.axis} if encoding.axis is not None else None
+        node = ir.node(
+            op_type, [x, *self.parameters(encoding)], attributes=attributes, domain=self.domain(encoding), name=name, num_outputs=1
+        )
+        output = node.outputs[0]
+        output.name, output.shape = name, x.shape
+        kind = encoding.dtype.upper() if op_type == "QuantizeLinear" else "FLOAT"
+        output.type = ir.TensorType(ir.DataType[kind])
+        return node
+
+    def pair(self, x: ir.Value, encoding: Encoding, stem: str) -> list[ir.Node]:
+        """QuantizeLinear and DequantizeLinear of ``x``."""
+        quantize = self.node("QuantizeLinear", x, encoding, f"{stem}_quantized")
+        return [quantize, self.node("DequantizeLinear", quantize.outputs[0], encoding, f"{stem}_dequantized")]
+
+
+def lower_qdq(model: ir.Model, plan: Plan) -> tuple[onnx.ModelProto, bool]:
+    """Lower a prepared graph.
+
+    Args:
+        model: prepared graph; not changed.
+        plan: its encodings.
+
+    Returns:
+        The QDQ model, valid under ``onnx.checker`` (except for 16-bit operators of the contrib domain), with the
+        graph's own input and output names, float32 on both ends; and whether it uses the contrib domain.
+    """
+    copy = model.clone()
+    state = _Lowering(copy.graph, plan, copy.opset_imports[""])
+    _quantize_parameters(state)
+    _quantize_activations(state)
+    _requantize_edges(state)
+    if state.uses_contrib:
+        copy.opset_imports[CONTRIB_DOMAIN] = 1
+    copy.graph.sort()
+    return inline_units(ir.to_proto(copy)), state.uses_contrib
+
+
+def _quantize_parameters(state: _Lowering) -> None:
+    for value in list(state.graph.initializers.values()):
+        encoding = state.plan.tensors.get(str(value.name))
+        array = constant_of(value)
+        if encoding is None or array is None:
+            continue
+        name = str(value.name)
+        users = list(value.uses())
+        stored = state.constant(f"{name}_quantized", encoding.quantize(array))
+        dequantize = state.node("DequantizeLinear", stored, encoding, f"{name}_dequantized")
+        state.graph.insert_before(users[0].node, dequantize)
+        value.replace_all_uses_with(dequantize.outputs[0])
+        del state.graph.initializers[name]
+
+
+def _quantize_activations(state: _Lowering) -> None:
+    produced = [output for node in state.graph for output in node.outputs]
+    for value in [*state.graph.inputs, *produced]:
+        encoding = state.plan.tensors.get(str(value.name))
+        if encoding is None or encoding.dtype == "int32" or value.name is None:
+            continue  # an accumulator is exact in float
+        users = list(value.uses())
+        producer = value.producer()
+        if producer is not None and producer.op_type in ("DequantizeLinear", "QuantizeLinear"):
+            continue
+        is_output = value.is_graph_output()
+        name = value.name
+        if is_output:
+            value.name = f"{name}_unquantized"
+        quantize, dequantize = state.pair(value, encoding, name)
+        result = dequantize.outputs[0]
+        if producer is None:
+            state.graph.insert_before(state.graph[0], [quantize, dequantize])
+        else:
+            state.graph.insert_after(producer, [quantize, dequantize])
+        for use in users:
+            use.node.replace_input_with(use.idx, result)
+        if is_output:
+            result.name = name
+            for index, output in enumerate(state.graph.outputs):
+                if output is value:
+                    state.graph.outputs[index] = result
+
+
+def _requantize_edges(state: _Lowering) -> None:
+    nodes = {str(node.name): node for node in state.graph}
+    for key, encoding in state.plan.edges.items():
+        node_name, index = key.rsplit("#", 1)
+        node = nodes[node_name]
+        value = node.inputs[int(index)]
+        if value is None:
+            raise AssertionError(f"{key} names an absent input")
+        pair = state.pair(value, encoding, f"{edge_key(node_name, int(index))}_requantized")
+        state.graph.insert_before(node, pair)
+        node.replace_input_with(int(index), pair[1].outputs[0])

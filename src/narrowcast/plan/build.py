@@ -1,0 +1,239 @@
+"""Ranges and a target give the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from narrowcast.calibrate.ranges import RangeSpec, choose_range
+from narrowcast.calibrate.statistics import TensorStatistics
+from narrowcast.errors import UserError
+from narrowcast.graph.units import constant_of
+from narrowcast.plan.parameters import bias_encoding, constant_encoding, weight_encoding
+from narrowcast.plan.pins import Pins
+from narrowcast.plan.structure import ACCUMULATING, Group, Structure, activation_inputs, is_passive, structure
+from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, edge_key
+from narrowcast.targets.placement import place
+from narrowcast.targets.schema import Target
+
+__all__ = ["Draft", "draft", "finish"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Everything about a plan that is known before calibration.
+
+    Attributes:
+        graph: the prepared graph.
+        target: the chip's rules.
+        placement: of every node.
+        structure: groups of tensors.
+        pins: what the person fixed.
+    """
+
+    graph: ir.Graph
+    target: Target
+    placement: dict[str, Placement]
+    structure: Structure
+    pins: Pins = field(default_factory=Pins)
+
+    @cached_property
+    def nodes_by_name(self) -> dict[str, ir.Node]:
+        """Every node by its name."""
+        return {str(node.name): node for node in self.graph}
+
+    def is_passive(self, node: ir.Node) -> bool:
+        """Whether the node only moves bytes."""
+        return is_passive(node, self.target)
+
+    def wanted_statistics(self) -> list[str]:
+        """Names of the tensors whose statistics :func:`finish` needs, in graph order."""
+        return list(dict.fromkeys(name for group in self.structure.groups for name in group.sources))
+
+
+def draft(graph: ir.Graph, target: Target, pins: Pins | None = None, runtime: str | None = None) -> Draft:
+    """Place the nodes and group the tensors.
+
+    Args:
+        graph: prepared graph.
+        target: the chip's rules.
+        pins: types and encodings that a person fixed.
+        runtime: version of the chip's runtime; ``None`` for the newest that the target knows.
+
+    Raises:
+        UserError: a node that the chip cannot run, a pin that names nothing or asks for an unsupported type.
+    """
+    pins = pins or Pins()
+    pins.check(graph)
+    supports = place(graph, target, runtime)
+    placement: dict[str, Placement] = {}
+    for node in graph:
+        name = str(node.name)
+        support = supports[name]
+        if not support.supported:
+            raise UserError(f"{target.name} cannot run {node.op_type} {name}: {support.reason}", support.remedy)
+        wanted = pins.type_of(name) or ("int8" if "int8" in support.types else support.types[0])
+        if wanted != "float32" and wanted not in support.types:
+            allowed = ", ".join(support.types)
+            raise UserError(f"{name} ({node.op_type}) cannot be {wanted} on {target.name}", f"it can be {allowed}")
+        if wanted == "float32" and "float32" not in support.types and not target.float_nodes:
+            raise UserError(f"{target.name} has no float unit for {name} ({node.op_type})", "pin it to int16 instead")
+        reason = f"pinned to {wanted}" if pins.type_of(name) else support.reason
+        unit = support.unit if wanted in support.types else target.units[-1]
+        placement[name] = Placement(unit, wanted, reason)
+    return Draft(graph, target, placement, structure(graph, target, placement), pins)
+
+
+def finish(drafted: Draft, statistics: Mapping[str, TensorStatistics], method: str, percentile: float = 99.99) -> tuple[Plan, list[str]]:
+    """Choose every encoding.
+
+    Args:
+        drafted: from :func:`draft`.
+        statistics: of :meth:`Draft.wanted_statistics`.
+        method: calibration method, one of :data:`narrowcast.calibrate.METHODS` or ``"auto"`` (the target's).
+        percentile: for that method.
+
+    Returns:
+        The plan, and notes a person should read.
+    """
+    target = drafted.target
+    method = target.calibration if method == "auto" else method
+    tensors: dict[str, Encoding] = {}
+    by_group: dict[int, Encoding] = {}
+    for group in drafted.structure.groups:
+        encoding = _group_encoding(group, drafted, statistics, method, percentile)
+        by_group[id(group)] = encoding
+        tensors.update(dict.fromkeys(group.values, encoding))
+    edges = {
+        key: by_group[id(group)] for key, group in drafted.structure.edges.items()
+    }
+    edges.update(_type_edges(drafted, tensors, edges, statistics, method, percentile))
+    edges = {key: value for key, value in edges.items() if value != _source_encoding(key, drafted, tensors)}
+    notes: list[str] = []
+    for node in drafted.graph:
+        if drafted.placement[str(node.name)].type != "float32":
+            _encode_parameters(node, drafted, tensors, edges, notes)
+    for name, producer in drafted.structure.accumulators.items():
+        tensors[name] = _accumulator_encoding(producer, tensors, edges)
+    return Plan(target.name, tensors, edges, dict(drafted.placement)), notes
+
+
+def _range_spec(target: Target, dtype: str, method: str, percentile: float) -> RangeSpec:
+    qmin, qmax = DTYPES[dtype]
+    activation = target.activation
+    if activation.restricted_range and activation.symmetric:
+        qmin = -qmax
+    wide = dtype == "int16"  # a histogram bin is wider than an int16 step, so only the range itself is meaningful
+    return RangeSpec(
+        qmin, qmax, activation.symmetric, activation.scale == "power-of-two", "minmax" if wide else method, percentile
+    )
+
+
+def _group_encoding(
+    group: Group, drafted: Draft, statistics: Mapping[str, TensorStatistics], method: str, percentile: float
+) -> Encoding:
+    pinned = next((pin for name in group.values if (pin := drafted.pins.tensors.get(name)) is not None), None)
+    dtype = pinned.dtype if pinned is not None and pinned.dtype else group.type
+    if pinned is not None and pinned.scale is not None:
+        return Encoding(dtype, pinned.scale, pinned.zero_point)
+    spec = _range_spec(drafted.target, dtype, method, percentile)
+    scale, zero_point = choose_range([statistics[name] for name in group.sources], spec)
+    return Encoding(dtype, scale, zero_point)
+
+
+def _source_encoding(key: str, drafted: Draft, tensors: Mapping[str, Encoding]) -> Encoding | None:
+    node_name, index = key.rsplit("#", 1)
+    value = drafted.nodes_by_name[node_name].inputs[int(index)]
+    return tensors.get(str(value.name)) if value is not None else None
+
+
+def _type_edges(
+    drafted: Draft,
+    tensors: Mapping[str, Encoding],
+    edges: Mapping[str, Encoding],
+    statistics: Mapping[str, TensorStatistics],
+    method: str,
+    percentile: float,
+) -> dict[str, Encoding]:
+    """Where all operands of a node must have its type, an input of another type is requantized on the edge."""
+    result: dict[str, Encoding] = {}
+    if not drafted.target.uniform_types:
+        return result
+    for node in drafted.graph:
+        wanted = drafted.placement[str(node.name)].type
+        if wanted == "float32":
+            continue
+        for index, value in activation_inputs(node):
+            key = edge_key(str(node.name), index)
+            current = edges.get(key, tensors.get(str(value.name)))
+            if current is None or current.dtype == wanted or drafted.is_passive(node):
+                continue
+            if wanted == "int16":  # every int8 value is an int16 value of a 256 times finer step
+                result[key] = Encoding("int16", float(current.scales) / 256)
+            else:
+                group = drafted.structure.of[str(value.name)]
+                spec = _range_spec(drafted.target, "int8", method, percentile)
+                scale, zero_point = choose_range([statistics[name] for name in group.sources], spec)
+                result[key] = Encoding("int8", scale, zero_point)
+    return result
+
+
+def _encode_parameters(
+    node: ir.Node, drafted: Draft, tensors: dict[str, Encoding], edges: Mapping[str, Encoding], notes: list[str]
+) -> None:
+    target = drafted.target
+    type_ = drafted.placement[str(node.name)].type
+    if node.op_type in ACCUMULATING and constant_of(node.inputs[1]) is not None:
+        weight_name = str(node.inputs[1].name)  # type: ignore[union-attr]
+        dtype = target.weight.type_for(type_)
+        pin = drafted.pins.tensors.get(weight_name)
+        if pin is not None and pin.scale is not None:
+            tensors[weight_name] = Encoding(pin.dtype or dtype, pin.scale, pin.zero_point)
+        else:
+            tensors[weight_name] = weight_encoding(node, target, dtype)
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            _encode_bias(node, target, tensors, edges, notes)
+        return
+    if node.op_type not in target.constant_operands:
+        return
+    for value in node.inputs:
+        constant = constant_of(value)
+        if value is None or constant is None or constant.dtype != np.float32:
+            continue
+        shared = target.shared.get(node.op_type) == "output"
+        output = tensors.get(str(node.outputs[0].name))
+        tensors[str(value.name)] = (
+            output if shared and output is not None else constant_encoding(constant, target, type_)
+        )
+
+
+def _encode_bias(
+    node: ir.Node, target: Target, tensors: dict[str, Encoding], edges: Mapping[str, Encoding], notes: list[str]
+) -> None:
+    source, weight, bias = (str(value.name) for value in node.inputs[:3] if value is not None)
+    read = edges.get(edge_key(str(node.name), 0), tensors.get(source))
+    if read is None:
+        raise AssertionError(f"{node.name} is quantized but its input {source} has no encoding")
+    tensors[bias] = encoding = bias_encoding(read, tensors[weight])
+    values = constant_of(node.inputs[2])
+    if values is None:
+        raise UserError(f"the bias of {node.name} is computed", "export the model with constant biases")
+    limit = 2 ** (target.bias.bits - 1)
+    beyond = int((np.abs(np.rint(values / encoding.broadcast(1))) > limit - 1).sum())
+    if beyond:
+        notes.append(f"{node.name}: {beyond} biases exceed {target.bias.bits} bits and saturate")
+
+
+def _accumulator_encoding(node: ir.Node, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]) -> Encoding:
+    """An output that leaves as accumulator: scale = input scale * weight scale, channels on axis 1."""
+
+    def read(index: int) -> Encoding:
+        value = node.inputs[index]
+        return edges.get(edge_key(str(node.name), index), tensors[str(value.name)])  # type: ignore[union-attr]
+
+    product = bias_encoding(read(0), read(1))
+    return product if product.axis is None else replace(product, axis=1)

@@ -1,0 +1,183 @@
+"""Which tensors exist as integers on the chip, and which of them must share one encoding.
+
+The answer depends on the graph, the target's rules and the placement of the nodes, not on any number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from narrowcast.plan.types import Placement, edge_key
+from narrowcast.targets.schema import Target
+
+__all__ = ["Group", "Structure", "activation_inputs", "is_passive", "structure"]
+
+#: Operators whose result is a sum of products, so that it is born in an int32 accumulator.
+ACCUMULATING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass
+class Group:
+    """Tensors that share one encoding.
+
+    Attributes:
+        values: their names, in graph order.
+        sources: those whose statistics decide the range.
+        type: ``"int8"`` or ``"int16"``.
+    """
+
+    values: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    type: str = "int8"
+
+
+@dataclass
+class Structure:
+    """What :func:`structure` finds.
+
+    Attributes:
+        groups: in graph order.
+        of: value name to its group.
+        edges: :func:`~narrowcast.plan.types.edge_key` to the group in whose encoding that input is read.
+        accumulators: graph outputs that leave as int32 accumulators, with the producing node.
+    """
+
+    groups: list[Group] = field(default_factory=list)
+    of: dict[str, Group] = field(default_factory=dict)
+    edges: dict[str, Group] = field(default_factory=dict)
+    accumulators: dict[str, ir.Node] = field(default_factory=dict)
+
+
+def activation_inputs(node: ir.Node) -> list[tuple[int, ir.Value]]:
+    """Inputs of a node that are computed, with their positions."""
+    return [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.const_value is None]
+
+
+def is_passive(node: ir.Node, target: Target) -> bool:
+    """Whether the node only moves bytes, so that its output carries its input's encoding."""
+    if node.op_type == "Resize":
+        return node.attributes.get_string("mode", "nearest") == "nearest" and "Resize:nearest" in target.passive
+    return node.op_type in target.passive
+
+
+def structure(graph: ir.Graph, target: Target, placement: Mapping[str, Placement]) -> Structure:
+    """Group the tensors of a prepared graph.
+
+    Args:
+        graph: prepared graph.
+        target: the chip's rules.
+        placement: of every node.
+    """
+    inner = _inside_units(graph, target, placement)
+    values = [value for value in _values(graph) if value not in inner]
+    parent: dict[ir.Value, ir.Value] = {value: value for value in values}
+
+    def root(value: ir.Value) -> ir.Value:
+        while parent[value] is not value:
+            parent[value] = parent[parent[value]]
+            value = parent[value]
+        return value
+
+    shared: list[tuple[ir.Node, int, ir.Value]] = []
+    for node in graph:
+        if is_passive(node, target):
+            for output in node.outputs:
+                parent[root(output)] = root(node.inputs[0])  # type: ignore[arg-type]
+        elif target.shared.get(node.op_type) == "output" and placement[node.name or ""].type != "float32":
+            for index, value in activation_inputs(node):
+                if target.adopt and _may_adopt(value, target, placement):
+                    parent[root(value)] = root(node.outputs[0])
+                else:
+                    shared.append((node, index, value))
+    members: dict[ir.Value, list[ir.Value]] = {}
+    for value in values:
+        members.setdefault(root(value), []).append(value)
+    result = Structure()
+    for group_values in members.values():
+        _add_group(result, group_values, target, placement)
+    for node, index, value in shared:
+        mine, wanted = result.of.get(str(value.name)), result.of.get(str(node.outputs[0].name))
+        if mine is not None and wanted is not None and mine is not wanted:
+            result.edges[edge_key(str(node.name), index)] = wanted
+    return result
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    produced = [output for node in graph for output in node.outputs]
+    return [value for value in [*graph.inputs, *produced] if value.const_value is None]
+
+
+def _inside_units(graph: ir.Graph, target: Target, placement: Mapping[str, Placement]) -> set[ir.Value]:
+    """Tensors between the nodes of a chain that the chip runs as one unit."""
+    chains = {tuple(chain) for chain in target.fusions}
+    inner: set[ir.Value] = set()
+    for node in graph:
+        output = node.outputs[0]
+        users = list(output.uses())
+        if output.is_graph_output() or len(users) != 1 or len(node.outputs) != 1:
+            continue
+        user = users[0].node
+        quantized = "float32" not in (placement[node.name or ""].type, placement[user.name or ""].type)
+        if quantized and (node.op_type, user.op_type) in chains:
+            inner.add(output)
+    return inner
+
+
+def _may_adopt(value: ir.Value, target: Target, placement: Mapping[str, Placement]) -> bool:
+    """A producer writes directly in its consumer's encoding when nobody else reads it and it can requantize."""
+    producer = value.producer()
+    return (
+        producer is not None
+        and not is_passive(producer, target)
+        and placement[producer.name or ""].type != "float32"
+        and len(list(value.uses())) == 1
+        and not value.is_graph_output()
+    )
+
+
+def _add_group(
+    result: Structure, values: list[ir.Value], target: Target, placement: Mapping[str, Placement]
+) -> None:
+    producers = [node for value in values if (node := value.producer()) is not None and not is_passive(node, target)]
+    consumers = [
+        use.node for value in values for use in value.uses() if not is_passive(use.node, target)
+    ]
+    quantized_consumers = [node for node in consumers if placement[node.name or ""].type != "float32"]
+    quantized_producers = [node for node in producers if placement[node.name or ""].type != "float32"]
+    if not quantized_producers and not quantized_consumers:
+        return
+    leaves = not quantized_consumers
+    accumulated = len(producers) == 1 and producers[0].op_type in ACCUMULATING
+    if leaves and target.outputs.type == "float32":
+        return
+    if leaves and target.outputs.type == "accumulator" and accumulated:
+        for value in values:
+            if value.is_graph_output() and value.producer() is producers[0]:
+                result.accumulators[str(value.name)] = producers[0]
+        return
+    types = {placement[node.name or ""].type for node in quantized_producers}
+    group = Group(
+        values=[str(value.name) for value in values],
+        sources=[str(value.name) for value in _sources(values, target)],
+        type="int16" if "int16" in types else "int8",
+    )
+    result.groups.append(group)
+    for name in group.values:
+        result.of[name] = group
+
+
+def _sources(values: list[ir.Value], target: Target) -> list[ir.Value]:
+    """Passive results repeat their input's values, and a Concat's result repeats its operands' values."""
+    members = set(values)
+
+    def repeated(value: ir.Value) -> bool:
+        producer = value.producer()
+        if producer is not None and is_passive(producer, target):
+            return True
+        users = [use.node for use in value.uses()]
+        return len(users) == 1 and users[0].op_type == "Concat" and users[0].outputs[0] in members
+
+    return [value for value in values if not repeated(value)] or values[:1]

@@ -1,0 +1,20 @@
+"""Images to tensors and raw outputs to results; numpy and OpenCV only, so that it runs on the board too."""
+
+from narrowcast.vision.decode import decode, decode_classification
+from narrowcast.vision.heads import HeadSpec, OutputEncoding, decode_dense
+from narrowcast.vision.preprocess import Geometry, Preprocess, preprocess, read_image
+from narrowcast.vision.types import Classification, Detections
+
+__all__ = [
+    "Classification",
+    "Detections",
+    "Geometry",
+    "HeadSpec",
+    "OutputEncoding",
+    "Preprocess",
+    "decode",
+    "decode_classification",
+    "decode_dense",
+    "preprocess",
+    "read_image",
+]

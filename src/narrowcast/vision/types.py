@@ -1,0 +1,85 @@
+"""Results as plain dataclasses of numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Classification", "Detections"]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects found in one image, best first.
+
+    Attributes:
+        boxes: (N, 4) float32, left, top, right, bottom in pixels of the original image.
+        scores: (N,) float32, 0..1.
+        class_ids: (N,) int64.
+        keypoints: (N, K, 3) float32 of x, y in pixels and a confidence 0..1, or ``None``.
+        masks: (N, H, W) bool at the size of the original image, or ``None``.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    class_ids: NDArray[np.int64]
+    keypoints: NDArray[np.float32] | None = None
+    masks: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Any) -> Detections:
+        """The detections at ``index``: an integer, slice, index array or boolean mask."""
+        if isinstance(index, (int, np.integer)):
+            index = [index]
+        return Detections(
+            self.boxes[index],
+            self.scores[index],
+            self.class_ids[index],
+            None if self.keypoints is None else self.keypoints[index],
+            None if self.masks is None else self.masks[index],
+        )
+
+    def to_dict(self, classes: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """One JSON-ready dictionary an object: box (xyxy), score, class, class_id, keypoints."""
+        result = []
+        for index in range(len(self)):
+            class_id = int(self.class_ids[index])
+            entry: dict[str, Any] = {
+                "box": [round(float(v), 2) for v in self.boxes[index]],
+                "score": round(float(self.scores[index]), 4),
+                "class_id": class_id,
+                "class": classes[class_id] if class_id < len(classes) else str(class_id),
+            }
+            if self.keypoints is not None:
+                entry["keypoints"] = [[round(float(v), 3) for v in point] for point in self.keypoints[index]]
+            result.append(entry)
+        return result
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The most likely classes of one image.
+
+    Attributes:
+        class_ids: (k,) int64, best first.
+        scores: (k,) float32 probabilities.
+    """
+
+    class_ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to_dict(self, classes: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """One JSON-ready dictionary a class: score, class, class_id."""
+        return [
+            {"score": round(float(s), 4), "class_id": int(c), "class": classes[c] if c < len(classes) else str(c)}
+            for c, s in zip(self.class_ids, self.scores, strict=True)
+        ]
