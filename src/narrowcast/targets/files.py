@@ -1,0 +1,89 @@
+"""Find, read and validate target files."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from narrowcast.errors import UserError
+from narrowcast.targets.schema import Target
+
+__all__ = ["load_target", "target_names"]
+
+_FOLDER = Path(__file__).parent
+
+
+def target_names() -> tuple[str, ...]:
+    """Names of the targets that come with the package, sorted."""
+    return tuple(sorted(file.stem for file in _FOLDER.glob("*.yaml")))
+
+
+@cache
+def load_target(name: str) -> Target:
+    """Read a target.
+
+    Args:
+        name: of a target that comes with the package, or the path of a ``.yaml`` file.
+
+    Raises:
+        UserError: unknown name, or a file that breaks the schema.
+    """
+    if name in target_names():
+        return _validated(_FOLDER / f"{name}.yaml")
+    if name.endswith((".yaml", ".yml")):
+        return _validated(Path(name))
+    near = difflib.get_close_matches(name, target_names(), n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"there is no target named {name!r}", f"{hint}known are {', '.join(target_names())}")
+
+
+def _validated(file: Path) -> Target:
+    data = _read(file, ())
+    try:
+        return Target.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{file}: {where}: {first['msg']}", "see docs/targets.md for the schema") from error
+
+
+def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's entries on top of those of the file it extends."""
+    try:
+        data = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UserError(f"target file {file} cannot be read: {error.strerror}", "check the path") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"target file {file} is not valid YAML: {error}", "mend the line it names") from error
+    if not isinstance(data, dict):
+        raise UserError(f"target file {file} is no table of settings", "see docs/targets.md for the schema")
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    parent = file.parent / f"{base}.yaml"
+    if not parent.exists():
+        parent = _FOLDER / f"{base}.yaml"
+    if not parent.exists() or parent in seen:
+        raise UserError(f"{file} extends {base!r}, which is not there", f"known are {', '.join(target_names())}")
+    return _merge(_read(parent, (*seen, file)), data)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Tables are merged, everything else (an empty table too) is replaced.
+
+    ``first_ops`` come before the base's own ``ops``, so that they win.
+    """
+    merged = dict(base)
+    for key, value in top.items():
+        if key == "first_ops":
+            merged["ops"] = [*value, *base.get("ops", [])]
+        elif value and isinstance(value, dict) and isinstance(base.get(key), dict):
+            merged[key] = _merge(base[key], value)
+        else:
+            merged[key] = value
+    return merged

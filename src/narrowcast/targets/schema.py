@@ -1,0 +1,177 @@
+"""What a target file may say. Frozen, validated and versioned: an old version is never edited.
+
+A chip is data: ``targets/<name>.yaml``. Algorithms read these rules and never ask for a chip's name.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Limits", "OpRule", "Target"]
+
+NodeType = Literal["int8", "int16", "float32"]
+Rounding = Literal["half-even", "half-up"]
+
+
+class _Rules(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Runtime(_Rules):
+    """The software that runs the file on the chip."""
+
+    name: str
+    versions: tuple[str, ...] = Field(description="known versions, oldest first")
+
+
+class Activation(_Rules):
+    """How activations are represented; always per tensor."""
+
+    types: tuple[Literal["int8", "int16"], ...] = ("int8", "int16")
+    symmetric: bool = Field(description="zero point 0")
+    scale: Literal["free", "power-of-two"]
+    restricted_range: bool = Field(description="-127..127 instead of -128..127")
+
+
+class Weight(_Rules):
+    """How weights are represented; always symmetric."""
+
+    per_channel: dict[str, int] = Field(
+        default_factory=dict, description="op type to the axis of its output channels; other ops are per tensor"
+    )
+    scale: Literal["free", "power-of-two"]
+    restricted_range: bool = False
+    int16_nodes: Literal["int8", "int16"] = Field(description="type of the weights of a node pinned to int16")
+
+    def type_for(self, node_type: str) -> str:
+        """Type of the weights of a node of that type."""
+        return self.int16_nodes if node_type == "int16" else "int8"
+
+
+class Bias(_Rules):
+    """Biases are added to the accumulator; scale = input scale * weight scale."""
+
+    bits: int = Field(ge=8, le=64, description="usable bits; larger values saturate")
+    storage: Literal["int32", "int64"] = "int32"
+
+
+class Accumulator(_Rules):
+    """The register that sums products."""
+
+    bits: int = Field(ge=16, le=64)
+
+
+class Requantize(_Rules):
+    """From accumulator to output."""
+
+    method: Literal["shift", "multiplier"]
+    rounding: Rounding
+
+
+class Table16(_Rules):
+    """16-bit unary functions as a table with nearest-neighbour lookup."""
+
+    entries: int
+    step: int
+    rounding: Rounding
+
+
+class Softmax(_Rules):
+    """Softmax rules."""
+
+    output: Literal["float32", "quantized"] = Field(description="what the kernel writes before quantization")
+
+
+class Outputs(_Rules):
+    """How graph outputs leave."""
+
+    type: Literal["activation", "accumulator", "float32"] = Field(
+        description="activation: in the activation type; accumulator: int32 with a scale per channel where the last op "
+        "sums products; float32: not quantized after the last op"
+    )
+
+
+class InputFormat(_Rules):
+    """A format in which images may arrive."""
+
+    name: Literal["rgb", "bgr", "gray", "nv12", "yuv444", "featuremap"]
+    ranges: tuple[Literal["full", "studio"], ...] = ("full",)
+
+
+class Limits(_Rules):
+    """Bounds of a rule; everything not given is unlimited. Sizes are (smallest, largest)."""
+
+    rank: tuple[int, int] | None = None
+    kernel: tuple[int, int] | None = Field(default=None, description="each kernel side")
+    kernel_area: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    dilation: tuple[int, int] | None = None
+    pad: tuple[int, int] | None = None
+    channels: tuple[int, int] | None = Field(default=None, description="channels of input and output")
+    group_channels: tuple[int, int] | None = Field(default=None, description="channels of one group")
+    weight_size: int | None = Field(default=None, description="input channels of a group * kernel height * width")
+    groups: Literal["one-or-channels"] | None = None
+    modes: tuple[str, ...] | None = Field(default=None, description="values of the attribute 'mode'")
+    axes: tuple[int, ...] | None = Field(default=None, description="values of the attribute 'axis', from the front")
+    matrix_size: int | None = Field(default=None, description="largest M and K of a MatMul")
+    dims: tuple[int, int] | None = Field(default=None, description="each axis of input and output")
+    constant_operand: Literal["required", "forbidden"] | None = None
+    power_of_two_factor: bool | None = Field(default=None, description="Resize enlarges by powers of two")
+    divisible_split: bool | None = Field(default=None, description="Split parts are equal")
+    block: tuple[int, int] | None = Field(default=None, description="blocksize of DepthToSpace and SpaceToDepth")
+
+
+class OpRule(_Rules):
+    """Where an operator runs. The first rule whose operator and limits fit wins."""
+
+    ops: tuple[str, ...]
+    unit: str
+    types: tuple[NodeType, ...]
+    limits: Limits = Limits()
+    since: str | None = Field(default=None, description="runtime version from which on this holds")
+    note: str = Field(default="", description="reason shown to the person")
+    remedy: str = ""
+    inferred: bool = Field(default=False, description="deduced, not documented by the vendor")
+
+
+class Fallback(_Rules):
+    """Where an operator runs that no rule takes."""
+
+    unit: str
+    types: tuple[NodeType, ...] = ("float32",)
+
+
+class Target(_Rules):
+    """One chip (or runtime) and its rules."""
+
+    schema_version: Literal[1]
+    name: str
+    title: str
+    chip: str = ""
+    runtime: Runtime
+    units: tuple[str, ...] = Field(description="fastest first; the last one runs float nodes if there are any")
+    float_nodes: bool = Field(description="a node may be left in float on the last unit")
+    calibration: str = Field(description="what the method 'auto' means here; measured, see docs/calibration.md")
+    activation: Activation
+    weight: Weight
+    bias: Bias
+    accumulator: Accumulator
+    quantize_rounding: Rounding
+    requantize: Requantize
+    uniform_types: bool = Field(description="all operands of a node have the node's type")
+    fusions: tuple[tuple[str, ...], ...] = ()
+    tables: tuple[str, ...] = Field(default=(), description="unary operators computed by table")
+    table16: Table16 | None = None
+    passive: tuple[str, ...] = Field(description="operators that move bytes: the output has the input's encoding")
+    shared: dict[str, Literal["output", "free"]] = Field(
+        default_factory=dict, description="whether all inputs must be read in the output's encoding"
+    )
+    adopt: bool = Field(description="a producer read by nobody else may write in that encoding directly")
+    constant_operands: tuple[str, ...] = Field(description="operators whose constant operands are quantized")
+    softmax: Softmax
+    outputs: Outputs
+    inputs: tuple[InputFormat, ...]
+    ops: tuple[OpRule, ...]
+    fallback: Fallback | None = Field(description="null: an operator without a rule is an error")

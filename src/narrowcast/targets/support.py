@@ -1,0 +1,191 @@
+"""May this node run there? One evaluator for the limits of every target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from narrowcast.errors import UserError
+from narrowcast.targets.schema import Limits, OpRule, Target
+
+__all__ = ["Support", "support"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """The verdict on one node.
+
+    Attributes:
+        unit: where it runs.
+        types: representations it can have there, the default first.
+        reason: one clause.
+        remedy: what to do where the reason is bad news, else empty.
+        supported: ``False`` when the target cannot run the node at all.
+    """
+
+    unit: str
+    types: tuple[str, ...]
+    reason: str
+    remedy: str = ""
+    supported: bool = True
+
+
+def support(node: ir.Node, target: Target, runtime: str | None = None) -> Support:
+    """Judge a node of a prepared graph (static shapes) by the target's rules.
+
+    Args:
+        node: the node.
+        target: the chip.
+        runtime: version of its runtime; ``None`` for the newest known.
+
+    Raises:
+        UserError: an unknown runtime version.
+    """
+    version = _version(runtime, target)
+    refusals: list[tuple[str, OpRule]] = []
+    for rule in target.ops:
+        if node.op_type not in rule.ops:
+            continue
+        if rule.since is not None and _number(rule.since) > version:
+            refusals.append((f"needs {target.runtime.name} {rule.since} or newer", rule))
+            continue
+        broken = _broken(node, rule.limits)
+        if broken:
+            refusals.append((broken, rule))
+            continue
+        reason = rule.note or ("; ".join(text for text, _ in refusals) if refusals else f"{rule.unit} runs it")
+        remedy = rule.remedy or (refusals[0][1].remedy if refusals else "")
+        return Support(rule.unit, tuple(rule.types), reason, remedy)
+    why = "; ".join(text for text, _ in refusals) or f"{node.op_type} is not in the op table"
+    remedy = next((rule.remedy for _, rule in refusals if rule.remedy), "")
+    if target.fallback is None:
+        return Support("", (), why, remedy or "change the model, or choose another target", supported=False)
+    return Support(target.fallback.unit, tuple(target.fallback.types), why, remedy)
+
+
+def _version(runtime: str | None, target: Target) -> tuple[int, ...]:
+    if runtime is None:
+        return _number(target.runtime.versions[-1])
+    try:
+        return _number(runtime)
+    except ValueError as error:
+        known = ", ".join(target.runtime.versions)
+        raise UserError(f"{runtime!r} is no version of {target.runtime.name}", f"known are {known}") from error
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _dims(value: ir.Value | None) -> list[int]:
+    return [int(dim) for dim in value.shape] if value is not None and value.shape is not None else []
+
+
+def _tensors(node: ir.Node) -> list[list[int]]:
+    computed = [value for value in [*node.inputs, *node.outputs] if value is not None and value.const_value is None]
+    return [_dims(value) for value in computed]
+
+
+def _weight(node: ir.Node) -> list[int]:
+    return _dims(node.inputs[1]) if len(node.inputs) > 1 else []
+
+
+def _integers(node: ir.Node, name: str, default: int) -> list[int]:
+    attribute = node.attributes.get(name)
+    return [int(value) for value in attribute.as_ints()] if attribute is not None else [default]
+
+
+def _kernel(node: ir.Node) -> list[int]:
+    return _integers(node, "kernel_shape", 0) if "kernel_shape" in node.attributes else _weight(node)[2:] or [1]
+
+
+def _within(values: list[int], bounds: tuple[int, int], what: str) -> str:
+    bad = [value for value in values if not bounds[0] <= value <= bounds[1]]
+    return f"{what} {bad[0]} is outside {bounds[0]}..{bounds[1]}" if bad else ""
+
+
+def _groups(node: ir.Node) -> str:
+    group, channels = node.attributes.get_int("group", 1), _dims(node.inputs[0])[1]
+    return "" if group in (1, channels) else f"{group} groups of {channels} channels (only 1 or all)"
+
+
+def _group_channels(node: ir.Node, bounds: tuple[int, int]) -> str:
+    group = node.attributes.get_int("group", 1)
+    sizes = [_dims(node.inputs[0])[1] // group, _dims(node.outputs[0])[1] // group]
+    return _within(sizes, bounds, "channels of a group")
+
+
+def _axis(node: ir.Node, allowed: tuple[int, ...]) -> str:
+    rank = len(_dims(node.inputs[0]))
+    axis = node.attributes.get_int("axis", -1) % max(1, rank)
+    return "" if axis in allowed else f"axis {axis} (only {', '.join(map(str, allowed))})"
+
+
+def _matrix(node: ir.Node, largest: int) -> str:
+    rows, inner = _dims(node.inputs[0])[-2:]
+    return "" if max(rows, inner) <= largest else f"a matrix of {rows}x{inner} is above {largest}"
+
+
+def _constant(node: ir.Node, wanted: str) -> str:
+    constant = any(value is not None and value.const_value is not None for value in node.inputs[1:])
+    if wanted == "required" and not constant:
+        return "needs a constant operand"
+    return "takes no constant operand" if wanted == "forbidden" and constant else ""
+
+
+def _factor(node: ir.Node) -> str:
+    before, after = _dims(node.inputs[0]), _dims(node.outputs[0])
+    ratios = [b / a for a, b in zip(before, after, strict=True)]
+    bad = [ratio for ratio in ratios if ratio <= 0 or not math.log2(ratio).is_integer()]
+    return f"factor {bad[0]:g} is no power of two" if bad else ""
+
+
+def _split(node: ir.Node) -> str:
+    axis = node.attributes.get_int("axis", 0)
+    sizes = {_dims(output)[axis] for output in node.outputs}
+    return "" if len(sizes) == 1 else "parts of different sizes"
+
+
+def _broken(node: ir.Node, limits: Limits) -> str:
+    """The first limit that the node breaks, as a clause; empty when it fits."""
+    checks: list[tuple[object, Callable[[], str]]] = [
+        (limits.rank, lambda: _within([len(dims) for dims in _tensors(node)], limits.rank or (0, 0), "rank")),
+        (limits.dims, lambda: _within([d for dims in _tensors(node) for d in dims], limits.dims or (0, 0), "axis")),
+        (limits.kernel, lambda: _within(_kernel(node), limits.kernel or (0, 0), "kernel")),
+        (
+            limits.kernel_area,
+            lambda: _within([math.prod(_kernel(node))], limits.kernel_area or (0, 0), "kernel area"),
+        ),
+        (limits.stride, lambda: _within(_integers(node, "strides", 1), limits.stride or (0, 0), "stride")),
+        (limits.dilation, lambda: _within(_integers(node, "dilations", 1), limits.dilation or (0, 0), "dilation")),
+        (limits.pad, lambda: _within(_integers(node, "pads", 0), limits.pad or (0, 0), "padding")),
+        (
+            limits.channels,
+            lambda: _within([dims[1] for dims in _tensors(node) if len(dims) > 1], limits.channels or (0, 0), "channels"),
+        ),
+        (limits.group_channels, lambda: _group_channels(node, limits.group_channels or (0, 0))),
+        (
+            limits.weight_size,
+            lambda: _within([math.prod(_weight(node)[1:])], (1, limits.weight_size or 0), "channels * kernel area"),
+        ),
+        (limits.groups, lambda: _groups(node)),
+        (
+            limits.modes,
+            lambda: ""
+            if (mode := node.attributes.get_string("mode", "nearest")) in (limits.modes or ())
+            else f"mode {mode}",
+        ),
+        (limits.axes, lambda: _axis(node, limits.axes or ())),
+        (limits.matrix_size, lambda: _matrix(node, limits.matrix_size or 0)),
+        (limits.constant_operand, lambda: _constant(node, limits.constant_operand or "")),
+        (limits.power_of_two_factor, lambda: _factor(node)),
+        (limits.divisible_split, lambda: _split(node)),
+        (
+            limits.block,
+            lambda: _within([node.attributes.get_int("blocksize", 0)], limits.block or (0, 0), "block size"),
+        ),
+    ]
+    return next((text for limit, check in checks if limit is not None and (text := check())), "")
