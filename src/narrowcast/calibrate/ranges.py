@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.calibrate.statistics import Histogram, TensorStatistics
+from narrowcast.calibrate.unary import UNARY
 
 __all__ = ["METHODS", "RangeSpec", "choose_range", "quantization_error"]
 
@@ -42,12 +43,17 @@ class RangeSpec:
     percentile: float = 99.99
 
 
-def choose_range(statistics: Sequence[TensorStatistics], spec: RangeSpec) -> tuple[float, int]:
+def choose_range(
+    statistics: Sequence[TensorStatistics], spec: RangeSpec, through: str | None = None
+) -> tuple[float, int]:
     """Scale and zero point for tensors that share one encoding.
 
     Args:
         statistics: of each tensor.
         spec: the integers and the method.
+        through: op type of the unary function (key of :data:`narrowcast.calibrate.unary.UNARY`) that is all that ever
+            reads the tensors. ``mse`` then measures the error behind it, because the flat side of SiLU forgives
+            what its steep side does not.
 
     Returns:
         (scale > 0, zero point within the integers).
@@ -59,8 +65,8 @@ def choose_range(statistics: Sequence[TensorStatistics], spec: RangeSpec) -> tup
         return SMALLEST_SCALE, 0 if spec.symmetric else max(spec.qmin, min(0, spec.qmax))
     if spec.method == "mse":
         if spec.power_of_two:
-            return _best_exponent(merged, spec), 0
-        return _best_free(merged, spec)
+            return _best_exponent(merged, spec, through), 0
+        return _best_free(merged, spec, through)
     low, high = _limits(merged, spec)
     if spec.power_of_two and spec.method == "kl":
         return 2.0 ** round(math.log2(_scale(low, high, spec))), 0
@@ -135,30 +141,36 @@ def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
     return float(np.sum(p[mask] * np.log(p[mask] / np.maximum(q[mask], 1e-12))))
 
 
-def quantization_error(histogram: Histogram, scale: float, zero_point: int, qmin: int, qmax: int) -> float:
-    """Sum of squared errors of the counted values under an encoding."""
+def quantization_error(
+    histogram: Histogram, scale: float, zero_point: int, qmin: int, qmax: int, through: str | None = None
+) -> float:
+    """Sum of squared errors of the counted values under an encoding, behind the function ``through`` if given."""
     used = np.flatnonzero(histogram.counts)
     values = histogram.centers[used]
-    quantized = np.clip(np.rint(values / scale) + zero_point, qmin, qmax)
-    return float(histogram.counts[used] @ np.square((quantized - zero_point) * scale - values))
+    restored = (np.clip(np.rint(values / scale) + zero_point, qmin, qmax) - zero_point) * scale
+    if through is not None:
+        values, restored = UNARY[through](values), UNARY[through](restored)
+    return float(histogram.counts[used] @ np.square(restored - values))
 
 
-def _best_exponent(statistics: TensorStatistics, spec: RangeSpec) -> float:
+def _best_exponent(statistics: TensorStatistics, spec: RangeSpec, through: str | None) -> float:
     """The power of two with the least squared error among those from full range down to 1/16 of it."""
     full = math.ceil(math.log2(_scale(statistics.minimum, statistics.maximum, spec)) - 1e-9)
     candidates = [2.0**exponent for exponent in range(full, full - 5, -1)]
-    errors = [quantization_error(statistics.histogram, scale, 0, spec.qmin, spec.qmax) for scale in candidates]
+    errors = [quantization_error(statistics.histogram, s, 0, spec.qmin, spec.qmax, through) for s in candidates]
     return candidates[int(np.argmin(errors))]
 
 
-def _best_free(statistics: TensorStatistics, spec: RangeSpec, steps: int = 48) -> tuple[float, int]:
+def _best_free(
+    statistics: TensorStatistics, spec: RangeSpec, through: str | None, steps: int = 48
+) -> tuple[float, int]:
     """Least squared error over clip candidates; with a free zero point one side after the other."""
     low, high = statistics.minimum, statistics.maximum
-    shares = np.linspace(1.0, 0.15, steps)
+    shares = np.geomspace(1.0, 0.05, steps)
 
     def error(bounds: tuple[float, float]) -> float:
         scale, zero_point = _encode(*bounds, spec)
-        return quantization_error(statistics.histogram, scale, zero_point, spec.qmin, spec.qmax)
+        return quantization_error(statistics.histogram, scale, zero_point, spec.qmin, spec.qmax, through)
 
     if spec.symmetric:
         best = min(((low * share, high * share) for share in shares), key=error)

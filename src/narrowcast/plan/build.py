@@ -141,7 +141,7 @@ def _group_encoding(
     if pinned is not None and pinned.scale is not None:
         return Encoding(dtype, pinned.scale, pinned.zero_point)
     spec = _range_spec(drafted.target, dtype, method, percentile)
-    scale, zero_point = choose_range([statistics[name] for name in group.sources], spec)
+    scale, zero_point = choose_range([statistics[name] for name in group.sources], spec, group.through)
     return Encoding(dtype, scale, zero_point)
 
 

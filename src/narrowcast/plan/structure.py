@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from narrowcast.calibrate.unary import UNARY
 from narrowcast.plan.types import Placement, edge_key
 from narrowcast.targets.schema import Target
 
@@ -27,11 +28,13 @@ class Group:
         values: their names, in graph order.
         sources: those whose statistics decide the range.
         type: ``"int8"`` or ``"int16"``.
+        through: op type of the one unary function that reads the tensors, where nothing else does.
     """
 
     values: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     type: str = "int8"
+    through: str | None = None
 
 
 @dataclass
@@ -163,10 +166,17 @@ def _add_group(
         values=[str(value.name) for value in values],
         sources=[str(value.name) for value in _sources(values, target)],
         type="int16" if "int16" in types else "int8",
+        through=_only_reader(values, consumers),
     )
     result.groups.append(group)
     for name in group.values:
         result.of[name] = group
+
+
+def _only_reader(values: list[ir.Value], consumers: list[ir.Node]) -> str | None:
+    kinds = {node.op_type for node in consumers}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return kind if kind in UNARY and not any(value.is_graph_output() for value in values) else None
 
 
 def _sources(values: list[ir.Value], target: Target) -> list[ir.Value]:
