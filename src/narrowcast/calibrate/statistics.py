@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from narrowcast.graph.run import Runner
 
-__all__ = ["BINS", "Histogram", "TensorStatistics", "collect"]
+__all__ = ["BINS", "Histogram", "TensorStatistics", "collect", "with_outputs"]
 
 #: Bins of a histogram over [-limit, limit): 16 a step of an int8 range that fills it.
 BINS = 4096
@@ -169,7 +169,7 @@ def collect(
     Raises:
         FloatingPointError: a tensor is NaN or infinite; the message names it.
     """
-    runner = Runner(_with_outputs(proto, names), threads=threads, level="basic")
+    runner = Runner(with_outputs(proto, names), threads=threads, level="basic")
     wanted = [name for name in names if name != runner.input_name]
     statistics = {name: TensorStatistics() for name in names}
     channels = set(per_channel)
@@ -196,7 +196,8 @@ def collect(
     return statistics
 
 
-def _with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of the graph with the named tensors as additional outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     present = {value.name for value in [*copy.graph.output, *copy.graph.input]}

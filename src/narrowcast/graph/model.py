@@ -71,6 +71,12 @@ class Model:
         """Names of the graph's outputs, in order."""
         return tuple(str(output.name) for output in self.ir.graph.outputs)
 
+    @property
+    def softmax_missing(self) -> bool:
+        """Whether class scores leave as logits."""
+        last = self.ir.graph.outputs[0].producer()
+        return self.task == "classify" and (last is None or last.op_type != "Softmax")
+
     def compare(self, tensor: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, float]:
         """Largest differences between the original and the prepared graph for one input.
 

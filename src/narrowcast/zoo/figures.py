@@ -162,6 +162,8 @@ def draw_figure(canvas: Canvas, figure: Figure, owner: int, random: np.random.Ge
         _draw_arm(canvas, figure, joint, side, owner)
     for side in sides:
         _draw_leg(canvas, figure, joint, side, owner)
+    if figure.long_hair:
+        _draw_long_hair(canvas, figure, joint, owner)
     _draw_torso(canvas, figure, joint, owner)
     _draw_head(canvas, figure, joint, owner)
     for side in sides[arms_behind:]:
@@ -210,6 +212,13 @@ def _draw_torso(canvas: Canvas, figure: Figure, joint: dict[str, Points], owner:
             canvas.limb(left, right, (0.014 * unit, 0.014 * unit), shade(figure.shirt, 0.55), owner)
 
 
+def _draw_long_hair(canvas: Canvas, figure: Figure, joint: dict[str, Points], owner: int) -> None:
+    unit = figure.height
+    center = (joint["left_ear"] + joint["right_ear"]) / 2
+    neck = (joint["left_shoulder"] + joint["right_shoulder"]) / 2
+    canvas.limb(center, neck, (0.088 * unit, 0.1 * unit), figure.hair, owner)
+
+
 def _draw_head(canvas: Canvas, figure: Figure, joint: dict[str, Points], owner: int) -> None:
     unit = figure.height
     ears = [joint["left_ear"], joint["right_ear"]]
@@ -218,8 +227,6 @@ def _draw_head(canvas: Canvas, figure: Figure, joint: dict[str, Points], owner: 
     angle = float(np.degrees(np.arctan2(across[1], across[0])))
     up = np.array([across[1], -across[0]]) / max(1e-6, float(np.linalg.norm(across)))
     size = (0.074 * unit, 0.09 * unit)
-    if figure.long_hair:
-        canvas.ellipse(center - up * 0.02 * unit, (size[0] * 1.22, size[1] * 1.2), figure.hair, owner, angle)
     for ear in ears:
         canvas.ellipse(ear, (0.017 * unit, 0.024 * unit), shade(figure.skin, 0.86), owner, angle)
     canvas.ellipse(center, size, figure.skin, owner, angle)

@@ -1,0 +1,228 @@
+"""The main job: a float model and images become a measured bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from narrowcast.bundle.compare import Comparison, compare_tensors, mean_sqnr
+from narrowcast.bundle.folder import check_out, new_folder
+from narrowcast.bundle.manifest import VERSION, Manifest, OutputInfo, versions
+from narrowcast.bundle.store import FLOAT_FILE, NODES_FILE, PLAN_FILE, QDQ_FILE, Bundle
+from narrowcast.calibrate import METHODS, ImageSet, TensorStatistics, collect
+from narrowcast.errors import UserError
+from narrowcast.graph.model import Model
+from narrowcast.graph.units import inline_units
+from narrowcast.lower import lower_qdq
+from narrowcast.plan import Draft, Pins, Plan, draft, finish, plan_to_json
+from narrowcast.progress import track
+from narrowcast.targets import load_target
+
+__all__ = ["AUTO_METHODS", "quantize"]
+
+#: What the method "auto" tries. Which is best depends on the model (docs/calibration.md), so it is measured.
+AUTO_METHODS = ("mse", "lp", "percentile", "mean-minmax")
+#: Calibration images on which "auto" compares methods.
+AUTO_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    method: str
+    plan: Plan
+    notes: list[str]
+    proto: onnx.ModelProto
+    contrib: bool
+
+
+def quantize(
+    model: Model,
+    images: ImageSet,
+    target: str = "onnx",
+    *,
+    out: str | Path,
+    method: str = "auto",
+    percentile: float = 99.99,
+    pins: Pins | None = None,
+    runtime: str | None = None,
+    force: bool = False,
+    threads: int = 0,
+    command: Sequence[str] = (),
+) -> Bundle:
+    """Quantize a model and write the bundle.
+
+    Args:
+        model: from :func:`narrowcast.load`.
+        images: calibration images, from :func:`narrowcast.images`; a tenth is held back for the comparison.
+        target: name of a target, or the path of a target file.
+        out: folder to write.
+        method: calibration method, or ``"auto"`` to try several and keep the one with the least noise at the outputs.
+        percentile: for the method of that name, in percent.
+        pins: types and encodings to fix.
+        runtime: version of the chip's runtime.
+        force: replace an existing bundle.
+        threads: of onnxruntime; 0 for all cores.
+        command: recorded in the manifest.
+
+    Returns:
+        The bundle on disk.
+
+    Raises:
+        UserError: see the functions called; nothing is left half-written.
+    """
+    if method not in (*METHODS, "auto"):
+        raise UserError(f"unknown calibration method {method!r}", f"use auto, {', '.join(METHODS)}")
+    if not 50 < percentile <= 100:
+        raise UserError(f"a percentile of {percentile} keeps too little", "use a value from 99 to 100")
+    path = check_out(out, force)
+    drafted = draft(model.ir.graph, load_target(target), pins, runtime)
+    calibration, held = images.hold_back()
+    difference = {key: max(value, model.difference.get(key, 0.0)) for key, value in _first_difference(model, calibration).items()}
+    float_model = model.to_proto()
+    wanted = drafted.wanted_statistics()
+    try:
+        statistics = collect(float_model, wanted, track(calibration, "calibrate", len(calibration)), threads=threads)
+    except FloatingPointError as error:
+        raise UserError(f"{model.source} computes {error}", "check the model and the image") from error
+    chosen, scores = _choose(model, drafted, statistics, method, percentile, calibration, float_model, threads)
+    outputs = compare_tensors(float_model, chosen.proto, {n: n for n in model.output_names}, track(held, "compare", len(held)), threads)
+    nodes = compare_tensors(float_model, chosen.proto, _node_pairs(drafted, chosen.plan), islice(held, 4), threads)
+    record = {
+        "method": chosen.method,
+        "requested": method,
+        "mean_output_sqnr_db": scores,
+        "images": calibration.hashes(),
+        "held_back": held.hashes(),
+        "seed": 0,
+    }
+    manifest = _manifest(model, drafted, chosen, record, outputs, runtime, command)
+    manifest = replace(manifest, difference_to_source=difference)
+    return _write(path, manifest, model, chosen, nodes)
+
+
+def _first_difference(model: Model, images: ImageSet) -> dict[str, float]:
+    """The prepared graph against the original on a real image."""
+    return model.compare(next(iter(images)))
+
+
+def _choose(
+    model: Model,
+    drafted: Draft,
+    statistics: dict[str, TensorStatistics],
+    method: str,
+    percentile: float,
+    calibration: ImageSet,
+    float_model: onnx.ModelProto,
+    threads: int,
+) -> tuple[_Candidate, dict[str, float]]:
+    """The plan of the asked method, or of the best of :data:`AUTO_METHODS` on a few calibration images."""
+    names = AUTO_METHODS if method == "auto" else (method,)
+    best: _Candidate | None = None
+    scores: dict[str, float] = {}
+    few = list(islice(calibration, AUTO_IMAGES))
+    for name in track(names, "ranges"):
+        plan, notes = finish(drafted, statistics, name, percentile)
+        proto, contrib = lower_qdq(model.ir, plan)
+        candidate = _Candidate(name, plan, notes, proto, contrib)
+        scores[name] = round(mean_sqnr(_outputs(float_model, proto, model, few, threads)), 3)
+        if best is None or scores[name] > scores[best.method]:
+            best = candidate
+    if best is None:
+        raise AssertionError("no calibration method was tried")
+    return best, scores
+
+
+def _outputs(
+    float_model: onnx.ModelProto, proto: onnx.ModelProto, model: Model, inputs: Iterable[NDArray[np.float32]], threads: int
+) -> list[Comparison]:
+    return compare_tensors(float_model, proto, {name: name for name in model.output_names}, inputs, threads)
+
+
+def _node_pairs(drafted: Draft, plan: Plan) -> dict[str, str]:
+    """Tensors that exist as integers, with their names in the QDQ graph."""
+    pairs = {}
+    for node in drafted.graph:
+        for output in node.outputs:
+            name = str(output.name)
+            encoding = plan.tensors.get(name)
+            if encoding is not None and encoding.dtype != "int32":
+                pairs[name] = name if output.is_graph_output() else f"{name}_dequantized"
+    return pairs
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in value.shape or ())
+
+
+def _manifest(
+    model: Model,
+    drafted: Draft,
+    chosen: _Candidate,
+    calibration: dict[str, Any],
+    comparison: Sequence[Comparison],
+    runtime: str | None,
+    command: Sequence[str],
+) -> Manifest:
+    image = model.ir.graph.inputs[0]
+    encoding = chosen.plan.tensors.get(model.input_name)
+    outputs = []
+    for value in model.ir.graph.outputs:
+        name = str(value.name)
+        shape = _shape(value)
+        layout = "NCHW" if len(shape) == 4 else ""
+        coded = chosen.plan.tensors.get(name)
+        if coded is None:
+            outputs.append(OutputInfo(name, shape, layout, "float32"))
+        else:
+            outputs.append(OutputInfo(name, shape, layout, coded.dtype, coded.scale, coded.zero_point, coded.axis))
+    int16 = any(entry.dtype == "int16" for entry in chosen.plan.tensors.values())
+    return Manifest(
+        version=VERSION,
+        task=model.task,
+        target=drafted.target.name,
+        runtime=f"{drafted.target.runtime.name} {runtime or drafted.target.runtime.versions[-1]}",
+        model={"source": model.source, "sha256": model.sha256},
+        input_name=model.input_name,
+        input_shape=_shape(image),
+        input_encoding=None
+        if encoding is None
+        else {"dtype": encoding.dtype, "scale": encoding.scale, "zero_point": encoding.zero_point},
+        preprocess=model.preprocess,
+        outputs=tuple(outputs),
+        head=model.head,
+        softmax_missing=model.softmax_missing,
+        classes=model.classes,
+        skeleton=model.skeleton,
+        calibration=calibration,
+        difference_to_source={},
+        comparison=[entry.to_dict() for entry in comparison],
+        int16_domain="" if not int16 else "com.microsoft" if chosen.contrib else "ai.onnx",
+        notes=(*model.notes, *chosen.notes),
+        command=tuple(command),
+        versions=versions(),
+    )
+
+
+def _write(path: Path, manifest: Manifest, model: Model, chosen: _Candidate, nodes: Sequence[Comparison]) -> Bundle:
+    files = {
+        FLOAT_FILE: inline_units(model.to_proto()).SerializeToString(deterministic=True),
+        QDQ_FILE: chosen.proto.SerializeToString(deterministic=True),
+        PLAN_FILE: plan_to_json(chosen.plan).encode(),
+        NODES_FILE: (json.dumps([entry.to_dict() for entry in nodes], indent=1) + "\n").encode(),
+    }
+    manifest = replace(manifest, files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+    with new_folder(path) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        (folder / "manifest.json").write_text(manifest.to_json())
+    return Bundle(path, manifest)

@@ -1,0 +1,133 @@
+"""manifest.json: everything that a program needs to use a bundle, and everything needed to make it again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from narrowcast.errors import UserError
+from narrowcast.vision.heads import HeadSpec, OutputEncoding
+from narrowcast.vision.preprocess import Preprocess
+
+__all__ = ["Manifest", "OutputInfo", "read_manifest", "versions"]
+
+VERSION = 1
+_PACKAGES = ("narrowcast", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxslim", "opencv-python-headless")
+
+
+@dataclass(frozen=True)
+class OutputInfo:
+    """One output of the quantized graph.
+
+    Attributes:
+        name: e.g. ``"box_s8"``.
+        shape: static shape.
+        layout: ``"NCHW"`` for maps, else empty.
+        chip_dtype: how it leaves the chip, e.g. ``"int8"`` or ``"int32"``; ``"float32"`` when not quantized.
+        scale, zero_point, axis: of ``chip_dtype``; ``None`` for float32.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: str
+    chip_dtype: str
+    scale: float | tuple[float, ...] | None = None
+    zero_point: int = 0
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json. No time stamps: the same command writes the same bytes."""
+
+    version: int
+    task: str
+    target: str
+    runtime: str
+    model: dict[str, str]
+    input_name: str
+    input_shape: tuple[int, ...]
+    input_encoding: dict[str, Any] | None
+    preprocess: Preprocess
+    outputs: tuple[OutputInfo, ...]
+    head: HeadSpec | None
+    softmax_missing: bool
+    classes: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...]
+    calibration: dict[str, Any]
+    difference_to_source: dict[str, float]
+    comparison: list[dict[str, Any]]
+    int16_domain: str
+    notes: tuple[str, ...]
+    command: tuple[str, ...]
+    versions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """As text, keys in the order above."""
+        data = asdict(self)
+        data["preprocess"] = self.preprocess.to_dict()
+        data["head"] = self.head.to_dict() if self.head is not None else None
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def encodings(self) -> dict[str, OutputEncoding]:
+        """How the integer outputs of the chip are read, by name."""
+        return {
+            out.name: OutputEncoding(out.chip_dtype, out.scale, out.zero_point, out.axis)  # type: ignore[arg-type]
+            for out in self.outputs
+            if out.scale is not None
+        }
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read a bundle's manifest.
+
+    Raises:
+        UserError: no bundle, a broken manifest, or one written by a newer version.
+    """
+    file = Path(folder) / "manifest.json"
+    try:
+        data = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is no bundle (it has no manifest.json)", "make one with narrowcast quantize") from error
+    except NotADirectoryError as error:
+        raise UserError(f"{folder} is no bundle but a file", "give the folder that narrowcast quantize wrote") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}", "quantize again") from error
+    if not isinstance(data, dict) or data.get("version") != VERSION:
+        raise UserError(f"{file} is of another version", f"quantize again; this narrowcast reads version {VERSION}")
+    try:
+        return _from_json(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error})", "quantize again") from error
+
+
+def _from_json(data: Mapping[str, Any]) -> Manifest:
+    values = dict(data)
+    values["preprocess"] = Preprocess.from_dict(values["preprocess"])
+    values["head"] = HeadSpec.from_dict(values["head"]) if values["head"] else None
+    values["outputs"] = tuple(OutputInfo(**{k: _tuples(v) for k, v in entry.items()}) for entry in values["outputs"])
+    for key in ("input_shape", "classes", "skeleton", "notes", "command"):
+        values[key] = _tuples(values[key])
+    return Manifest(**values)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages that influence the result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

@@ -1,0 +1,91 @@
+"""From an image to a result, with a float model or a quantized one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrowcast.errors import UserError
+from narrowcast.graph.model import Model
+from narrowcast.graph.run import Runner
+from narrowcast.vision.decode import decode, decode_classification
+from narrowcast.vision.heads import HeadSpec, OutputEncoding
+from narrowcast.vision.preprocess import Geometry, Preprocess, preprocess, read_image
+from narrowcast.vision.types import Classification, Detections
+
+__all__ = ["Predictor"]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A graph that runs, with what surrounds it.
+
+    Attributes:
+        task: of the model.
+        head: layout of the raw outputs, ``None`` for a whole graph.
+        classes: class names, by index.
+        skeleton: limbs as pairs of keypoint indices.
+        preprocess: what happens to an image before the input.
+        runner: runs the graph.
+        softmax_missing: class scores leave as logits.
+        encodings: how integer outputs are read; empty when the outputs are float.
+    """
+
+    task: str
+    head: HeadSpec | None
+    classes: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...]
+    preprocess: Preprocess
+    runner: Runner
+    softmax_missing: bool = False
+    encodings: Mapping[str, OutputEncoding] | None = None
+
+    @classmethod
+    def of_model(cls, model: Model, threads: int = 0) -> Predictor:
+        """Run a float model."""
+        runner = Runner(model.to_proto(), threads)
+        return cls(
+            model.task, model.head, model.classes, model.skeleton, model.preprocess, runner, model.softmax_missing
+        )
+
+    def run(self, tensor: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """Raw outputs of one model input, by name."""
+        return self.runner.run(tensor)
+
+    def decode(
+        self, outputs: Mapping[str, NDArray[Any]], geometry: Geometry, **options: Any
+    ) -> Detections | Classification:
+        """Raw outputs to a result; options as :func:`narrowcast.vision.decode.decode`, or ``top_k``.
+
+        Raises:
+            UserError: the graph was left whole, so that nothing is known of its outputs.
+        """
+        if self.task == "classify":
+            scores = next(iter(outputs.values()))
+            return decode_classification(scores, options.get("top_k", 5), self.softmax_missing)
+        if self.head is None:
+            raise UserError("the outputs of this model are not known", "use run() and decode them yourself")
+        options.pop("top_k", None)
+        return decode(outputs, self.head, geometry, encodings=self.encodings, **options)
+
+    def predict(self, image: str | Path | NDArray[np.uint8], **options: Any) -> Detections | Classification:
+        """Detect or classify.
+
+        Args:
+            image: file, or uint8 (H, W, 3) BGR array.
+            options: ``confidence``, ``iou``, ``max_detections``, ``class_agnostic``, or ``top_k``.
+
+        Raises:
+            UserError: the file is no readable image.
+        """
+        try:
+            pixels = image if isinstance(image, np.ndarray) else read_image(image)
+            tensor, geometry = preprocess(pixels, self.preprocess)
+        except ValueError as error:
+            raise UserError(str(error), "give another image") from error
+        return self.decode(self.run(tensor), geometry, **options)

@@ -1,0 +1,87 @@
+"""The bundle: a folder with the manifest, the graphs and the plan."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrowcast.bundle.manifest import Manifest, read_manifest
+from narrowcast.bundle.predictor import Predictor
+from narrowcast.errors import UserError
+from narrowcast.graph.run import Runner
+from narrowcast.plan import Plan, read_plan
+from narrowcast.vision.types import Classification, Detections
+
+__all__ = ["FLOAT_FILE", "NODES_FILE", "PLAN_FILE", "QDQ_FILE", "Bundle", "open_bundle"]
+
+FLOAT_FILE, QDQ_FILE, PLAN_FILE, NODES_FILE = "float.onnx", "qdq.onnx", "plan.json", "nodes.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A quantized model on disk.
+
+    Attributes:
+        path: the folder.
+        manifest: its description.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How every tensor is represented and where every node runs."""
+        return read_plan(self.path / PLAN_FILE)
+
+    @cached_property
+    def quantized(self) -> Predictor:
+        """The quantized model, ready to run."""
+        return self.predictor(QDQ_FILE)
+
+    @cached_property
+    def floating(self) -> Predictor:
+        """The float model that it came from, ready to run."""
+        return self.predictor(FLOAT_FILE)
+
+    def predictor(self, file: str, threads: int = 0) -> Predictor:
+        """Run one of the bundle's graphs.
+
+        Raises:
+            UserError: the file is missing or was changed since the bundle was written.
+        """
+        manifest = self.manifest
+        path = self.path / file
+        if not path.exists():
+            raise UserError(f"{path} is missing", "quantize again")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != manifest.files.get(file):
+            raise UserError(f"{path} was changed since the bundle was written", "quantize again")
+        # "basic" keeps QuantizeLinear and DequantizeLinear where the plan put them
+        runner = Runner(path, threads, "all" if file == FLOAT_FILE else "basic")
+        return Predictor(
+            manifest.task, manifest.head, manifest.classes, manifest.skeleton, manifest.preprocess, runner,
+            manifest.softmax_missing,
+        )  # fmt: skip
+
+    def run(self, tensor: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """Raw outputs of the quantized model for one model input, by name."""
+        return self.quantized.run(tensor)
+
+    def predict(self, image: str | Path | NDArray[np.uint8], **options: Any) -> Detections | Classification:
+        """Detect or classify with the quantized model; see :meth:`Predictor.predict`."""
+        return self.quantized.predict(image, **options)
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Open a bundle that :func:`narrowcast.quantize` wrote.
+
+    Raises:
+        UserError: no bundle.
+    """
+    return Bundle(Path(path), read_manifest(path))

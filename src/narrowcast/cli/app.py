@@ -1,0 +1,161 @@
+"""Commands. Heavy imports happen inside them, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from narrowcast.errors import UserError
+
+app = typer.Typer(
+    name="narrowcast",
+    help="Turn a trained vision model into 8/16-bit integers for an edge chip, and see what the chip will compute.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Threads = Annotated[int, typer.Option(help="Threads of onnxruntime; 0 for all cores.", min=0)]
+TargetName = Annotated[str, typer.Option("--target", "-t", help="Chip: a name (see 'narrowcast targets') or a YAML file.")]
+Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the input, for a model with dynamic axes.")]
+KeepHead = Annotated[bool, typer.Option("--keep-head", help="Do not cut the decode arithmetic off.")]
+Runtime = Annotated[str | None, typer.Option(help="Version of the chip's runtime; the newest known by default.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted: nothing was written")
+    except OSError as error:
+        _fail(f"{error.filename or 'the file system'}: {error.strerror or error}")
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"narrowcast: {' '.join(message.split())}\n")
+    sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from narrowcast import __version__
+
+        sys.stdout.write(f"narrowcast {__version__}\n")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for what the demo writes.")] = Path("narrowcast-demo"),
+    target: TargetName = "esp32p4",
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do the whole job on embedded models and images, offline."""
+    from narrowcast.cli import demo as command
+
+    command.run(out, target, force, quiet)
+
+
+@app.command()
+def targets(json: Json = False) -> None:
+    """List the chips."""
+    from narrowcast.cli import tables
+
+    tables.targets(json)
+
+
+@app.command()
+def check(
+    model: Annotated[Path, typer.Argument(help="ONNX file.")],
+    target: TargetName = "onnx",
+    size: Size = None,
+    keep_head: KeepHead = False,
+    runtime: Runtime = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every node, not only those that need attention.")] = False,
+    json: Json = False,
+) -> None:
+    """Say where every node will run, and what to do about those that cannot; takes a second."""
+    from narrowcast.cli import check as command
+
+    command.run(model, target, size, keep_head, runtime, everything, json)
+
+
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="Float model: ONNX file, or .pt with your own 'yolo' command.")],
+    images: Annotated[
+        Path, typer.Option(help="Calibration images: a folder, a list file, or a .npy batch of model inputs.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    target: TargetName = "onnx",
+    method: Annotated[
+        str, typer.Option(help="Calibration: auto, minmax, mean-minmax, percentile, kl, mse or lp.")
+    ] = "auto",
+    percentile: Annotated[float, typer.Option(help="For the method 'percentile'.")] = 99.99,
+    limit: Annotated[int | None, typer.Option(help="Use at most this many images, spread evenly.", min=1)] = None,
+    plan: Annotated[Path | None, typer.Option(help="Edited plan.json whose types and pins are kept.")] = None,
+    int16: Annotated[list[str] | None, typer.Option(help="Node (or pattern with *) to run at 16 bits.")] = None,
+    float_: Annotated[list[str] | None, typer.Option("--float", help="Node (or pattern) to leave in float.")] = None,
+    size: Size = None,
+    mean: Annotated[str | None, typer.Option(help="Mean to subtract, pixel units: one value, or one a channel.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Factor after the mean: one value, or one a channel.")] = None,
+    color: Annotated[str | None, typer.Option(help="What the model eats: rgb, bgr or gray.")] = None,
+    resize: Annotated[str | None, typer.Option(help="letterbox, stretch or center-crop.")] = None,
+    keep_head: KeepHead = False,
+    runtime: Runtime = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    threads: Threads = 0,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print a table of all nodes.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize a model and compare it with the float one on images held back from calibration."""
+    from narrowcast.cli import quantize as command
+
+    command.run(
+        model, images, out, target, method=method, percentile=percentile, limit=limit, plan=plan, int16=int16 or [],
+        floats=float_ or [], size=size, preprocessing={"mean": mean, "scale": scale, "color": color, "resize": resize},
+        keep_head=keep_head, runtime=runtime, force=force, threads=threads, verbose=verbose, json=json, quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or a float ONNX file.")],
+    nodes: Annotated[bool, typer.Option("--nodes", help="Also every node: unit, type, scale, noise.")] = False,
+    json: Json = False,
+) -> None:
+    """Show inputs, outputs, scales, placement and sizes."""
+    from narrowcast.cli import inspect as command
+
+    command.run(bundle, nodes, json)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or a float ONNX file.")],
+    image: Annotated[Path, typer.Argument(help="Image, or a folder of images.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Picture (or folder of pictures) to write.")] = None,
+    conf: Annotated[float, typer.Option(help="Least score, 0..1.")] = 0.25,
+    iou: Annotated[float, typer.Option(help="Overlap above which two boxes are one object.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Classes to show, for classifiers.", min=1)] = 5,
+    engine: Annotated[str, typer.Option(help="qdq, or float for the model it came from.")] = "qdq",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Detect in images: a picture with boxes and skeletons, and JSON on --json."""
+    from narrowcast.cli import predict as command
+
+    command.run(bundle, image, out, conf=conf, iou=iou, top_k=top_k, engine=engine, force=force, json=json, quiet=quiet)

@@ -1,0 +1,48 @@
+"""The command ``check``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import typer
+
+from narrowcast.cli.options import parse_size
+from narrowcast.cli.tables import print_json, print_table, say
+
+__all__ = ["run"]
+
+
+def run(
+    model: Path, target: str, size: str | None, keep_head: bool, runtime: str | None, everything: bool, json: bool
+) -> None:
+    """Print the placement; exit code 1 when the chip cannot run a node."""
+    from narrowcast.graph import load
+    from narrowcast.targets import check_rows, load_target
+
+    chip = load_target(target)
+    loaded = load(model, size=parse_size(size), keep_head=keep_head)
+    rows = check_rows(loaded.ir.graph, chip, runtime)
+    refused = [row for row in rows if not row.supported]
+    first = chip.units[0]
+    elsewhere = [row for row in rows if row.supported and row.on != first]
+    if json:
+        print_json({"target": chip.name, "notes": list(loaded.notes), "nodes": [asdict(row) for row in rows]})
+    else:
+        for note in loaded.notes:
+            say(f"- {note}")
+        shown = rows if everything else [*refused, *elsewhere]
+        if shown:
+            print_table(
+                f"{loaded.source} on {chip.title}",
+                ("Node", "ON", "Subgraph", "Type", "In/Out type", "Reason", "What to do"),
+                [(r.node, r.on, r.subgraph, r.type, r.data_type, r.reason, r.remedy) for r in shown],
+                7,
+            )
+        subgraphs = len({row.subgraph for row in rows if row.subgraph != "--"})
+        say(
+            f"{len(rows)} nodes: {len(rows) - len(refused) - len(elsewhere)} on {first} in {subgraphs} subgraph"
+            f"{'s' if subgraphs != 1 else ''}, {len(elsewhere)} elsewhere, {len(refused)} cannot run"
+        )
+    if refused:
+        raise typer.Exit(1)

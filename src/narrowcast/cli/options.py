@@ -1,0 +1,51 @@
+"""What several commands parse alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from narrowcast.errors import UserError
+
+if TYPE_CHECKING:
+    from narrowcast.vision.preprocess import Preprocess
+
+__all__ = ["change_preprocessing", "parse_size"]
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """``480x640`` (or ``640``) to height and width.
+
+    Raises:
+        UserError: anything else.
+    """
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--size {text} is not understood", "write HEIGHTxWIDTH, such as 480x640")
+    return int(parts[0]), int(parts[-1])
+
+
+def change_preprocessing(spec: Preprocess, changes: Mapping[str, str | None]) -> Preprocess:
+    """The model's own preprocessing with what the person asked for.
+
+    Raises:
+        UserError: an impossible value.
+    """
+    values: dict[str, Any] = {}
+    for name, text in changes.items():
+        if text is None:
+            continue
+        if name not in ("mean", "scale"):
+            values[name] = text
+            continue
+        try:
+            values[name] = tuple(float(part) for part in text.replace(",", " ").split())
+        except ValueError as error:
+            raise UserError(f"--{name} {text} is not understood", "write one number, or one a channel") from error
+    try:
+        return replace(spec, **values)
+    except ValueError as error:
+        raise UserError(str(error), "see narrowcast quantize --help") from error

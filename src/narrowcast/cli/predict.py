@@ -1,0 +1,119 @@
+"""The command ``predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.errors import UserError
+
+if TYPE_CHECKING:
+    from narrowcast.bundle import Predictor
+    from narrowcast.vision import Classification, Detections
+
+__all__ = ["open_predictor", "run"]
+
+
+def open_predictor(path: Path, engine: str) -> Predictor:
+    """A bundle's graph, or a float model.
+
+    Raises:
+        UserError: neither, or an unknown engine.
+    """
+    from narrowcast.bundle import Predictor, open_bundle
+    from narrowcast.graph import load
+
+    if path.suffix in (".onnx", ".pt"):
+        return Predictor.of_model(load(path))
+    engines = {"qdq": "quantized", "float": "floating"}
+    if engine not in engines:
+        raise UserError(f"there is no engine {engine!r}", f"use {' or '.join(engines)}")
+    predictor: Predictor = getattr(open_bundle(path), engines[engine])
+    return predictor
+
+
+def run(
+    bundle: Path,
+    image: Path,
+    out: Path | None,
+    *,
+    conf: float,
+    iou: float,
+    top_k: int,
+    engine: str,
+    force: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Predict, print, draw."""
+    from narrowcast.calibrate.images import SUFFIXES
+    from narrowcast.progress import set_quiet, track
+
+    set_quiet(quiet or json)
+    if not 0 < conf < 1 or not 0 < iou <= 1:
+        raise UserError(f"--conf {conf} and --iou {iou} must be between 0 and 1", "0.25 and 0.7 are usual")
+    if not image.exists():
+        raise UserError(f"{image} does not exist", "give an image or a folder of images")
+    files = sorted(f for f in image.iterdir() if f.suffix.lower() in SUFFIXES) if image.is_dir() else [image]
+    if not files:
+        raise UserError(f"{image} holds no images", f"put {', '.join(sorted(SUFFIXES))} files there")
+    pictures = _pictures(image, files, out, force)
+    predictor = open_predictor(bundle, engine)
+    results = []
+    for file in track(files, "predict"):
+        found = predictor.predict(file, confidence=conf, iou=iou, top_k=top_k)
+        results.append({"image": str(file), "results": found.to_dict(predictor.classes)})
+        if file in pictures:
+            _draw(file, found, predictor, pictures[file])
+    if json:
+        print_json(results if image.is_dir() else results[0])
+        return
+    _print(results, predictor)
+    for picture in pictures.values():
+        say(f"{picture} written")
+
+
+def _pictures(image: Path, files: list[Path], out: Path | None, force: bool) -> dict[Path, Path]:
+    """Which picture is written for which image; refuses to overwrite."""
+    if out is None:
+        return {}
+    pictures = {file: out / f"{file.stem}.jpg" for file in files} if image.is_dir() or out.is_dir() else {image: out}
+    for file, picture in pictures.items():
+        if picture.resolve() == file.resolve():
+            raise UserError(f"{picture} is the input image", "choose another --out")
+        if picture.exists() and not force:
+            raise UserError(f"{picture} exists", "choose another --out, or add --force")
+    if not image.is_dir() and out.suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp") and not out.is_dir():
+        raise UserError(f"{out} has no picture suffix", "end it in .jpg or .png")
+    return pictures
+
+
+def _draw(file: Path, found: Detections | Classification, predictor: Predictor, picture: Path) -> None:
+    import cv2
+
+    from narrowcast.vision.draw import draw
+    from narrowcast.vision.preprocess import read_image
+
+    drawn = draw(read_image(file), found, predictor.classes, predictor.skeleton)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    done, data = cv2.imencode(picture.suffix, drawn, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    if not done:
+        raise UserError(f"{picture} cannot be encoded", "end it in .jpg or .png")
+    picture.write_bytes(data.tobytes())
+
+
+def _print(results: list[dict[str, object]], predictor: Predictor) -> None:
+    for result in results:
+        entries: list[dict[str, object]] = result["results"]  # type: ignore[assignment]
+        if predictor.task == "classify":
+            rows = [(str(e["class"]), f"{e['score']:.4f}") for e in entries]
+            print_table(str(result["image"]), ("class", "probability"), rows)
+        elif not entries:
+            say(f"{result['image']}: nothing found")
+        else:
+            rows = [
+                (str(e["class"]), f"{e['score']:.3f}", *(f"{v:.1f}" for v in e["box"]))  # type: ignore[attr-defined]
+                for e in entries
+            ]
+            print_table(str(result["image"]), ("class", "score", "left", "top", "right", "bottom"), rows)

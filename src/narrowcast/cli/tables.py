@@ -1,0 +1,76 @@
+"""Tables and JSON on the one console."""
+
+from __future__ import annotations
+
+import json as json_module
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["comparison_table", "console", "decibel", "print_json", "print_table", "say", "targets"]
+
+
+def console() -> Console:
+    """Standard output; wide enough for full names when it is not a terminal."""
+    terminal = sys.stdout.isatty()
+    return Console(highlight=False, width=None if terminal else 160, soft_wrap=not terminal)
+
+
+def say(text: str) -> None:
+    """One line of plain text."""
+    console().print(text, markup=False)
+
+
+def print_json(data: Any) -> None:
+    """JSON on standard output."""
+    sys.stdout.write(json_module.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
+    """A table whose first ``left`` columns are text and the rest numbers."""
+    table = Table(title=title or None, title_justify="left", header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table, markup=False)
+
+
+def decibel(value: float | None) -> str:
+    """A ratio in dB; ``None`` stands for no noise at all."""
+    return "equal" if value is None or math.isinf(value) else f"{value:.1f}"
+
+
+def comparison_table(title: str, entries: Iterable[Mapping[str, Any]], first: str) -> None:
+    """Float against quantized, one tensor a line."""
+    rows = [
+        (e["name"], f"{e['cosine']:.5f}", decibel(e["sqnr_db"]), f"{e['mean_abs']:.4g}", f"{e['max_abs']:.4g}")
+        for e in entries
+    ]
+    print_table(title, (first, "cosine", "SQNR dB", "mean |diff|", "max |diff|"), rows)
+
+
+def targets(json: bool) -> None:
+    """The command ``targets``."""
+    from narrowcast.targets import load_target, target_names
+
+    found = [load_target(name) for name in target_names()]
+    if json:
+        print_json([target.model_dump(mode="json") for target in found])
+        return
+    rows = [
+        (
+            target.name,
+            target.title,
+            f"{target.activation.scale}, {'symmetric' if target.activation.symmetric else 'asymmetric'}",
+            "per channel" if target.weight.per_channel else "per tensor",
+            target.outputs.type,
+            target.requantize.rounding,
+        )
+        for target in found
+    ]
+    print_table("", ("target", "chip", "activation scales", "weight scales", "outputs leave as", "rounding"), rows, 6)
