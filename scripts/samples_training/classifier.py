@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from export import MEAN, STD
+from samples_training.export import MEAN, STD
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from pose_network import BINS, KEYPOINTS, STRIDES, PoseNetwork, anchors, distances
+from samples_training.pose_network import BINS, KEYPOINTS, STRIDES, PoseNetwork, anchors, distances
 from torch import Tensor
 from torch.nn import functional
 
@@ -135,16 +137,30 @@ def augment(images: Tensor, labels: Tensor, random: np.random.Generator) -> tupl
     return (images * gain).clamp_(0, 1), labels
 
 
-def train(images: np.ndarray, labels: np.ndarray, steps: int, batch: int, seed: int = 0) -> PoseNetwork:
+def shrunk(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Images and labels at another side length, for the quick first part of the training."""
+    ratio = size / images.shape[-1]
+    if ratio == 1:
+        return images, labels
+    factors = torch.tensor([ratio] * 4 + [ratio**2] + [ratio, ratio, 1.0] * KEYPOINTS)
+    images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    return images, labels * factors
+
+
+def train(
+    images: np.ndarray, labels: np.ndarray, phases: Sequence[tuple[int, int]], batch: int, seed: int = 0
+) -> PoseNetwork:
     """Train from scratch; returns the running average of the weights.
 
     Args:
         images: uint8 (N, 3, 256, 256) RGB.
         labels: float32 (N, M, 56).
-        steps: optimizer steps; one cosine of the learning rate.
+        phases: steps and image side, one after the other; small images first save time.
         batch: images a step.
         seed: of weights and order.
     """
+    sides = [side for steps, side in phases for _ in range(steps)]
+    steps = len(sides)
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     network = PoseNetwork().to(memory_format=torch.channels_last)
@@ -154,15 +170,15 @@ def train(images: np.ndarray, labels: np.ndarray, steps: int, batch: int, seed: 
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.08)
     order = np.concatenate([random.permutation(len(images)) for _ in range(steps * batch // len(images) + 1)])
-    sizes = [(images.shape[2] // stride, images.shape[3] // stride) for stride in STRIDES]
     shown: dict[str, float] = {}
-    for step in range(steps):
+    for step, side in enumerate(sides):
         rows = np.sort(order[step * batch : (step + 1) * batch])
         random.shuffle(rows)
         x, y = augment(torch.from_numpy(images[rows]), torch.from_numpy(labels[rows]), random)
+        x, y = shrunk(x, y, side)
         with torch.autocast("cpu", torch.bfloat16):
             raw = network(x.contiguous(memory_format=torch.channels_last))
-        terms = losses(raw, y, sizes)
+        terms = losses(raw, y, [(side // stride, side // stride) for stride in STRIDES])
         optimizer.zero_grad()
         sum(terms.values()).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 20.0)

@@ -1,0 +1,1 @@
+"""Networks, training and measurement behind ``scripts/train_samples.py``."""
