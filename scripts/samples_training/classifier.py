@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from samples_training.export import MEAN, STD
 from torch import Tensor, nn
 from torch.nn import functional
+
+from samples_training.export import MEAN, STD
 
 #: Channels and stride of each block.
 BLOCKS = ((24, 2), (40, 2), (40, 1), (64, 2), (64, 1), (64, 1), (96, 2), (96, 1))
@@ -17,12 +18,14 @@ class Branches(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
+        self.stride = stride
         self.wide = nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
-        self.point = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.point = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
         self.same = nn.BatchNorm2d(inputs) if inputs == outputs and stride == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.wide(x) + self.point(x)
+        # Torch 2.13 corrupts memory in the backward pass of a strided 1x1 convolution (channels last, CPU).
+        y = self.wide(x) + self.point(x[:, :, :: self.stride, :: self.stride])
         return functional.relu(y if self.same is None else y + self.same(x))
 
     def plain(self) -> Plain:

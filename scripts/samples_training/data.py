@@ -6,6 +6,7 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
+
 from narrowcast.vision.preprocess import Preprocess, preprocess
 from narrowcast.zoo.scenes import OBJECT_NAMES, object_scene, pose_scene
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import onnx
 import torch
-from narrowcast.zoo.scenes import OBJECT_NAMES
 from torch import nn
+
+from narrowcast.zoo.scenes import OBJECT_NAMES
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _COMMON = {"author": "The narrowcast developers", "license": "Apache-2.0", "version": "1", "batch": "1"}
@@ -49,7 +50,13 @@ def _write(network: nn.Module, example: torch.Tensor, path: Path, metadata: dict
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracing exporter is deprecated, but it is what stock exports used
         torch.onnx.export(
-            network.eval(), (example,), str(path), input_names=["images"], output_names=["output0"], opset_version=17, dynamo=False
+            network.eval(),
+            (example,),
+            str(path),
+            input_names=["images"],
+            output_names=["output0"],
+            opset_version=17,
+            dynamo=False,
         )
     model = onnx.load(str(path))
     for key, value in metadata.items():

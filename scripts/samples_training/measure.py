@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import onnxruntime as ort
+
 from narrowcast.vision.preprocess import Preprocess, preprocess
 from narrowcast.zoo.scenes import coco_annotations, pose_scene
 

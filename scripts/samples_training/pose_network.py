@@ -173,7 +173,9 @@ class PoseHead(nn.Module):
         )
         self.cv4 = nn.ModuleList(
             nn.Sequential(
-                Convolution(c, points_hidden, 3), Convolution(points_hidden, points_hidden, 3), nn.Conv2d(points_hidden, points, 1)
+                Convolution(c, points_hidden, 3),
+                Convolution(points_hidden, points_hidden, 3),
+                nn.Conv2d(points_hidden, points, 1),
             )
             for c in channels
         )
@@ -185,7 +187,9 @@ class PoseHead(nn.Module):
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor] | Tensor:
         """Raw (B, 64, A), (B, 1, A), (B, 51, A), or the decoded (B, 56, A) when :attr:`decoded`."""
         batch = maps[0].shape[0]
-        points = torch.cat([cv4(x).view(batch, -1, x.shape[2] * x.shape[3]) for cv4, x in zip(self.cv4, maps, strict=True)], -1)
+        points = torch.cat(
+            [cv4(x).view(batch, -1, x.shape[2] * x.shape[3]) for cv4, x in zip(self.cv4, maps, strict=True)], -1
+        )
         joined = [torch.cat((cv2(x), cv3(x)), 1) for cv2, cv3, x in zip(self.cv2, self.cv3, maps, strict=True)]
         rows = torch.cat([x.view(batch, 4 * BINS + 1, -1) for x in joined], 2)
         box, score = rows.split((4 * BINS, 1), 1)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from samples_training.pose_network import BINS, KEYPOINTS, STRIDES, PoseNetwork, anchors, distances
 from torch import Tensor
 from torch.nn import functional
+
+from samples_training.pose_network import BINS, KEYPOINTS, STRIDES, PoseNetwork, anchors, distances
 
 #: COCO's spread of human labels for each keypoint, as a share of the object's scale.
 SIGMAS = torch.tensor([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
@@ -185,7 +186,13 @@ def train(
         optimizer.step()
         schedule.step()
         average.update_parameters(network)
-        shown = {name: 0.95 * shown.get(name, float(term.detach())) + 0.05 * float(term.detach()) for name, term in terms.items()}
+        shown = {
+            name: 0.95 * shown.get(name, float(term.detach())) + 0.05 * float(term.detach())
+            for name, term in terms.items()
+        }
         if step % 25 == 24:
-            print(f"pose {step + 1}/{steps} " + " ".join(f"{name} {value:.3f}" for name, value in shown.items()), flush=True)
+            print(
+                f"pose {step + 1}/{steps} " + " ".join(f"{name} {value:.3f}" for name, value in shown.items()),
+                flush=True,
+            )
     return average.module

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from narrowcast.bundle import Bundle, open_bundle, quantize
     from narrowcast.calibrate import images
     from narrowcast.errors import UserError
-    from narrowcast.evaluate import coco, imagenet
     from narrowcast.graph import Model, load
     from narrowcast.plan import Encoding, Placement, Plan
     from narrowcast.targets import load_target, target_names
@@ -36,9 +35,7 @@ _HOMES = {
     "Plan": "plan",
     "Preprocess": "vision",
     "UserError": "errors",
-    "coco": "evaluate",
     "images": "calibrate",
-    "imagenet": "evaluate",
     "load": "graph",
     "load_target": "targets",
     "open_bundle": "bundle",
@@ -57,9 +54,7 @@ __all__ = [
     "Plan",
     "Preprocess",
     "UserError",
-    "coco",
     "images",
-    "imagenet",
     "load",
     "load_target",
     "open_bundle",

@@ -148,7 +148,7 @@ def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
 def quantization_error(
     histogram: Histogram, scale: float, zero_point: int, spec: RangeSpec, through: str | None = None
 ) -> float:
-    """Sum over the counted values of \|error\| ** exponent under an encoding, behind ``through`` if given."""
+    """Sum over the counted values of |error| ** exponent under an encoding, behind ``through`` if given."""
     used = np.flatnonzero(histogram.counts)
     values = histogram.centers[used]
     restored = (np.clip(np.rint(values / scale) + zero_point, spec.qmin, spec.qmax) - zero_point) * scale

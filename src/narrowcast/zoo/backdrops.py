@@ -14,7 +14,7 @@ __all__ = ["add_clutter", "backdrop", "finish", "texture"]
 def texture(random: np.random.Generator, height: int, width: int, cells: int, strength: float) -> NDArray[np.float32]:
     """Smooth noise, float32 (height, width, 1), about +-``strength``; ``cells`` bumps across."""
     grid = random.normal(0, strength, (max(2, cells * height // width), max(2, cells))).astype(np.float32)
-    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
+    return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)[..., None], np.float32)
 
 
 def _gradient(height: int, width: int, top: Color, bottom: Color) -> NDArray[np.float32]:
@@ -82,7 +82,9 @@ def _building(
 
 def _room(random: np.random.Generator, height: int, width: int) -> Canvas:
     wall = color(random, saturation=(10, 110), value=(120, 235))
-    canvas = Canvas(_to_image(_gradient(height, width, wall, shade(wall, 0.88)) + texture(random, height, width, 10, 3)))
+    canvas = Canvas(
+        _to_image(_gradient(height, width, wall, shade(wall, 0.88)) + texture(random, height, width, 10, 3))
+    )
     if random.random() < 0.5:
         stripe = shade(wall, random.uniform(0.8, 0.95))
         step = random.uniform(0.05, 0.12) * width
@@ -161,7 +163,9 @@ def _patch(random: np.random.Generator, canvas: Canvas, base: Point, size: float
     corners = int(random.integers(3, 7))
     angles = np.sort(random.uniform(0, 2 * np.pi, corners))
     reach = random.uniform(0.1, 0.3, corners) * size
-    canvas.polygon(np.stack([base[0] + reach * np.cos(angles), base[1] + reach * np.sin(angles)], 1), color(random), owner)
+    canvas.polygon(
+        np.stack([base[0] + reach * np.cos(angles), base[1] + reach * np.sin(angles)], 1), color(random), owner
+    )
 
 
 def _snowman(random: np.random.Generator, canvas: Canvas, base: Point, size: float, owner: int | None) -> None:
@@ -180,6 +184,6 @@ def finish(random: np.random.Generator, image: NDArray[np.uint8], strength: floa
     values = (values - 128) * random.uniform(1 - 0.25 * strength, 1.1) + 128 + random.uniform(-18, 18) * strength
     sigma = random.uniform(0.0, 0.9) * strength
     if sigma > 0.3:
-        values = cv2.GaussianBlur(values, (0, 0), sigma).reshape(image.shape)  # type: ignore[assignment]
+        values = cv2.GaussianBlur(values, (0, 0), sigma).reshape(image.shape)
     values += random.standard_normal(image.shape, np.float32) * np.float32(random.uniform(0.5, 6) * strength)
     return _to_image(values)

@@ -42,7 +42,7 @@ class Canvas:
         fixed = np.round(np.asarray(points, np.float64) * (1 << _SHIFT)).astype(np.int32)
         cv2.fillPoly(self.image, [fixed], fill, lineType=cv2.LINE_AA, shift=_SHIFT)
         if owner is not None:
-            cv2.fillPoly(self.owner, [fixed], owner, shift=_SHIFT)  # type: ignore[call-overload]
+            cv2.fillPoly(self.owner, [fixed], owner, shift=_SHIFT)
 
     def ellipse(
         self,

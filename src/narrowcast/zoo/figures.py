@@ -187,7 +187,7 @@ def _draw_leg(canvas: Canvas, figure: Figure, joint: dict[str, Points], side: st
     cloth = shade(figure.trousers, 1.0 if side == "left" else 0.88)
     outward = np.sign(ankle[0] - (joint["left_hip"][0] + joint["right_hip"][0]) / 2) or 1.0
     toe = ankle + np.array([0.045 * outward, 0.022]) * unit
-    canvas.limb(ankle + [0, 0.012 * unit], toe, (0.026 * unit, 0.02 * unit), figure.shoes, owner)
+    canvas.limb(ankle + np.array([0, 0.012 * unit]), toe, (0.026 * unit, 0.02 * unit), figure.shoes, owner)
     canvas.limb(knee, ankle, (0.038 * unit, 0.026 * unit), cloth if figure.long_trousers else figure.skin, owner)
     canvas.limb(hip, knee, (0.056 * unit, 0.042 * unit), cloth, owner)
 
@@ -231,7 +231,9 @@ def _draw_head(canvas: Canvas, figure: Figure, joint: dict[str, Points], owner: 
         canvas.ellipse(ear, (0.017 * unit, 0.024 * unit), shade(figure.skin, 0.86), owner, angle)
     canvas.ellipse(center, size, figure.skin, owner, angle)
     if figure.frontal:
-        canvas.ellipse(center + up * 0.016 * unit, (size[0] * 1.04, size[1] * 0.9), figure.hair, owner, angle, (190, 350))
+        canvas.ellipse(
+            center + up * 0.016 * unit, (size[0] * 1.04, size[1] * 0.9), figure.hair, owner, angle, (190, 350)
+        )
         _draw_face(canvas, figure, joint, center, up, angle)
     else:
         canvas.ellipse(center + up * 0.012 * unit, (size[0] * 0.98, size[1] * 0.95), figure.hair, owner, angle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +22,11 @@ class _Frame:
         self.canvas = canvas
         self._center = np.asarray(center)
         self._size = size
-        self._aspect = aspect
-        self._angle = angle
         cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
         self._matrix = np.array([[cos * aspect, sin * aspect], [-sin / aspect, cos / aspect]]) * size
 
     def _at(self, points: object) -> NDArray[np.float64]:
-        return np.asarray(points, np.float64) @ self._matrix + self._center
+        return np.asarray(np.asarray(points, np.float64) @ self._matrix + self._center, np.float64)
 
     def polygon(self, points: object, fill: Color) -> None:
         self.canvas.polygon(self._at(points), fill)
@@ -35,9 +34,7 @@ class _Frame:
     def rectangle(self, x: float, y: float, width: float, height: float, fill: Color) -> None:
         self.polygon([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], fill)
 
-    def ellipse(
-        self, x: float, y: float, a: float, b: float, fill: Color, arc: tuple[float, float] = (0, 360)
-    ) -> None:
+    def ellipse(self, x: float, y: float, a: float, b: float, fill: Color, arc: tuple[float, float] = (0, 360)) -> None:
         t = np.radians(np.linspace(arc[0], arc[1], 28))
         self.polygon(np.stack([x + a * np.cos(t), y + b * np.sin(t)], axis=1), fill)
 
@@ -84,7 +81,9 @@ def _tree(frame: _Frame, main: Color, other: Color, random: np.random.Generator)
 
 def _car(frame: _Frame, main: Color, other: Color, random: np.random.Generator) -> None:
     rear, front = random.uniform(0.35, 0.6), random.uniform(0.2, 0.5)
-    frame.polygon([(-rear, -0.05), (-rear + 0.22, -0.5), (front - 0.15, -0.5), (front + 0.15, -0.05)], shade(main, 0.85))
+    frame.polygon(
+        [(-rear, -0.05), (-rear + 0.22, -0.5), (front - 0.15, -0.5), (front + 0.15, -0.05)], shade(main, 0.85)
+    )
     frame.polygon([(-rear + 0.1, -0.08), (-rear + 0.27, -0.42), (-0.05, -0.42), (-0.05, -0.08)], shade(other, 1.3))
     frame.rectangle(-0.95, -0.08, 1.9, 0.42, main)
     for x in (-0.52, 0.52):
@@ -140,7 +139,7 @@ def _flower(frame: _Frame, main: Color, other: Color, random: np.random.Generato
 def _mug(frame: _Frame, main: Color, other: Color, random: np.random.Generator) -> None:
     sign = 1 if random.random() < 0.5 else -1
     handle = [(0.5, -0.35), (0.88, -0.25), (0.92, 0.2), (0.5, 0.4)]
-    for a, b in zip(handle, handle[1:], strict=False):
+    for a, b in pairwise(handle):
         frame.line((a[0] * sign, a[1]), (b[0] * sign, b[1]), 0.09, shade(main, 0.85))
     frame.rectangle(-0.55, -0.6, 1.1, 1.3, main)
     frame.ellipse(0, -0.6, 0.55, 0.16, shade(main, 0.7))

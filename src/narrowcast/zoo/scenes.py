@@ -15,7 +15,16 @@ from narrowcast.zoo.canvas import Canvas, color
 from narrowcast.zoo.figures import KEYPOINT_NAMES, SKELETON, Figure, draw_figure, random_figure
 from narrowcast.zoo.objects import OBJECT_NAMES, draw_object
 
-__all__ = ["OBJECT_NAMES", "ObjectScene", "Person", "PoseScene", "coco_annotations", "label_lines", "object_scene", "pose_scene"]
+__all__ = [
+    "OBJECT_NAMES",
+    "ObjectScene",
+    "Person",
+    "PoseScene",
+    "coco_annotations",
+    "label_lines",
+    "object_scene",
+    "pose_scene",
+]
 
 _SIZES = ((320, 320), (320, 256), (256, 320), (384, 288), (320, 240), (288, 288))
 #: Owner of things in front of people; people count from 1.
@@ -179,7 +188,12 @@ def coco_annotations(scenes: Iterable[tuple[str, PoseScene]], description: str =
         "keypoints": list(KEYPOINT_NAMES),
         "skeleton": [list(limb) for limb in SKELETON],
     }
-    return {"info": {"description": description}, "images": images, "annotations": annotations, "categories": [category]}
+    return {
+        "info": {"description": description},
+        "images": images,
+        "annotations": annotations,
+        "categories": [category],
+    }
 
 
 def _annotation(number: int, image: int, person: Person) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""The command ``demo``: the main job on the embedded samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from narrowcast.cli.quantize import report
+from narrowcast.cli.tables import print_table, say
+
+if TYPE_CHECKING:
+    from narrowcast.bundle import Bundle, Predictor
+    from narrowcast.vision import Detections
+    from narrowcast.zoo import Sample
+
+__all__ = ["run"]
+
+
+def run(out: Path, target: str, force: bool, quiet: bool) -> None:
+    """Check, quantize, compare, measure and draw, for both samples."""
+    from narrowcast import bundle as bundles
+    from narrowcast.bundle.folder import check_out
+    from narrowcast.calibrate import images
+    from narrowcast.graph import load
+    from narrowcast.progress import set_quiet
+    from narrowcast.targets import check_rows, load_target
+    from narrowcast.zoo import sample
+
+    set_quiet(quiet)
+    chip = load_target(target)
+    for name in ("pose", "classify"):
+        check_out(out / name, force)
+    for name in ("pose", "classify"):
+        found = sample(name)
+        say(f"\n1. {name}: load {found.model.name} and place its nodes on {chip.title}")
+        model = load(found.model)
+        rows = check_rows(model.ir.graph, chip)
+        say(f"   {len(rows)} nodes, {sum(row.on == chip.units[0] for row in rows)} on {chip.units[0]}")
+        say(f"2. {name}: quantize on {found.calibration.name} images")
+        calibration = images(found.calibration, model.preprocess)
+        bundle = bundles.quantize(
+            model, calibration, target, out=out / name, force=force, command=("narrowcast", "demo", "--target", target)
+        )
+        report(bundle, verbose=False)
+        say(f"3. {name}: float and integers on labelled images that neither has seen")
+        _measure(bundle, found)
+        say(f"4. {name}: draw")
+        _draw(bundle, found, out / f"{name}.png")
+        say(f"   {out / f'{name}.png'} written: float on top, {chip.name} integers below")
+
+
+def _measure(bundle: Bundle, found: Sample) -> None:
+    from narrowcast.zoo.score import pose_recall, top1
+
+    rows = []
+    for label, predictor in (("float", bundle.floating), (f"{bundle.manifest.target} int8", bundle.quantized)):
+        if found.labels is not None:
+            rows.append((label, f"top-1 {top1(predictor.predict, found):.3f}"))
+        else:
+            people, joints = pose_recall(predictor.predict, found)
+            rows.append((label, f"people found {people:.3f}, of their joints within OKS 0.5: {joints:.3f}"))
+    print_table("", ("", "on validation images"), rows, 2)
+
+
+def _draw(bundle: Bundle, found: Sample, picture: Path) -> None:
+    import cv2
+    import numpy as np
+
+    from narrowcast.vision.draw import draw
+    from narrowcast.vision.preprocess import read_image
+
+    files = sorted(found.validation.iterdir())[:4]
+    manifest = bundle.manifest
+
+    def strip(predictor: Predictor) -> np.ndarray:
+        tiles = []
+        for file in files:
+            drawn = draw(read_image(file), predictor.predict(file), manifest.classes, manifest.skeleton)
+            scale = 320 / drawn.shape[0]
+            tiles.append(cv2.resize(drawn, (round(drawn.shape[1] * scale), 320), interpolation=cv2.INTER_AREA))
+        return np.hstack(tiles)
+
+    both = np.vstack([strip(bundle.floating), strip(bundle.quantized)])
+    done, data = cv2.imencode(".png", both)
+    if not done:
+        raise AssertionError("a PNG can always be encoded")
+    picture.write_bytes(data.tobytes())

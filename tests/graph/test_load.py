@@ -1,0 +1,239 @@
+"""Loading: what comes in, what comes out tidy, and what is refused with one line."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from builders import constant, model, save, silu_net, weights
+from onnx import TensorProto, helper
+
+from narrowcast.errors import UserError
+from narrowcast.graph import Model, Runner, load
+from narrowcast.graph.check import random_image
+from narrowcast.graph.exposure import find_head
+from narrowcast.vision.heads import decode_dense
+from narrowcast.zoo import sample
+
+
+def op_types(loaded: Model) -> list[str]:
+    return [node.op_type for node in loaded.ir.graph]
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 15, 17, 18, 20, 21, 22])
+def test_every_supported_opset_computes_the_same(tmp_path: Path, opset: int) -> None:
+    loaded = load(save(silu_net(opset), tmp_path / "m.onnx"))
+    assert "Silu" in op_types(loaded) and "Sigmoid" not in op_types(loaded)
+    assert loaded.difference["output"] < 1e-5
+
+
+def test_external_weights(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(silu_net(), str(path), save_as_external_data=True, location="m.data", size_threshold=0)
+    assert load(path).ir.graph.num_nodes() == 7
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(UserError, match=r"m\.onnx"):
+        load(path)
+
+
+def test_batch_normalization_is_folded(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    parameters = [constant(n, rng.uniform(0.5, 2, 8).astype(np.float32)) for n in ("gamma", "beta", "mean", "var")]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["n"], name="norm"),
+        helper.make_node("Relu", ["n"], ["r"], name="relu"),
+        helper.make_node("BatchNormalization", ["r", "gamma", "beta", "mean", "var"], ["y"], name="norm2"),
+    ]
+    loaded = load(save(model(nodes, [weights(rng, "w", 8, 3, 1, 1), *parameters]), tmp_path / "m.onnx"))
+    assert "BatchNormalization" not in op_types(loaded)
+    assert loaded.difference["output"] < 1e-5
+
+
+def hard_swish_nodes() -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Add", ["c", "three"], ["a"], name="add"),
+        helper.make_node("Clip", ["a", "zero", "six"], ["k"], name="clip"),
+        helper.make_node("Mul", ["c", "k"], ["m"], name="mul"),
+        helper.make_node("Div", ["m", "six"], ["y"], name="div"),
+    ]
+
+
+def gelu_nodes() -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Div", ["c", "root2"], ["d"], name="div"),
+        helper.make_node("Erf", ["d"], ["e"], name="erf"),
+        helper.make_node("Add", ["e", "one"], ["g"], name="add"),
+        helper.make_node("Mul", ["c", "g"], ["m"], name="mul"),
+        helper.make_node("Mul", ["m", "half"], ["y"], name="half_mul"),
+    ]
+
+
+def hard_sigmoid_nodes() -> list[onnx.NodeProto]:
+    return [*hard_swish_nodes()[:2], helper.make_node("Div", ["k", "six"], ["y"], name="div")]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "unit"),
+    [(hard_swish_nodes(), "HardSwish"), (gelu_nodes(), "Gelu"), (hard_sigmoid_nodes(), "HardSigmoid")],
+)
+def test_activation_patterns_become_one_unit(tmp_path: Path, nodes: list[onnx.NodeProto], unit: str) -> None:
+    rng = np.random.default_rng(2)
+    numbers = {"three": 3.0, "zero": 0.0, "six": 6.0, "one": 1.0, "half": 0.5, "root2": math.sqrt(2)}
+    constants = [constant(name, np.float32(value)) for name, value in numbers.items()]
+    conv = helper.make_node("Conv", ["x", "w"], ["c"], name="conv")
+    proto = model([conv, *nodes], [weights(rng, "w", 4, 3, 1, 1), *constants])
+    loaded = load(save(proto, tmp_path / "m.onnx"))
+    assert op_types(loaded) == ["Conv", unit]
+    assert loaded.difference["output"] < 1e-5
+
+
+def test_a_sigmoid_with_a_second_reader_is_no_silu(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["s"], name="s"),
+        helper.make_node("Mul", ["x", "s"], ["m"], name="m"),
+        helper.make_node("Add", ["m", "s"], ["y"], name="a"),
+    ]
+    assert "Silu" not in op_types(load(save(model(nodes), tmp_path / "m.onnx")))
+
+
+def test_dynamic_axes_are_fixed(tmp_path: Path) -> None:
+    proto = silu_net(shape=("batch", 3, "height", "width"))
+    path = save(proto, tmp_path / "m.onnx")
+    with pytest.raises(UserError, match="--size"):
+        load(path)
+    loaded = load(path, size=(24, 16))
+    assert list(loaded.ir.graph.inputs[0].shape or []) == [1, 3, 24, 16]
+    with_size = silu_net(shape=("batch", 3, "height", "width"))
+    with_size.metadata_props.add(key="imgsz", value="[32, 16]")
+    assert load(save(with_size, tmp_path / "n.onnx")).preprocess.height == 32
+
+
+def test_names_are_unique_and_kept(tmp_path: Path) -> None:
+    proto = silu_net()
+    proto.graph.node[0].name = ""
+    loaded = load(save(proto, tmp_path / "m.onnx"))
+    names = [node.name for node in loaded.ir.graph]
+    assert len(set(names)) == len(names) and all(names)
+    assert "conv1" in names
+
+
+def test_pose_head_is_cut_and_decodes_to_the_same(pose_model: Model) -> None:
+    assert pose_model.task == "pose"
+    assert pose_model.output_names[:3] == ("box_s8", "cls_s8", "kpt_s8")
+    assert pose_model.head is not None and pose_model.head.keypoint_shape == (17, 3)
+    image = random_image(pose_model.ir)
+    whole = Runner(pose_model.original).run(image)["output0"][0]
+    cut = decode_dense(Runner(pose_model.to_proto()).run(image), pose_model.head)
+    assert np.abs(cut[:4] - whole[:4]).max() < 0.05
+    assert np.abs(cut[4:5] - whole[4:5]).max() < 1e-4
+
+
+def test_topology_not_names_finds_the_head(tmp_path: Path) -> None:
+    proto = onnx.load(str(sample("pose").model))
+    renamed = {}
+    for index, node in enumerate(proto.graph.node):
+        node.name = f"n{index}"
+        for position, name in enumerate(node.output):
+            if name != "output0":
+                renamed[name] = f"t{index}_{position}"
+                node.output[position] = renamed[name]
+    for node in proto.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = renamed.get(name, name)
+    del proto.graph.value_info[:]
+    del proto.metadata_props[:]
+    assert load(save(proto, tmp_path / "m.onnx")).task == "pose"
+
+
+def test_keep_head(pose_model: Model) -> None:
+    whole = load(sample("pose").model, keep_head=True)
+    assert whole.head is None and whole.output_names == ("output0",)
+
+
+def test_unknown_head_stays_whole_and_says_why(tmp_path: Path) -> None:
+    loaded = load(save(silu_net(), tmp_path / "m.onnx"))
+    assert loaded.task == "generic"
+    assert any("stays whole" in note for note in loaded.notes)
+    assert isinstance(find_head(loaded.ir.graph), str)
+
+
+def test_loading_does_not_touch_the_file() -> None:
+    path = sample("pose").model
+    before = path.read_bytes()
+    load(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("missing.onnx", None, "does not exist"),
+        ("text.onnx", b"this is no model", "not an ONNX"),
+        ("empty.onnx", b"", "not an ONNX"),
+        ("model.txt", b"x", "suffix"),
+        ("model.pt", b"x", "yolo"),
+    ],
+)
+def test_bad_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None, words: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=words) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    data = sample("pose").model.read_bytes()
+    path = tmp_path / "m.onnx"
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="truncated"):
+        load(path)
+
+
+def broken(kind: str) -> onnx.ModelProto:
+    proto = silu_net()
+    if kind == "nan":
+        array = np.full((8, 3, 3, 3), np.nan, np.float32)
+        proto.graph.initializer[0].CopyFrom(constant("w0", array))
+    elif kind == "opset":
+        proto.opset_import[0].version = 23
+    elif kind == "batch":
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    elif kind == "two inputs":
+        proto.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
+    elif kind == "integer input":
+        proto.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+        proto.graph.node.insert(0, helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT))
+        proto.graph.node[1].input[0] = "f"
+    elif kind == "half":
+        proto.graph.initializer[0].CopyFrom(constant("w0", np.zeros((8, 3, 3, 3), np.float16)))
+    elif kind == "rank":
+        return model([helper.make_node("Relu", ["x"], ["y"])], shape=(1, 3))
+    return proto
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("nan", "NaN"), ("opset", "opset 23"), ("batch", "batch of 4"), ("two inputs", "2 inputs"),
+        ("integer input", "uint8"), ("half", "16-bit"), ("rank", "axes"),
+    ],
+)  # fmt: skip
+def test_refused_models(tmp_path: Path, kind: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load(save(broken(kind), tmp_path / "m.onnx"))
+
+
+def test_silu_function_is_standard_enough_for_the_checker(pose_model: Model) -> None:
+    onnx.checker.check_model(pose_model.to_proto())
+    assert ("narrowcast", "Silu", "") in pose_model.ir.functions
+    assert isinstance(pose_model.ir, ir.Model)
