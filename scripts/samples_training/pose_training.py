@@ -88,11 +88,11 @@ def losses(raw: tuple[Tensor, Tensor, Tensor], labels: Tensor, sizes: list[tuple
     raw_points = points.transpose(1, 2)[batch, cell].view(-1, KEYPOINTS, 3)
     keypoint, place, visible = _keypoint_losses(raw_points, cells[cell], stride, truth)
     return {
-        "box": 4.0 * (1 - ciou).sum() / count,
+        "box": 3.0 * (1 - ciou).sum() / count,
         "dfl": 0.6 * _bin_loss(logits, wanted),
         "score": 1.5 * (binary * focus).sum() / count,
-        "oks": 6.0 * keypoint,
-        "place": 4.0 * place,
+        "oks": 4.0 * keypoint,
+        "place": 20.0 * place,
         "visible": 0.4 * visible,
     }
 
@@ -149,22 +149,28 @@ def shrunk(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def train(
-    images: np.ndarray, labels: np.ndarray, phases: Sequence[tuple[int, int]], batch: int, seed: int = 0
+    images: np.ndarray,
+    labels: np.ndarray,
+    phases: Sequence[tuple[int, int]],
+    batch: int,
+    start: PoseNetwork | None = None,
+    seed: int = 0,
 ) -> PoseNetwork:
-    """Train from scratch; returns the running average of the weights.
+    """Train one cycle of the learning rate; returns the running average of the weights.
 
     Args:
         images: uint8 (N, 3, 256, 256) RGB.
         labels: float32 (N, M, 56).
         phases: steps and image side, one after the other; small images first save time.
         batch: images a step.
+        start: weights to begin with; fresh ones by default.
         seed: of weights and order.
     """
     sides = [side for steps, side in phases for _ in range(steps)]
     steps = len(sides)
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    network = PoseNetwork().to(memory_format=torch.channels_last)
+    network = (start or PoseNetwork()).train().to(memory_format=torch.channels_last)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
     )

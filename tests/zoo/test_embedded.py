@@ -14,7 +14,7 @@ import pytest
 from narrowcast.errors import UserError
 from narrowcast.vision.preprocess import Preprocess, preprocess
 from narrowcast.zoo import sample, sample_names
-from narrowcast.zoo.scenes import OBJECT_NAMES
+from narrowcast.zoo.scenes import OBJECT_NAMES, pose_scene
 
 LIMIT = 2_000_000
 
@@ -53,6 +53,15 @@ def test_no_image_is_in_both_parts() -> None:
         entry = sample(name)
         calibration = {file.read_bytes() for file in entry.calibration.iterdir()}
         assert not calibration & {file.read_bytes() for file in entry.validation.iterdir()}
+
+
+def test_shipped_images_are_what_the_generator_draws() -> None:
+    entry = sample("pose")
+    for number in (0, 5):
+        drawn = pose_scene(2000 + number).image.astype(np.int16)
+        shipped = cv2.imread(str(entry.validation / f"{number + 1:04}.jpg"))
+        assert shipped.shape == drawn.shape
+        assert np.abs(drawn - shipped).mean() < 6  # what JPEG changes
 
 
 def test_pose_model_looks_like_a_stock_export() -> None:

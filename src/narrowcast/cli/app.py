@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,13 +29,22 @@ KeepHead = Annotated[bool, typer.Option("--keep-head", help="Do not cut the deco
 Runtime = Annotated[str | None, typer.Option(help="Version of the chip's runtime; the newest known by default.")]
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C. Not KeyboardInterrupt, which typer would turn into an exit code and message of its own."""
+
+
+def _interrupt(*_: object) -> None:
+    raise _Interrupted
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except UserError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
+    except _Interrupted:
         _fail("interrupted: nothing was written")
     except OSError as error:
         _fail(f"{error.filename or 'the file system'}: {error.strerror or error}")

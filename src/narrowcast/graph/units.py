@@ -225,4 +225,8 @@ def _add_function(model: ir.Model, op_type: str, opset: int) -> None:
 
 def inline_units(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which the functions of this module are written out as standard operators."""
-    return onnx.inliner.inline_local_functions(proto)
+    inlined = onnx.inliner.inline_local_functions(proto)
+    kept = [entry for entry in inlined.opset_import if entry.domain != DOMAIN]
+    del inlined.opset_import[:]
+    inlined.opset_import.extend(kept)
+    return inlined

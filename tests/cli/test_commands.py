@@ -1,0 +1,139 @@
+"""Commands end to end, in their own process where the exit code and standard error matter."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from narrowcast.bundle import Bundle
+from narrowcast.zoo import sample
+
+POSE = sample("pose")
+
+
+def narrowcast(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    code = "from narrowcast.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def refused(*arguments: object) -> str:
+    """The one line on standard error of a command that must fail with exit code 2."""
+    run = narrowcast(*arguments)
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert run.stderr.count("\n") == 1 and "Traceback" not in run.stderr, run.stderr
+    return run.stderr
+
+
+def test_quantize_inspect_predict(tmp_path: Path) -> None:
+    out = tmp_path / "pose"
+    run = narrowcast(
+        "quantize", POSE.model, "--images", POSE.calibration, "--target", "esp32p4", "--out", out, "--limit", 8,
+        "--method", "lp", "--json",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    summary = json.loads(run.stdout)
+    assert summary["task"] == "pose" and len(summary["comparison"]) == 9
+    assert all(entry["cosine"] > 0.9 for entry in summary["comparison"])
+    shown = narrowcast("inspect", out, "--nodes")
+    assert shown.returncode == 0 and "kpt_s32" in shown.stdout and "Silu" not in shown.stderr
+    image = sorted(POSE.validation.iterdir())[0]
+    run = narrowcast("predict", out, image, "--out", tmp_path / "a.jpg", "--json")
+    found = json.loads(run.stdout)
+    assert found["results"] and len(found["results"][0]["keypoints"]) == 17
+    assert cv2.imread(str(tmp_path / "a.jpg")).shape == cv2.imread(str(image)).shape
+    assert "exists" in refused("predict", out, image, "--out", tmp_path / "a.jpg")
+    command = json.loads((out / "manifest.json").read_text())["command"]
+    assert "--out" not in command and "quantize" in command
+
+
+def test_predict_a_folder_with_the_float_model(tmp_path: Path) -> None:
+    for index in range(2):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "in" / f"{index}.png"), np.zeros((50, 60, 3), np.uint8))
+    run = narrowcast("predict", POSE.model, tmp_path / "in", "--out", tmp_path / "drawn")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("nothing found") == 2
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
+def test_check() -> None:
+    run = narrowcast("check", POSE.model, "--target", "bayes-e", "--json")
+    rows = json.loads(run.stdout)["nodes"]
+    assert [row["type"] for row in rows if row["on"] == "CPU"] == ["Softmax"]
+    text = narrowcast("check", POSE.model, "--target", "esp32p4")
+    assert text.returncode == 0 and "0 cannot run" in text.stdout
+
+
+def test_targets_and_version() -> None:
+    assert {entry["name"] for entry in json.loads(narrowcast("targets", "--json").stdout)} >= {"onnx", "bayes-e"}
+    assert narrowcast("--version").stdout.startswith("narrowcast ")
+
+
+def test_edited_plan_reruns(pose_bundle: Bundle, tmp_path: Path) -> None:
+    document = json.loads((pose_bundle.path / "plan.json").read_text())
+    node = next(name for name in document["nodes"] if name.endswith("Conv"))
+    document["nodes"][node]["type"] = "int16"
+    (tmp_path / "edited.json").write_text(json.dumps(document))
+    common = ("quantize", POSE.model, "--images", POSE.calibration, "--limit", 4, "--method", "mse", "--target", "esp32p4")
+    run = narrowcast(*common, "--out", tmp_path / "b", "--plan", tmp_path / "edited.json")
+    assert run.returncode == 0, run.stderr
+    assert json.loads((tmp_path / "b" / "plan.json").read_text())["nodes"][node]["type"] == "int16"
+    document["tensors"]["nowhere"] = {"dtype": "int8", "scale": 1.0}
+    (tmp_path / "edited.json").write_text(json.dumps(document))
+    assert "nowhere" in refused(*common, "--out", tmp_path / "c", "--plan", tmp_path / "edited.json")
+
+
+def test_mistakes_are_one_line(tmp_path: Path, pose_bundle: Bundle) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_bytes(b"\xff\xd8 no")
+    model, images = POSE.model, ("--images", POSE.calibration)
+    out = ("--out", tmp_path / "out")
+    assert "does not exist" in refused("quantize", tmp_path / "no.onnx", *images, *out)
+    assert "known are" in refused("quantize", model, *images, *out, "--target", "esp32p5")
+    assert "no images" in refused("quantize", model, "--images", tmp_path / "empty", *out)
+    assert "corrupt" in refused("quantize", model, "--images", tmp_path / "bad", *out)
+    assert "--force" in refused("quantize", model, *images, "--out", pose_bundle.path)
+    assert "--size" in refused("quantize", model, *images, *out, "--size", "big")
+    assert "--mean" in refused("quantize", model, *images, *out, "--mean", "a,b")
+    assert "no bundle" in refused("inspect", tmp_path / "empty")
+    assert "does not exist" in refused("predict", pose_bundle.path, tmp_path / "no.jpg")
+    assert "corrupt" in refused("predict", pose_bundle.path, tmp_path / "bad" / "a.jpg")
+    assert "engine" in refused("predict", pose_bundle.path, next(POSE.validation.iterdir()), "--engine", "warp")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_in_calibration(tmp_path: Path) -> None:
+    """A real SIGINT while images are read: one line, exit code 2, nothing left behind."""
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    for index in range(600):
+        (inputs / f"{index:04}.jpg").write_bytes(sorted(POSE.calibration.iterdir())[index % 8].read_bytes())
+    code = (
+        "import sys, narrowcast.calibrate.statistics as s\n"
+        "add = s.TensorStatistics.add\n"
+        "def told(*a):\n    sys.stdout.write('started\\n'); sys.stdout.flush(); return add(*a)\n"
+        "s.TensorStatistics.add = told\n"
+        "from narrowcast.cli import main; main()"
+    )
+    arguments = ["quantize", str(POSE.model), "--images", str(inputs), "--out", str(tmp_path / "out" / "b")]
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None and run.stdout.readline() == "started\n"
+    time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 2 and errors == "narrowcast: interrupted: nothing was written\n"
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
