@@ -9,10 +9,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from narrowcast.bundle import Bundle, quantize  # noqa: E402
-from narrowcast.calibrate import images  # noqa: E402
-from narrowcast.graph import Model, load  # noqa: E402
-from narrowcast.zoo import sample  # noqa: E402
+from narrowcast.bundle import Bundle, quantize
+from narrowcast.calibrate import images
+from narrowcast.graph import Model, load
+from narrowcast.zoo import sample
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def complete_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def losses(raw: tuple[Tensor, Tensor, Tensor], labels: Tensor, sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
-    """Weighted loss terms.
+    """Loss terms, not yet weighted.
 
     Args:
         raw: (B, 64, A), (B, 1, A), (B, 51, A) outputs of the head.
@@ -81,20 +81,26 @@ def losses(raw: tuple[Tensor, Tensor, Tensor], labels: Tensor, sizes: list[tuple
     iou, ciou = complete_iou(torch.cat((at - sides[:, :2], at + sides[:, 2:]), 1), truth[:, :4])
     wanted = (torch.cat((at - truth[:, :2], truth[:, 2:4] - at), 1) / stride).clamp(0, BINS - 1.01)
     target = torch.zeros_like(score[:, 0])
-    target[batch, cell] = iou.detach().clamp(min=0.05)
+    target[batch, cell] = _sharpened(iou.detach().clamp(min=0.05), batch * labels.shape[1] + index[chosen])
     count = max(1, len(where))
     binary = functional.binary_cross_entropy_with_logits(score[:, 0], target, reduction="none")
     focus = (target - score[:, 0].detach().sigmoid()).abs() ** 1.5 + (target > 0) * 0.1
     raw_points = points.transpose(1, 2)[batch, cell].view(-1, KEYPOINTS, 3)
     keypoint, place, visible = _keypoint_losses(raw_points, cells[cell], stride, truth)
     return {
-        "box": 3.0 * (1 - ciou).sum() / count,
-        "dfl": 0.6 * _bin_loss(logits, wanted),
-        "score": 1.5 * (binary * focus).sum() / count,
-        "oks": 4.0 * keypoint,
-        "place": 20.0 * place,
-        "visible": 0.4 * visible,
+        "box": (1 - ciou).sum() / count,
+        "dfl": _bin_loss(logits, wanted),
+        "score": (binary * focus).sum() / count,
+        "oks": keypoint,
+        "place": place,
+        "visible": visible,
     }
+
+
+def _sharpened(quality: Tensor, owner: Tensor) -> Tensor:
+    """Keep the best quality of each object and lower the others, so that cells beside the best one stay quiet."""
+    best = torch.zeros(int(owner.max()) + 1 if len(owner) else 1).scatter_reduce(0, owner, quality, "amax")
+    return quality * (quality / best[owner]) ** 3
 
 
 def _bin_loss(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -148,25 +154,35 @@ def shrunk(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return images, labels * factors
 
 
+@dataclass(frozen=True)
+class Round:
+    """One cycle of the learning rate.
+
+    Attributes:
+        phases: steps and image side, one after the other; small images first save time.
+        weights: of the loss terms.
+        seed: of the order, and of fresh weights.
+    """
+
+    phases: tuple[tuple[int, int], ...]
+    weights: dict[str, float]
+    seed: int = 0
+
+
 def train(
-    images: np.ndarray,
-    labels: np.ndarray,
-    phases: Sequence[tuple[int, int]],
-    batch: int,
-    start: PoseNetwork | None = None,
-    seed: int = 0,
+    images: np.ndarray, labels: np.ndarray, cycle: Round, batch: int, start: PoseNetwork | None = None
 ) -> PoseNetwork:
-    """Train one cycle of the learning rate; returns the running average of the weights.
+    """Train one cycle; returns the running average of the weights.
 
     Args:
         images: uint8 (N, 3, 256, 256) RGB.
         labels: float32 (N, M, 56).
-        phases: steps and image side, one after the other; small images first save time.
+        cycle: how long, on which sizes, with which weights.
         batch: images a step.
-        start: weights to begin with; fresh ones by default.
-        seed: of weights and order.
+        start: network to begin with; a fresh one by default.
     """
-    sides = [side for steps, side in phases for _ in range(steps)]
+    seed = cycle.seed
+    sides = [side for steps, side in cycle.phases for _ in range(steps)]
     steps = len(sides)
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -187,7 +203,7 @@ def train(
             raw = network(x.contiguous(memory_format=torch.channels_last))
         terms = losses(raw, y, [(side // stride, side // stride) for stride in STRIDES])
         optimizer.zero_grad()
-        sum(terms.values()).backward()
+        sum(cycle.weights[name] * term for name, term in terms.items()).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 20.0)
         optimizer.step()
         schedule.step()

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from builders import save, silu_net
 
+from builders import save, silu_net
 from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.bundle import make as making
 from narrowcast.bundle.compare import compare_tensors

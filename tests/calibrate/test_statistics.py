@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import save, silu_net
 from hypothesis import given
 from hypothesis import strategies as st
 
+from builders import save, silu_net
 from narrowcast.calibrate import collect, images
 from narrowcast.calibrate.statistics import BINS, SAMPLES, Histogram, TensorStatistics, _step
 from narrowcast.errors import UserError

@@ -84,7 +84,18 @@ def test_edited_plan_reruns(pose_bundle: Bundle, tmp_path: Path) -> None:
     node = next(name for name in document["nodes"] if name.endswith("Conv"))
     document["nodes"][node]["type"] = "int16"
     (tmp_path / "edited.json").write_text(json.dumps(document))
-    common = ("quantize", POSE.model, "--images", POSE.calibration, "--limit", 4, "--method", "mse", "--target", "esp32p4")
+    common = (
+        "quantize",
+        POSE.model,
+        "--images",
+        POSE.calibration,
+        "--limit",
+        4,
+        "--method",
+        "mse",
+        "--target",
+        "esp32p4",
+    )
     run = narrowcast(*common, "--out", tmp_path / "b", "--plan", tmp_path / "edited.json")
     assert run.returncode == 0, run.stderr
     assert json.loads((tmp_path / "b" / "plan.json").read_text())["nodes"][node]["type"] == "int16"

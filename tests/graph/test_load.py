@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from builders import constant, model, save, silu_net, weights
 from onnx import TensorProto, helper
 
+from builders import constant, model, save, silu_net, weights
 from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.check import random_image

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from builders import save, silu_net
 
+from builders import save, silu_net
 from narrowcast.calibrate import collect
 from narrowcast.graph import Model, Runner, load
 from narrowcast.lower import lower_qdq
@@ -49,7 +49,7 @@ def slow(net: Model, plan: Plan, x: np.ndarray) -> dict[str, np.ndarray]:
 
     def stored(name: str, value: np.ndarray) -> None:
         encoding = plan.tensors.get(name)
-        keep = encoding is None or encoding.dtype == "int32" and name == "y"
+        keep = encoding is None or (encoding.dtype == "int32" and name == "y")
         values[name] = value if keep else encoding.dequantize(encoding.quantize(value)).astype(np.float64)  # type: ignore[union-attr]
 
     for name in list(values):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import model, save, silu_net, weights
 from onnx import helper
 
+from builders import model, save, silu_net, weights
 from narrowcast.calibrate import collect
 from narrowcast.errors import UserError
 from narrowcast.graph import Model, load

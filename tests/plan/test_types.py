@@ -40,7 +40,14 @@ def test_per_channel_broadcasts_along_its_axis() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("int4", 1.0), ("int8", 0.0), ("int8", float("nan")), ("int8", (1.0, 2.0)), ("int8", 1.0, 200), ("int8", 1.0, 0, 1)],
+    [
+        ("int4", 1.0),
+        ("int8", 0.0),
+        ("int8", float("nan")),
+        ("int8", (1.0, 2.0)),
+        ("int8", 1.0, 200),
+        ("int8", 1.0, 0, 1),
+    ],
 )
 def test_impossible_encodings_are_refused(arguments: tuple[object, ...]) -> None:
     with pytest.raises(ValueError):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from builders import constant, model, save, silu_net, weights
 from onnx import helper
 
+from builders import constant, model, save, silu_net, weights
 from narrowcast.errors import UserError
 from narrowcast.graph import Model, load
 from narrowcast.targets import check_rows, load_target, place, support, target_names

@@ -88,7 +88,9 @@ def test_equals_the_slow_decode(spec: HeadSpec, layout: str) -> None:
 
 @given(st.integers(0, 1000), st.booleans(), st.floats(0.01, 0.9))
 @settings(max_examples=40, deadline=None)
-def test_integer_threshold_keeps_what_the_dequantized_one_keeps(seed: int, per_channel: bool, confidence: float) -> None:
+def test_integer_threshold_keeps_what_the_dequantized_one_keeps(
+    seed: int, per_channel: bool, confidence: float
+) -> None:
     rng = np.random.default_rng(seed)
     spec = HeadSpec("detect", (8, 16), 4)
     integers, floats, encodings = {}, {}, {}

@@ -65,7 +65,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         else:
             partial.rename(target)
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}", "free space or choose another --out") from error
+        raise UserError(
+            f"{out} cannot be written: {error.strerror or error}", "free space or choose another --out"
+        ) from error
     finally:
         if partial.exists():
             shutil.rmtree(partial, ignore_errors=True)

@@ -87,7 +87,9 @@ def quantize(
     path = check_out(out, force)
     drafted = draft(model.ir.graph, load_target(target), pins, runtime)
     calibration, held = images.hold_back()
-    difference = {key: max(value, model.difference.get(key, 0.0)) for key, value in _first_difference(model, calibration).items()}
+    difference = {
+        key: max(value, model.difference.get(key, 0.0)) for key, value in _first_difference(model, calibration).items()
+    }
     float_model = model.to_proto()
     wanted = drafted.wanted_statistics()
     try:
@@ -95,7 +97,9 @@ def quantize(
     except FloatingPointError as error:
         raise UserError(f"{model.source} computes {error}", "check the model and the image") from error
     chosen, scores = _choose(model, drafted, statistics, method, percentile, calibration, float_model, threads)
-    outputs = compare_tensors(float_model, chosen.proto, {n: n for n in model.output_names}, track(held, "compare", len(held)), threads)
+    outputs = compare_tensors(
+        float_model, chosen.proto, {n: n for n in model.output_names}, track(held, "compare", len(held)), threads
+    )
     nodes = compare_tensors(float_model, chosen.proto, _node_pairs(drafted, chosen.plan), islice(held, 4), threads)
     record = {
         "method": chosen.method,
@@ -143,7 +147,11 @@ def _choose(
 
 
 def _outputs(
-    float_model: onnx.ModelProto, proto: onnx.ModelProto, model: Model, inputs: Iterable[NDArray[np.float32]], threads: int
+    float_model: onnx.ModelProto,
+    proto: onnx.ModelProto,
+    model: Model,
+    inputs: Iterable[NDArray[np.float32]],
+    threads: int,
 ) -> list[Comparison]:
     return compare_tensors(float_model, proto, {name: name for name in model.output_names}, inputs, threads)
 

@@ -99,9 +99,13 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         data = json.loads(file.read_text())
     except FileNotFoundError as error:
-        raise UserError(f"{folder} is no bundle (it has no manifest.json)", "make one with narrowcast quantize") from error
+        raise UserError(
+            f"{folder} is no bundle (it has no manifest.json)", "make one with narrowcast quantize"
+        ) from error
     except NotADirectoryError as error:
-        raise UserError(f"{folder} is no bundle but a file", "give the folder that narrowcast quantize wrote") from error
+        raise UserError(
+            f"{folder} is no bundle but a file", "give the folder that narrowcast quantize wrote"
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}", "quantize again") from error
     if not isinstance(data, dict) or data.get("version") != VERSION:

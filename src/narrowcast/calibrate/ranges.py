@@ -55,9 +55,9 @@ def choose_range(
     Args:
         statistics: of each tensor.
         spec: the integers and the method.
-        through: op type of the unary function (key of :data:`narrowcast.calibrate.unary.UNARY`) that is all that ever
-            reads the tensors. ``mse`` and ``lp`` then measure the error behind it, because the flat side of SiLU forgives
-            what its steep side does not.
+        through: op type of the unary function (key of :data:`narrowcast.calibrate.unary.UNARY`) that is all that
+            ever reads the tensors. ``mse`` and ``lp`` then measure the error behind it, because the flat side of
+            SiLU forgives what its steep side does not.
 
     Returns:
         (scale > 0, zero point within the integers).
@@ -112,7 +112,7 @@ def _percentile(histogram: Histogram, percent: float) -> tuple[float, float]:
     shares = np.cumsum(histogram.counts) / max(1, histogram.counts.sum())
     edges = histogram.centers + histogram.limit / len(histogram.counts)
     low = edges[np.searchsorted(shares, 1 - percent / 100)] - 2 * histogram.limit / len(histogram.counts)
-    high = edges[min(np.searchsorted(shares, percent / 100), len(edges) - 1)]
+    high = edges[min(int(np.searchsorted(shares, percent / 100)), len(edges) - 1)]
     return float(low), float(high)
 
 

@@ -35,7 +35,7 @@ class Histogram:
     @property
     def centers(self) -> NDArray[np.float64]:
         """Middle of every bin, shape (BINS,), in the tensor's unit."""
-        return (np.arange(BINS) + 0.5) * (2 * self.limit / BINS) - self.limit
+        return np.asarray((np.arange(BINS) + 0.5) * (2 * self.limit / BINS) - self.limit, np.float64)
 
     def grow(self, limit: float) -> None:
         """Widen to at least ``limit``."""
@@ -122,9 +122,9 @@ class TensorStatistics:
         if per_channel and values.ndim > 1:
             axes = tuple(axis for axis in range(values.ndim) if axis != 1)
             lows, highs = values.min(axis=axes), values.max(axis=axes)
-            first = self.channel_minimum is None or self.channel_maximum is None
-            self.channel_minimum = lows if first else np.minimum(self.channel_minimum, lows)
-            self.channel_maximum = highs if first else np.maximum(self.channel_maximum, highs)
+            if self.channel_minimum is not None and self.channel_maximum is not None:
+                lows, highs = np.minimum(self.channel_minimum, lows), np.maximum(self.channel_maximum, highs)
+            self.channel_minimum, self.channel_maximum = lows, highs
 
     def merge(self, other: TensorStatistics) -> TensorStatistics:
         """Statistics of both tensors taken together (for tensors that share an encoding)."""

@@ -23,7 +23,9 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Threads = Annotated[int, typer.Option(help="Threads of onnxruntime; 0 for all cores.", min=0)]
-TargetName = Annotated[str, typer.Option("--target", "-t", help="Chip: a name (see 'narrowcast targets') or a YAML file.")]
+TargetName = Annotated[
+    str, typer.Option("--target", "-t", help="Chip: a name (see 'narrowcast targets') or a YAML file.")
+]
 Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the input, for a model with dynamic axes.")]
 KeepHead = Annotated[bool, typer.Option("--keep-head", help="Do not cut the decode arithmetic off.")]
 Runtime = Annotated[str | None, typer.Option(help="Version of the chip's runtime; the newest known by default.")]
@@ -118,7 +120,9 @@ def quantize(
     int16: Annotated[list[str] | None, typer.Option(help="Node (or pattern with *) to run at 16 bits.")] = None,
     float_: Annotated[list[str] | None, typer.Option("--float", help="Node (or pattern) to leave in float.")] = None,
     size: Size = None,
-    mean: Annotated[str | None, typer.Option(help="Mean to subtract, pixel units: one value, or one a channel.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Mean to subtract, pixel units: one value, or one a channel.")
+    ] = None,
     scale: Annotated[str | None, typer.Option(help="Factor after the mean: one value, or one a channel.")] = None,
     color: Annotated[str | None, typer.Option(help="What the model eats: rgb, bgr or gray.")] = None,
     resize: Annotated[str | None, typer.Option(help="letterbox, stretch or center-crop.")] = None,

@@ -10,7 +10,6 @@ from narrowcast.cli.tables import print_table, say
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle, Predictor
-    from narrowcast.vision import Detections
     from narrowcast.zoo import Sample
 
 __all__ = ["run"]

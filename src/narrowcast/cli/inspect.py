@@ -39,7 +39,14 @@ def _model(path: Path, json: bool) -> None:
     if json:
         spec = model.preprocess.to_dict()
         print_json(
-            {"task": model.task, "input": model.input_name, "preprocess": spec, "outputs": dict(outputs), "classes": list(model.classes), "notes": list(model.notes)}
+            {
+                "task": model.task,
+                "input": model.input_name,
+                "preprocess": spec,
+                "outputs": dict(outputs),
+                "classes": list(model.classes),
+                "notes": list(model.notes),
+            }
         )
         return
     say(f"{model.source}: {model.task}, {model.ir.graph.num_nodes()} nodes, input {model.input_name}")
@@ -61,10 +68,15 @@ def _bundle(bundle: Bundle) -> None:
     say(f"{bundle.path}: {manifest.task} model {manifest.model['source']} for {manifest.target} ({manifest.runtime})")
     spec = manifest.preprocess
     coding = manifest.input_encoding
-    integer = f"{coding['dtype']}, scale {_scale(coding['scale'])}, zero point {coding['zero_point']}" if coding else "float32"
+    integer = (
+        f"{coding['dtype']}, scale {_scale(coding['scale'])}, zero point {coding['zero_point']}"
+        if coding
+        else "float32"
+    )
     say(f"input  {manifest.input_name} {'x'.join(map(str, manifest.input_shape))}, {integer}")
     say(
-        f"       {spec.resize} {spec.height}x{spec.width}, {spec.color.upper()}, (pixel - {_list(spec.mean)}) * {_list(spec.scale)}"
+        f"       {spec.resize} {spec.height}x{spec.width}, {spec.color.upper()}, "
+        f"(pixel - {_list(spec.mean)}) * {_list(spec.scale)}"
     )
     rows = [
         (
@@ -83,11 +95,20 @@ def _bundle(bundle: Bundle) -> None:
     places = Counter((entry.unit, entry.type) for entry in plan.nodes.values())
     kinds = Counter(encoding.dtype for encoding in plan.tensors.values())
     say("nodes   " + ", ".join(f"{count} on {unit} in {kind}" for (unit, kind), count in sorted(places.items())))
-    say("tensors " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) + f"; {len(plan.edges)} requantized on an edge")
-    sizes = [(name, f"{(bundle.path / name).stat().st_size / 1e6:.2f} MB", digest[:12]) for name, digest in manifest.files.items()]
+    say(
+        "tensors "
+        + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        + f"; {len(plan.edges)} requantized on an edge"
+    )
+    sizes = [
+        (name, f"{(bundle.path / name).stat().st_size / 1e6:.2f} MB", digest[:12])
+        for name, digest in manifest.files.items()
+    ]
     print_table("", ("file", "size", "SHA-256"), sizes)
     comparison_table(
-        f"Outputs against float on {len(manifest.calibration['held_back'])} held-back images", manifest.comparison, "output"
+        f"Outputs against float on {len(manifest.calibration['held_back'])} held-back images",
+        manifest.comparison,
+        "output",
     )
 
 

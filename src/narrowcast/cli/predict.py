@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.tables import print_json, print_table, say
 from narrowcast.errors import UserError
@@ -60,7 +60,7 @@ def run(
         raise UserError(f"{image} holds no images", f"put {', '.join(sorted(SUFFIXES))} files there")
     pictures = _pictures(image, files, out, force)
     predictor = open_predictor(bundle, engine)
-    results = []
+    results: list[dict[str, Any]] = []
     for file in track(files, "predict"):
         found = predictor.predict(file, confidence=conf, iou=iou, top_k=top_k)
         results.append({"image": str(file), "results": found.to_dict(predictor.classes)})
@@ -103,17 +103,14 @@ def _draw(file: Path, found: Detections | Classification, predictor: Predictor, 
     picture.write_bytes(data.tobytes())
 
 
-def _print(results: list[dict[str, object]], predictor: Predictor) -> None:
+def _print(results: list[dict[str, Any]], predictor: Predictor) -> None:
     for result in results:
-        entries: list[dict[str, object]] = result["results"]  # type: ignore[assignment]
+        entries = result["results"]
         if predictor.task == "classify":
             rows = [(str(e["class"]), f"{e['score']:.4f}") for e in entries]
             print_table(str(result["image"]), ("class", "probability"), rows)
         elif not entries:
             say(f"{result['image']}: nothing found")
         else:
-            rows = [
-                (str(e["class"]), f"{e['score']:.3f}", *(f"{v:.1f}" for v in e["box"]))  # type: ignore[attr-defined]
-                for e in entries
-            ]
-            print_table(str(result["image"]), ("class", "score", "left", "top", "right", "bottom"), rows)
+            found = [(str(e["class"]), f"{e['score']:.3f}", *(f"{v:.1f}" for v in e["box"])) for e in entries]
+            print_table(str(result["image"]), ("class", "score", "left", "top", "right", "bottom"), found)

@@ -76,7 +76,9 @@ def _command(arguments: Sequence[str]) -> list[str]:
             skip = False
         elif argument in ("--out", "-o"):
             skip = True
-        elif argument not in ("--force", "--json", "--quiet", "-q", "--verbose", "-v") and not argument.startswith("--out="):
+        elif argument not in ("--force", "--json", "--quiet", "-q", "--verbose", "-v") and not argument.startswith(
+            "--out="
+        ):
             kept.append(argument)
     return kept
 
@@ -120,7 +122,8 @@ def report(bundle: Bundle, verbose: bool) -> None:
         nodes = json.loads((bundle.path / NODES_FILE).read_text())
         comparison_table(f"Tensors, float against {manifest.target} integers", nodes, "tensor")
     comparison_table(
-        f"Outputs, float against {manifest.target} integers, on {held} image{'s' if held != 1 else ''} held back from calibration",
+        f"Outputs, float against {manifest.target} integers, on {held} image{'s' if held != 1 else ''} "
+        "held back from calibration",
         manifest.comparison,
         "output",
     )

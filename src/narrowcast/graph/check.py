@@ -84,5 +84,7 @@ def compare(
     found = differences(original, prepared, head, tensor)
     worst = violation(found)
     if worst:
-        raise UserError(f"the simplified graph of {source} computes something else ({worst})", "please report the model")
+        raise UserError(
+            f"the simplified graph of {source} computes something else ({worst})", "please report the model"
+        )
     return found

@@ -56,7 +56,11 @@ def find_head(graph: ir.Graph, keypoint_shape: tuple[int, int] | None = None) ->
 
 
 def _describe(
-    graph: ir.Graph, levels: dict[int, list[ir.Value]], channels: tuple[int, ...], rows: int, keypoint_shape: tuple[int, int] | None
+    graph: ir.Graph,
+    levels: dict[int, list[ir.Value]],
+    channels: tuple[int, ...],
+    rows: int,
+    keypoint_shape: tuple[int, int] | None,
 ) -> Exposure | str:
     if len(channels) not in (2, 3) or channels[0] % 4:
         return f"{len(channels)} last convolutions a stride with {channels} channels fit no known head"

@@ -80,9 +80,7 @@ def _check(model: onnx.ModelProto, file: Path) -> None:
         raise UserError(f"{file} is truncated or not an ONNX file", "export it again")
     opset = model_opset(model)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise UserError(
-            f"{file} has opset {opset}", f"export it with an opset from {OLDEST_OPSET} to {NEWEST_OPSET}"
-        )
+        raise UserError(f"{file} has opset {opset}", f"export it with an opset from {OLDEST_OPSET} to {NEWEST_OPSET}")
     for tensor in model.graph.initializer:
         if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
             raise UserError(f"{file} holds 16-bit float weights ({tensor.name})", "export it in float32 (half=False)")
@@ -153,9 +151,7 @@ def fix_shapes(model: onnx.ModelProto, file: str, size: tuple[int, int] | None =
     return copy
 
 
-def _wanted_shape(
-    dims: list[int], model: onnx.ModelProto, file: str, size: tuple[int, int] | None
-) -> list[int]:
+def _wanted_shape(dims: list[int], model: onnx.ModelProto, file: str, size: tuple[int, int] | None) -> list[int]:
     channels_last = dims[3] in (1, 3) and dims[1] not in (1, 3)
     height_axis, channel_axis = (1, 3) if channels_last else (2, 1)
     wanted = [1, *dims[1:]]
@@ -193,4 +189,6 @@ def to_supported_opset(model: onnx.ModelProto, file: str) -> onnx.ModelProto:
         return onnx.version_converter.convert_version(model, LOWEST_WORKING_OPSET)
     except Exception as error:  # the converter raises RuntimeError and C++ exceptions alike
         reason = str(error).splitlines()[0]
-        raise UserError(f"{file} cannot be raised to opset {LOWEST_WORKING_OPSET}: {reason}", "export it with opset 17") from error
+        raise UserError(
+            f"{file} cannot be raised to opset {LOWEST_WORKING_OPSET}: {reason}", "export it with opset 17"
+        ) from error

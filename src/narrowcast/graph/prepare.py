@@ -75,7 +75,9 @@ def _fold_batch_normalization(model: ir.Model) -> int:
         bias = ir.val(f"{node.name}.bias", const_value=ir.tensor((beta - mean * factor).astype(np.float32)))
         for value in (weight, bias):
             graph.register_initializer(value)
-        conv = ir.node("Conv", [node.inputs[0], weight, bias], attributes={"group": factor.size}, num_outputs=1, name=node.name)
+        conv = ir.node(
+            "Conv", [node.inputs[0], weight, bias], attributes={"group": factor.size}, num_outputs=1, name=node.name
+        )
         old, new = node.outputs[0], conv.outputs[0]
         new.name, new.shape, new.type = old.name, old.shape, old.type
         graph.insert_before(node, conv)

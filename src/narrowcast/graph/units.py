@@ -184,7 +184,13 @@ def fuse_units(model: ir.Model) -> int:
 
 
 def _replace(
-    graph: ir.Graph, node: ir.Node, inner: list[ir.Node], op_type: str, domain: str, x: ir.Value, attributes: dict[str, float]
+    graph: ir.Graph,
+    node: ir.Node,
+    inner: list[ir.Node],
+    op_type: str,
+    domain: str,
+    x: ir.Value,
+    attributes: dict[str, float],
 ) -> None:
     old = node.outputs[0]
     unit = ir.node(op_type, [x], attributes=attributes or None, domain=domain, num_outputs=1, name=node.name)

@@ -64,7 +64,12 @@ class _Lowering:
     def node(self, op_type: str, x: ir.Value, encoding: Encoding, name: str) -> ir.Node:
         attributes = {"axis": encoding.axis} if encoding.axis is not None else None
         node = ir.node(
-            op_type, [x, *self.parameters(encoding)], attributes=attributes, domain=self.domain(encoding), name=name, num_outputs=1
+            op_type,
+            [x, *self.parameters(encoding)],
+            attributes=attributes,
+            domain=self.domain(encoding),
+            name=name,
+            num_outputs=1,
         )
         output = node.outputs[0]
         output.name, output.shape = name, x.shape

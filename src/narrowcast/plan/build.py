@@ -88,7 +88,9 @@ def draft(graph: ir.Graph, target: Target, pins: Pins | None = None, runtime: st
     return Draft(graph, target, placement, structure(graph, target, placement), pins)
 
 
-def finish(drafted: Draft, statistics: Mapping[str, TensorStatistics], method: str, percentile: float = 99.99) -> tuple[Plan, list[str]]:
+def finish(
+    drafted: Draft, statistics: Mapping[str, TensorStatistics], method: str, percentile: float = 99.99
+) -> tuple[Plan, list[str]]:
     """Choose every encoding.
 
     Args:
@@ -108,9 +110,7 @@ def finish(drafted: Draft, statistics: Mapping[str, TensorStatistics], method: s
         encoding = _group_encoding(group, drafted, statistics, method, percentile)
         by_group[id(group)] = encoding
         tensors.update(dict.fromkeys(group.values, encoding))
-    edges = {
-        key: by_group[id(group)] for key, group in drafted.structure.edges.items()
-    }
+    edges = {key: by_group[id(group)] for key, group in drafted.structure.edges.items()}
     edges.update(_type_edges(drafted, tensors, edges, statistics, method, percentile))
     edges = {key: value for key, value in edges.items() if value != _source_encoding(key, drafted, tensors)}
     notes: list[str] = []
@@ -188,7 +188,7 @@ def _encode_parameters(
     target = drafted.target
     type_ = drafted.placement[str(node.name)].type
     if node.op_type in ACCUMULATING and constant_of(node.inputs[1]) is not None:
-        weight_name = str(node.inputs[1].name)  # type: ignore[union-attr]
+        weight_name = str(node.inputs[1].name)
         dtype = target.weight.type_for(type_)
         pin = drafted.pins.tensors.get(weight_name)
         if pin is not None and pin.scale is not None:
@@ -233,7 +233,7 @@ def _accumulator_encoding(node: ir.Node, tensors: Mapping[str, Encoding], edges:
 
     def read(index: int) -> Encoding:
         value = node.inputs[index]
-        return edges.get(edge_key(str(node.name), index), tensors[str(value.name)])  # type: ignore[union-attr]
+        return edges.get(edge_key(str(node.name), index), tensors[str(value.name)])
 
     product = bias_encoding(read(0), read(1))
     return product if product.axis is None else replace(product, axis=1)

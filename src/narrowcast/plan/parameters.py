@@ -52,9 +52,7 @@ def weight_encoding(node: ir.Node, target: Target, dtype: str) -> Encoding:
     return Encoding(dtype, tuple(float(scale) for scale in scales), 0, axis)
 
 
-def _least_error_scales(
-    rows: NDArray[np.float64], qmin: int, qmax: int, power_of_two: bool
-) -> NDArray[np.float64]:
+def _least_error_scales(rows: NDArray[np.float64], qmin: int, qmax: int, power_of_two: bool) -> NDArray[np.float64]:
     """One scale a row: among the candidates below the full range, the one with the least squared error.
 
     Clipping one outlier by a few steps can pay for a finer grid everywhere else (Banner et al., ACIQ, 2018).
@@ -71,7 +69,7 @@ def _least_error_scales(
         error = np.square(quantized * scales[:, None] - rows).sum(axis=1)
         better = error < best_error
         best, best_error = np.where(better, scales, best), np.where(better, error, best_error)
-    return best
+    return np.asarray(best, np.float64)
 
 
 def bias_encoding(input_encoding: Encoding, weight: Encoding) -> Encoding:

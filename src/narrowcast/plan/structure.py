@@ -88,7 +88,7 @@ def structure(graph: ir.Graph, target: Target, placement: Mapping[str, Placement
     for node in graph:
         if is_passive(node, target):
             for output in node.outputs:
-                parent[root(output)] = root(node.inputs[0])  # type: ignore[arg-type]
+                parent[root(output)] = root(node.inputs[0])
         elif target.shared.get(node.op_type) == "output" and placement[node.name or ""].type != "float32":
             for index, value in activation_inputs(node):
                 if target.adopt and _may_adopt(value, target, placement):
@@ -141,13 +141,9 @@ def _may_adopt(value: ir.Value, target: Target, placement: Mapping[str, Placemen
     )
 
 
-def _add_group(
-    result: Structure, values: list[ir.Value], target: Target, placement: Mapping[str, Placement]
-) -> None:
+def _add_group(result: Structure, values: list[ir.Value], target: Target, placement: Mapping[str, Placement]) -> None:
     producers = [node for value in values if (node := value.producer()) is not None and not is_passive(node, target)]
-    consumers = [
-        use.node for value in values for use in value.uses() if not is_passive(use.node, target)
-    ]
+    consumers = [use.node for value in values for use in value.uses() if not is_passive(use.node, target)]
     quantized_consumers = [node for node in consumers if placement[node.name or ""].type != "float32"]
     quantized_producers = [node for node in producers if placement[node.name or ""].type != "float32"]
     if not quantized_producers and not quantized_consumers:

@@ -5,4 +5,14 @@ from narrowcast.targets.placement import CheckRow, check_rows, place, subgraphs
 from narrowcast.targets.schema import Target
 from narrowcast.targets.support import Support, support
 
-__all__ = ["CheckRow", "Support", "Target", "check_rows", "load_target", "place", "subgraphs", "support", "target_names"]
+__all__ = [
+    "CheckRow",
+    "Support",
+    "Target",
+    "check_rows",
+    "load_target",
+    "place",
+    "subgraphs",
+    "support",
+    "target_names",
+]

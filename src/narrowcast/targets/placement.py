@@ -83,9 +83,7 @@ def subgraphs(graph: ir.Graph, target: Target, verdicts: dict[str, Support]) -> 
         depth[str(node.name)] = deepest
     used = sorted({depth[name] for name, verdict in verdicts.items() if verdict.unit == first})
     number = {level: index for index, level in enumerate(used)}
-    return {
-        name: f"id({number[depth[name]]})" if verdict.unit == first else "--" for name, verdict in verdicts.items()
-    }
+    return {name: f"id({number[depth[name]]})" if verdict.unit == first else "--" for name, verdict in verdicts.items()}
 
 
 def check_rows(graph: ir.Graph, target: Target, runtime: str | None = None) -> list[CheckRow]:
@@ -99,7 +97,14 @@ def check_rows(graph: ir.Graph, target: Target, runtime: str | None = None) -> l
         kind = verdict.types[0] if verdict.types else "--"
         rows.append(
             CheckRow(
-                name, verdict.unit or "--", ids[name], node.op_type, kind, verdict.reason, verdict.remedy, verdict.supported
+                name,
+                verdict.unit or "--",
+                ids[name],
+                node.op_type,
+                kind,
+                verdict.reason,
+                verdict.remedy,
+                verdict.supported,
             )
         )
     return rows

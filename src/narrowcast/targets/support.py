@@ -164,7 +164,9 @@ def _broken(node: ir.Node, limits: Limits) -> str:
         (limits.pad, lambda: _within(_integers(node, "pads", 0), limits.pad or (0, 0), "padding")),
         (
             limits.channels,
-            lambda: _within([dims[1] for dims in _tensors(node) if len(dims) > 1], limits.channels or (0, 0), "channels"),
+            lambda: _within(
+                [dims[1] for dims in _tensors(node) if len(dims) > 1], limits.channels or (0, 0), "channels"
+            ),
         ),
         (limits.group_channels, lambda: _group_channels(node, limits.group_channels or (0, 0))),
         (
@@ -174,9 +176,11 @@ def _broken(node: ir.Node, limits: Limits) -> str:
         (limits.groups, lambda: _groups(node)),
         (
             limits.modes,
-            lambda: ""
-            if (mode := node.attributes.get_string("mode", "nearest")) in (limits.modes or ())
-            else f"mode {mode}",
+            lambda: (
+                ""
+                if (mode := node.attributes.get_string("mode", "nearest")) in (limits.modes or ())
+                else f"mode {mode}"
+            ),
         ),
         (limits.axes, lambda: _axis(node, limits.axes or ())),
         (limits.matrix_size, lambda: _matrix(node, limits.matrix_size or 0)),

@@ -71,7 +71,7 @@ class OutputEncoding:
 
 def sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logistic function without overflow, float32."""
-    return (0.5 * (1.0 + np.tanh(0.5 * x))).astype(np.float32)
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)), np.float32)
 
 
 def distances(logits: NDArray[np.float32], reg_max: int) -> NDArray[np.float32]:

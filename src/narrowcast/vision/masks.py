@@ -58,4 +58,4 @@ def with_masks(
 
 def _input_size(head: HeadSpec, proto: NDArray[np.float32]) -> float:
     """Input height: prototypes have half the smallest stride."""
-    return proto.shape[1] * head.strides[0] / 2
+    return float(proto.shape[1] * head.strides[0] / 2)

@@ -30,5 +30,5 @@ def non_maximum_suppression(
         shifted = shifted + (classes * (np.abs(boxes).max() * 2 + 1))[:, None]
     sizes = np.concatenate([shifted[:, :2], shifted[:, 2:] - shifted[:, :2]], axis=1)  # OpenCV takes x, y, w, h
     order = np.arange(len(boxes), 0, -1, dtype=np.float32)  # only the order of the scores counts
-    kept = cv2.dnn.NMSBoxes(sizes, order, 0.0, iou)
+    kept = cv2.dnn.NMSBoxes(sizes, order, 0.0, iou)  # type: ignore[arg-type]
     return np.sort(np.asarray(kept, np.int64).reshape(-1))[:max_detections]

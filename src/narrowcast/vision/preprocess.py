@@ -78,7 +78,7 @@ class Preprocess:
         unknown = sorted(set(data) - known)
         if unknown:
             raise ValueError(f"unknown preprocessing entry {unknown[0]!r}; known are {', '.join(sorted(known))}")
-        values = {k: tuple(map(float, v)) if k in ("mean", "scale") else v for k, v in data.items()}
+        values: dict[str, Any] = {k: tuple(map(float, v)) if k in ("mean", "scale") else v for k, v in data.items()}
         try:
             return cls(**values)
         except TypeError as error:
@@ -107,7 +107,7 @@ class Geometry:
         pad = np.array([self.pad_left, self.pad_top] * 2, np.float32)
         scale = np.array([self.scale_x, self.scale_y] * 2, np.float32)
         limit = np.array([self.image_width, self.image_height] * 2, np.float32)
-        return np.clip((boxes - pad) / scale, 0, limit).astype(np.float32)
+        return np.asarray(np.clip((boxes - pad) / scale, 0, limit), np.float32)
 
     def undo_points(self, points: NDArray[Any]) -> NDArray[np.float32]:
         """(..., 2 or more) x, y in input pixels to image pixels, clipped; further columns are kept."""
@@ -147,7 +147,7 @@ def preprocess(image: NDArray[np.uint8], spec: Preprocess) -> tuple[NDArray[np.f
         float32 tensor (1, C, height, width) or (1, height, width, C), and where the image lies in it.
     """
     if image.ndim == 2:
-        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)  # type: ignore[assignment]
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"an image has the shape (height, width, 3), not {image.shape}")
     placed, geometry = _PLACE[spec.resize](image, spec)
