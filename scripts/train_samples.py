@@ -20,11 +20,10 @@ sys.path.insert(0, str(ROOT / "src"))
 
 SAMPLES = ROOT / "src" / "narrowcast" / "zoo" / "samples"
 POSE_SCENES, POSE_BATCH = 8000, 32
-#: Phases (steps, image side) and weights of box, dfl, score, oks, place, visible. OKS has no slope far from the truth,
-#: so later rounds lean on the plain distance ("place"): limbs leave the mean pose only then.
+#: Phases (steps, image side), weights of box, dfl, score, oks, place, visible, and the seed.
 POSE_ROUNDS = (
     (((600, 160), (400, 256)), (4.0, 0.6, 1.5, 6.0, 4.0, 0.4), 0),
-    (((600, 160), (550, 256)), (3.0, 0.6, 1.5, 4.0, 20.0, 0.4), 2),
+    (((350, 192), (500, 256)), (3.0, 0.6, 1.5, 8.0, 4.0, 0.4), 1),
 )
 OBJECTS, OBJECT_STEPS, OBJECT_BATCH = 12000, 1000, 64
 

@@ -81,7 +81,7 @@ def losses(raw: tuple[Tensor, Tensor, Tensor], labels: Tensor, sizes: list[tuple
     iou, ciou = complete_iou(torch.cat((at - sides[:, :2], at + sides[:, 2:]), 1), truth[:, :4])
     wanted = (torch.cat((at - truth[:, :2], truth[:, 2:4] - at), 1) / stride).clamp(0, BINS - 1.01)
     target = torch.zeros_like(score[:, 0])
-    target[batch, cell] = _sharpened(iou.detach().clamp(min=0.05), batch * labels.shape[1] + index[chosen])
+    target[batch, cell] = iou.detach().clamp(min=0.05)
     count = max(1, len(where))
     binary = functional.binary_cross_entropy_with_logits(score[:, 0], target, reduction="none")
     focus = (target - score[:, 0].detach().sigmoid()).abs() ** 1.5 + (target > 0) * 0.1
@@ -95,12 +95,6 @@ def losses(raw: tuple[Tensor, Tensor, Tensor], labels: Tensor, sizes: list[tuple
         "place": place,
         "visible": visible,
     }
-
-
-def _sharpened(quality: Tensor, owner: Tensor) -> Tensor:
-    """Keep the best quality of each object and lower the others, so that cells beside the best one stay quiet."""
-    best = torch.zeros(int(owner.max()) + 1 if len(owner) else 1).scatter_reduce(0, owner, quality, "amax")
-    return quality * (quality / best[owner]) ** 3
 
 
 def _bin_loss(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ __all__ = ["BINS", "Histogram", "TensorStatistics", "collect", "with_outputs"]
 #: Bins of a histogram over [-limit, limit): 16 a step of an int8 range that fills it.
 BINS = 4096
 #: Values of one tensor of one image that go into its histogram, at most.
-SAMPLES = 1 << 14
+SAMPLES = 1 << 13
 
 
 @dataclass

@@ -74,7 +74,9 @@ def _draw(bundle: Bundle, found: Sample, picture: Path) -> None:
     def strip(predictor: Predictor) -> np.ndarray:
         tiles = []
         for file in files:
-            drawn = draw(read_image(file), predictor.predict(file), manifest.classes, manifest.skeleton)
+            drawn = draw(
+                read_image(file), predictor.predict(file, confidence=0.4, top_k=3), manifest.classes, manifest.skeleton
+            )
             scale = 320 / drawn.shape[0]
             tiles.append(cv2.resize(drawn, (round(drawn.shape[1] * scale), 320), interpolation=cv2.INTER_AREA))
         return np.hstack(tiles)
