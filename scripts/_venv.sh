@@ -1,8 +1,7 @@
-# Sourced by the other scripts: make .venv once, with this checkout installed in it.
-# usage: . scripts/_venv.sh [extra]
+# Sourced by the other scripts, which set $extra ("" or an extra of pyproject.toml) first:
+# makes .venv once, with this checkout installed in it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-extra="${1:-}"
 python="${PYTHON:-python3}"
 stamp=".venv/.installed${extra:+-$extra}"
 if [ ! -x .venv/bin/python ]; then
