@@ -94,7 +94,8 @@ def main() -> None:
     folder = options.data / ("imagenet/images" if model.task == "classify" else "coco/calib_images")
     found = images(folder, model.preprocess, limit=options.images)
     calibration, held = found.hold_back()
-    print(f"{options.model}: {len(calibration)} images to calibrate, {len(held)} held back, input {model.preprocess.width}")
+    size = model.preprocess.width
+    print(f"{options.model}: {len(calibration)} images to calibrate, {len(held)} held back, input {size}")
     columns: dict[str, dict[str, float]] = {}
     for target in TARGETS:
         plain, seconds, ratio = median_ratio(model, calibration, target)
