@@ -7,6 +7,7 @@ nothing quantized inside.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 from narrowcast.graph.units import constant_of, inline_units
 from narrowcast.plan.types import Encoding, Plan, edge_key
 
-__all__ = ["CONTRIB_DOMAIN", "lower_qdq"]
+__all__ = ["CONTRIB_DOMAIN", "SCALE_INPUT", "ZERO_POINT_INPUT", "lower_qdq"]
 
 #: 16-bit QuantizeLinear is standard from opset 21 on; onnxruntime has it in this domain before.
 CONTRIB_DOMAIN = "com.microsoft"
 _STANDARD_16_BIT_OPSET = 21
+#: Prefixes of the graph inputs of tunable parameters.
+SCALE_INPUT, ZERO_POINT_INPUT = "scale of ", "zero point of "
 
 
 @dataclass
@@ -34,9 +37,12 @@ class _Lowering:
     opset: int
     constants: dict[tuple[str, Any], ir.Value] = field(default_factory=dict)
     uses_contrib: bool = False
+    tunable: Mapping[str, str] = field(default_factory=dict)
 
-    def parameters(self, encoding: Encoding) -> tuple[ir.Value, ir.Value]:
-        """Initializers for scale and zero point, shared between equal encodings."""
+    def parameters(self, encoding: Encoding, key: str = "") -> tuple[ir.Value, ir.Value]:
+        """Scale and zero point: initializers shared between equal encodings, or graph inputs if ``key`` is tunable."""
+        if key in self.tunable:
+            return self._inputs(encoding, self.tunable[key])
         scale_key = ("scale", encoding.scale)
         if scale_key not in self.constants:
             scale = np.asarray(encoding.scale, np.float32)
@@ -47,6 +53,16 @@ class _Lowering:
             zero = np.full((channels,) if channels else (), encoding.zero_point, encoding.dtype)
             self.constants[zero_key] = self.constant(f"zero_point_{len(self.constants)}", zero)
         return self.constants[scale_key], self.constants[zero_key]
+
+    def _inputs(self, encoding: Encoding, parameter: str) -> tuple[ir.Value, ir.Value]:
+        stems = (SCALE_INPUT, ZERO_POINT_INPUT)
+        types = (ir.DataType.FLOAT, ir.DataType[encoding.dtype.upper()])
+        for stem, kind in zip(stems, types, strict=True):
+            if (stem, parameter) not in self.constants:
+                value = ir.Input(stem + parameter, ir.Shape([]), ir.TensorType(kind))
+                self.graph.inputs.append(value)
+                self.constants[stem, parameter] = value
+        return self.constants[SCALE_INPUT, parameter], self.constants[ZERO_POINT_INPUT, parameter]
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         while name in self.graph.initializers:
@@ -61,11 +77,11 @@ class _Lowering:
             return CONTRIB_DOMAIN
         return ""
 
-    def node(self, op_type: str, x: ir.Value, encoding: Encoding, name: str) -> ir.Node:
+    def node(self, op_type: str, x: ir.Value, encoding: Encoding, name: str, key: str = "") -> ir.Node:
         attributes = {"axis": encoding.axis} if encoding.axis is not None else None
         node = ir.node(
             op_type,
-            [x, *self.parameters(encoding)],
+            [x, *self.parameters(encoding, key)],
             attributes=attributes,
             domain=self.domain(encoding),
             name=name,
@@ -78,26 +94,29 @@ class _Lowering:
         return node
 
     def pair(self, x: ir.Value, encoding: Encoding, stem: str) -> list[ir.Node]:
-        """QuantizeLinear and DequantizeLinear of ``x``."""
-        quantize = self.node("QuantizeLinear", x, encoding, f"{stem}_quantized")
-        return [quantize, self.node("DequantizeLinear", quantize.outputs[0], encoding, f"{stem}_dequantized")]
+        """QuantizeLinear and DequantizeLinear of ``x``; ``stem`` is the tensor's name or the edge's key."""
+        quantize = self.node("QuantizeLinear", x, encoding, f"{stem}_quantized", stem)
+        return [quantize, self.node("DequantizeLinear", quantize.outputs[0], encoding, f"{stem}_dequantized", stem)]
 
 
-def lower_qdq(model: ir.Model, plan: Plan) -> tuple[onnx.ModelProto, bool]:
+def lower_qdq(model: ir.Model, plan: Plan, tunable: Mapping[str, str] | None = None) -> tuple[onnx.ModelProto, bool]:
     """Lower a prepared graph.
 
     Args:
         model: prepared graph; not changed.
         plan: its encodings.
+        tunable: tensor names and edge keys whose scale and zero point become graph inputs, for searching without
+            making a session again, with the name of their parameter (:data:`SCALE_INPUT` + name and so on).
 
     Returns:
         The QDQ model, valid under ``onnx.checker`` (except for 16-bit operators of the contrib domain), with the
         graph's own input and output names, float32 on both ends; and whether it uses the contrib domain.
     """
     copy = model.clone()
-    state = _Lowering(copy.graph, plan, copy.opset_imports[""])
+    image = copy.graph.inputs[0]
+    state = _Lowering(copy.graph, plan, copy.opset_imports[""], tunable=tunable or {})
     _quantize_parameters(state)
-    _quantize_activations(state)
+    _quantize_activations(state, image)
     _requantize_edges(state)
     if state.uses_contrib:
         copy.opset_imports[CONTRIB_DOMAIN] = 1
@@ -120,9 +139,9 @@ def _quantize_parameters(state: _Lowering) -> None:
         del state.graph.initializers[name]
 
 
-def _quantize_activations(state: _Lowering) -> None:
+def _quantize_activations(state: _Lowering, image: ir.Value) -> None:
     produced = [output for node in state.graph for output in node.outputs]
-    for value in [*state.graph.inputs, *produced]:
+    for value in [image, *produced]:
         encoding = state.plan.tensors.get(str(value.name))
         if encoding is None or encoding.dtype == "int32" or value.name is None:
             continue  # an accumulator is exact in float
@@ -157,6 +176,6 @@ def _requantize_edges(state: _Lowering) -> None:
         value = node.inputs[int(index)]
         if value is None:
             raise AssertionError(f"{key} names an absent input")
-        pair = state.pair(value, encoding, f"{edge_key(node_name, int(index))}_requantized")
+        pair = state.pair(value, encoding, edge_key(node_name, int(index)))
         state.graph.insert_before(node, pair)
         node.replace_input_with(int(index), pair[1].outputs[0])

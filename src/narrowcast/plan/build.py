@@ -89,7 +89,11 @@ def draft(graph: ir.Graph, target: Target, pins: Pins | None = None, runtime: st
 
 
 def finish(
-    drafted: Draft, statistics: Mapping[str, TensorStatistics], method: str, percentile: float = 99.99
+    drafted: Draft,
+    statistics: Mapping[str, TensorStatistics],
+    method: str,
+    percentile: float = 99.99,
+    chosen: Mapping[int, Encoding] | None = None,
 ) -> tuple[Plan, list[str]]:
     """Choose every encoding.
 
@@ -98,6 +102,7 @@ def finish(
         statistics: of :meth:`Draft.wanted_statistics`.
         method: calibration method, one of :data:`narrowcast.calibrate.METHODS` or ``"auto"`` (the target's).
         percentile: for that method.
+        chosen: encodings already decided, by index of the group in the structure.
 
     Returns:
         The plan, and notes a person should read.
@@ -106,8 +111,8 @@ def finish(
     method = target.calibration if method == "auto" else method
     tensors: dict[str, Encoding] = {}
     by_group: dict[int, Encoding] = {}
-    for group in drafted.structure.groups:
-        encoding = _group_encoding(group, drafted, statistics, method, percentile)
+    for index, group in enumerate(drafted.structure.groups):
+        encoding = (chosen or {}).get(index) or _group_encoding(group, drafted, statistics, method, percentile)
         by_group[id(group)] = encoding
         tensors.update(dict.fromkeys(group.values, encoding))
     edges = {key: by_group[id(group)] for key, group in drafted.structure.edges.items()}
