@@ -33,9 +33,9 @@ __all__ = ["AUTO_METHODS", "quantize"]
 #: What the method "auto" tries. Which is best depends on the model (docs/calibration.md), so it is measured.
 AUTO_METHODS = ("mse", "lp", "percentile", "mean-minmax")
 #: Calibration images on which "auto" compares methods.
-AUTO_IMAGES = 4
-#: Images and trials of the refinement that follows, a few seconds for a YOLO at 640 pixels.
-REFINE_IMAGES, REFINE_TRIALS = 3, 64
+AUTO_IMAGES = 6
+#: Images and trials of the refinement that follows. With three images it fitted them and lost on others (measured).
+REFINE_IMAGES, REFINE_TRIALS = 6, 32
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from narrowcast.progress import track
 __all__ = ["refine_ranges"]
 
 #: A change must buy at least this much, in dB of the mean over outputs, or it is noise of the few images.
-LEAST_GAIN = 0.02
+LEAST_GAIN = 0.06
 #: Better than this is not counted, so that one perfect output does not outweigh the others; in dB.
 CAP = 60.0
 

@@ -59,7 +59,7 @@ class _Lowering:
         types = (ir.DataType.FLOAT, ir.DataType[encoding.dtype.upper()])
         for stem, kind in zip(stems, types, strict=True):
             if (stem, parameter) not in self.constants:
-                value = ir.Input(stem + parameter, ir.Shape([]), ir.TensorType(kind))
+                value = ir.val(stem + parameter, dtype=kind, shape=[])
                 self.graph.inputs.append(value)
                 self.constants[stem, parameter] = value
         return self.constants[SCALE_INPUT, parameter], self.constants[ZERO_POINT_INPUT, parameter]
