@@ -22,7 +22,6 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
-Threads = Annotated[int, typer.Option(help="Threads of onnxruntime; 0 for all cores.", min=0)]
 TargetName = Annotated[
     str, typer.Option("--target", "-t", help="Chip: a name (see 'narrowcast targets') or a YAML file.")
 ]
@@ -105,43 +104,50 @@ def check(
 
 @app.command()
 def quantize(
-    model: Annotated[Path, typer.Argument(help="Float model: ONNX file, or .pt with your own 'yolo' command.")],
+    model: Annotated[
+        Path | None, typer.Argument(help="Float model: ONNX file, or .pt with your own 'yolo' command.")
+    ] = None,
     images: Annotated[
-        Path, typer.Option(help="Calibration images: a folder, a list file, or a .npy batch of model inputs.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
-    target: TargetName = "onnx",
+        Path | None, typer.Option(help="Calibration images: a folder, a list file, or a .npy batch of model inputs.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with any of these settings; options win.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", help="Chip: a name (see 'targets') or a YAML file [onnx]."),
+    ] = None,
     method: Annotated[
-        str, typer.Option(help="Calibration: auto, minmax, mean-minmax, percentile, kl, mse or lp.")
-    ] = "auto",
-    percentile: Annotated[float, typer.Option(help="For the method 'percentile'.")] = 99.99,
+        str | None, typer.Option(help="Calibration: auto, minmax, mean-minmax, percentile, kl, mse or lp [auto].")
+    ] = None,
+    percentile: Annotated[float | None, typer.Option(help="For the method 'percentile' [99.99].")] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most this many images, spread evenly.", min=1)] = None,
     plan: Annotated[Path | None, typer.Option(help="Edited plan.json whose types and pins are kept.")] = None,
     int16: Annotated[list[str] | None, typer.Option(help="Node (or pattern with *) to run at 16 bits.")] = None,
     float_: Annotated[list[str] | None, typer.Option("--float", help="Node (or pattern) to leave in float.")] = None,
     size: Size = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Mean to subtract, pixel units: one value, or one a channel.")
-    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Subtracted, pixel units: one value, or one a channel.")] = None,
     scale: Annotated[str | None, typer.Option(help="Factor after the mean: one value, or one a channel.")] = None,
     color: Annotated[str | None, typer.Option(help="What the model eats: rgb, bgr or gray.")] = None,
     resize: Annotated[str | None, typer.Option(help="letterbox, stretch or center-crop.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Simulate the board's camera: nv12-full or nv12-studio.")] = None,
     keep_head: KeepHead = False,
     runtime: Runtime = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
-    threads: Threads = 0,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print a table of all nodes.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Threads of onnxruntime; 0 for all cores.", min=0)] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print a table of all tensors.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Quantize a model and compare it with the float one on images held back from calibration."""
     from narrowcast.cli import quantize as command
 
-    command.run(
-        model, images, out, target, method=method, percentile=percentile, limit=limit, plan=plan, int16=int16 or [],
-        floats=float_ or [], size=size, preprocessing={"mean": mean, "scale": scale, "color": color, "resize": resize},
-        keep_head=keep_head, runtime=runtime, force=force, threads=threads, verbose=verbose, json=json, quiet=quiet,
-    )  # fmt: skip
+    options = {
+        "model": model, "images": images, "out": out, "target": target, "method": method, "percentile": percentile,
+        "limit": limit, "plan": plan, "int16": int16, "float": float_, "size": size, "mean": mean, "scale": scale,
+        "color": color, "resize": resize, "camera": camera, "keep_head": keep_head or None, "runtime": runtime,
+        "threads": threads,
+    }  # fmt: skip
+    command.run(config, options, force=force, verbose=verbose, json=json, quiet=quiet)
 
 
 @app.command()

@@ -28,7 +28,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
-def change_preprocessing(spec: Preprocess, changes: Mapping[str, str | None]) -> Preprocess:
+def change_preprocessing(spec: Preprocess, changes: Mapping[str, str | float | tuple[float, ...] | None]) -> Preprocess:
     """The model's own preprocessing with what the person asked for.
 
     Raises:
@@ -42,7 +42,14 @@ def change_preprocessing(spec: Preprocess, changes: Mapping[str, str | None]) ->
             values[name] = text
             continue
         try:
-            values[name] = tuple(float(part) for part in text.replace(",", " ").split())
+            parts = (
+                text.replace(",", " ").split()
+                if isinstance(text, str)
+                else text
+                if isinstance(text, tuple)
+                else (text,)
+            )
+            values[name] = tuple(float(part) for part in parts)
         except ValueError as error:
             raise UserError(f"--{name} {text} is not understood", "write one number, or one a channel") from error
     try:

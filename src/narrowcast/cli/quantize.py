@@ -7,65 +7,60 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.options import change_preprocessing, parse_size
 from narrowcast.cli.tables import comparison_table, print_json, say
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
+    from narrowcast.config import QuantizeSettings
     from narrowcast.plan import Pins
 
 __all__ = ["report", "run"]
 
 
 def run(
-    model: Path,
-    images: Path,
-    out: Path,
-    target: str,
-    *,
-    method: str,
-    percentile: float,
-    limit: int | None,
-    plan: Path | None,
-    int16: Sequence[str],
-    floats: Sequence[str],
-    size: str | None,
-    preprocessing: Mapping[str, str | None],
-    keep_head: bool,
-    runtime: str | None,
-    force: bool,
-    threads: int,
-    verbose: bool,
-    json: bool,
-    quiet: bool,
+    config: Path | None, options: Mapping[str, Any], *, force: bool, verbose: bool, json: bool, quiet: bool
 ) -> None:
     """Quantize and print the comparison."""
     from narrowcast import bundle as bundles
     from narrowcast.bundle.folder import check_out
     from narrowcast.calibrate import images as find_images
+    from narrowcast.config import read_settings
     from narrowcast.graph import load
     from narrowcast.progress import set_quiet
     from narrowcast.targets import load_target
 
     set_quiet(quiet or json)
     start = time.perf_counter()
-    load_target(target)  # a wrong name is said before anything slow
-    check_out(out, force)
-    pins = _pins(plan, int16, floats)
-    loaded = load(model, size=parse_size(size), keep_head=keep_head)
-    loaded = replace(loaded, preprocess=change_preprocessing(loaded.preprocess, preprocessing))
-    found = find_images(images, loaded.preprocess, limit=limit)
+    settings = read_settings(config, options)
+    load_target(settings.target)  # a wrong name is said before anything slow
+    check_out(settings.out, force)
+    pins = _pins(settings)
+    loaded = load(settings.model, size=parse_size(settings.size), keep_head=settings.keep_head)
+    changes = {name: getattr(settings, name) for name in ("mean", "scale", "color", "resize", "camera")}
+    loaded = replace(loaded, preprocess=change_preprocessing(loaded.preprocess, changes))
+    found = find_images(settings.images, loaded.preprocess, limit=settings.limit)
     bundle = bundles.quantize(
-        loaded, found, target, out=out, method=method, percentile=percentile, pins=pins, runtime=runtime, force=force,
-        threads=threads, command=_command(sys.argv),
-    )  # fmt: skip
+        loaded,
+        found,
+        settings.target,
+        out=settings.out,
+        method=settings.method,
+        percentile=settings.percentile,
+        pins=pins,
+        runtime=settings.runtime,
+        force=force,
+        threads=settings.threads,
+        command=_command(sys.argv),
+    )
     if json:
-        print_json({"bundle": str(out), **_summary(bundle), "seconds": round(time.perf_counter() - start, 2)})
+        seconds = round(time.perf_counter() - start, 2)
+        print_json({"bundle": str(settings.out), **_summary(bundle), "seconds": seconds})
         return
     report(bundle, verbose)
-    say(f"{out} written in {time.perf_counter() - start:.1f} s")
+    say(f"{settings.out} written in {time.perf_counter() - start:.1f} s")
 
 
 def _command(arguments: Sequence[str]) -> list[str]:
@@ -83,11 +78,12 @@ def _command(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _pins(plan: Path | None, int16: Sequence[str], floats: Sequence[str]) -> Pins:
+def _pins(settings: QuantizeSettings) -> Pins:
     from narrowcast.plan import Pins, read_pins
 
-    base = read_pins(plan) if plan is not None else Pins()
-    return base.merged(Pins({**dict.fromkeys(int16, "int16"), **dict.fromkeys(floats, "float32")}))
+    base = read_pins(settings.plan) if settings.plan is not None else Pins()
+    nodes = {**dict.fromkeys(settings.int16, "int16"), **dict.fromkeys(settings.float_, "float32")}
+    return base.merged(Pins(nodes))
 
 
 def _summary(bundle: Bundle) -> dict[str, object]:
