@@ -30,7 +30,7 @@ from narrowcast.graph.units import inline_units
 from narrowcast.plan import draft
 from narrowcast.targets import load_target
 
-TARGETS = ("onnx", "onnx-symmetric", "bayes-e", "esp32p4", "esp32s3")
+TARGETS = ("onnx", "bayes-e", "esp32p4")
 
 
 def median_ratio(model: Model, found: ImageSet, target: str, rounds: int = 3) -> tuple[float, float, float]:

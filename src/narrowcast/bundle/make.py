@@ -35,7 +35,7 @@ AUTO_METHODS = ("mse", "lp", "percentile", "mean-minmax")
 #: Calibration images on which "auto" compares methods.
 AUTO_IMAGES = 6
 #: Images and trials of the refinement that follows. With three images it fitted them and lost on others (measured).
-REFINE_IMAGES, REFINE_TRIALS = 6, 32
+REFINE_IMAGES, REFINE_TRIALS = 6, 24
 
 
 @dataclass(frozen=True)
