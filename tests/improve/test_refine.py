@@ -37,7 +37,7 @@ def planned(net: Model, target: str, method: str, pins: Pins | None = None) -> t
 def refined(net: Model, drafted: Draft, plan: Plan, others: list[Plan], trials: int):  # type: ignore[no-untyped-def]
     runner = Runner(net.to_proto(), level="basic")
     references = [runner.run(tensor) for tensor in inputs()]
-    return refine_ranges(net.ir, drafted, plan, others, inputs(), references, trials=trials)
+    return refine_ranges(net.ir, drafted, plan, others, inputs(), references, outputs={"y": "y"}, trials=trials)
 
 
 @pytest.mark.parametrize("target", TARGETS)

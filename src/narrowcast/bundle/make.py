@@ -18,6 +18,7 @@ from narrowcast.bundle.folder import check_out, new_folder
 from narrowcast.bundle.manifest import VERSION, Manifest, OutputInfo, versions
 from narrowcast.bundle.store import FLOAT_FILE, NODES_FILE, PLAN_FILE, QDQ_FILE, Bundle
 from narrowcast.calibrate import METHODS, ImageSet, TensorStatistics, collect
+from narrowcast.calibrate.statistics import with_outputs
 from narrowcast.errors import UserError
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
@@ -134,7 +135,7 @@ def _choose(
     """The plan of the asked method, or of the best of :data:`AUTO_METHODS`, refined, and scores in dB."""
     names = AUTO_METHODS if method == "auto" else (method,)
     few = list(islice(calibration, AUTO_IMAGES))
-    pairs = {name: name for name in model.output_names}
+    pairs = _scored(model, drafted)
     found: dict[str, _Candidate] = {}
     scores: dict[str, float] = {}
     for name in track(names, "ranges"):
@@ -143,14 +144,15 @@ def _choose(
     best = max(found.values(), key=lambda candidate: scores[candidate.method])
     if method != "auto":
         return best, scores
-    runner = Runner(float_model, threads, "basic")
+    runner = Runner(with_outputs(float_model, list(pairs)), threads, "basic")
     chosen, _, score = refine_ranges(
         model.ir,
         drafted,
         best.plan,
         [candidate.plan for candidate in found.values() if candidate is not best],
         few[:REFINE_IMAGES],
-        [runner.run(tensor) for tensor in few[:REFINE_IMAGES]],
+        [runner.run(tensor, list(pairs)) for tensor in few[:REFINE_IMAGES]],
+        outputs=pairs,
         trials=REFINE_TRIALS,
         threads=threads,
     )
@@ -159,6 +161,18 @@ def _choose(
     refined = _candidate(model, drafted, statistics, best.method, percentile, chosen)
     scores["refined"] = round(score, 3)
     return replace(refined, method=f"{best.method}, {len(chosen)} of them refined"), scores
+
+
+def _scored(model: Model, drafted: Draft) -> dict[str, str]:
+    """What methods are judged by: the outputs, or the logits where probabilities leave.
+
+    A probability of a few images says next to nothing of the classes that they do not show.
+    """
+    last = model.ir.graph.outputs[0].producer()
+    if model.task != "classify" or last is None or last.op_type != "Softmax" or last.inputs[0] is None:
+        return {name: name for name in model.output_names}
+    logits = str(last.inputs[0].name)
+    return {logits: f"{logits}_dequantized" if logits in drafted.structure.of else logits}
 
 
 def _candidate(

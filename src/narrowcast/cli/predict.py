@@ -97,7 +97,8 @@ def _draw(file: Path, found: Detections | Classification, predictor: Predictor, 
 
     drawn = draw(read_image(file), found, predictor.classes, predictor.skeleton)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    done, data = cv2.imencode(picture.suffix, drawn, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if picture.suffix.lower() in (".jpg", ".jpeg") else []
+    done, data = cv2.imencode(picture.suffix, drawn, quality)
     if not done:
         raise UserError(f"{picture} cannot be encoded", "end it in .jpg or .png")
     picture.write_bytes(data.tobytes())

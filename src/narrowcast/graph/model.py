@@ -116,10 +116,13 @@ def load(
     tidy, notes = prepare.tidy(files.to_supported_opset(original, name), name)
     metadata = files.metadata(proto)
     head, head_note = _expose(tidy, original, metadata, keep_head)
+    task = _task(tidy, head, metadata)
+    if task == "classify":
+        head_note = "classifier: the graph stays whole"
     model = Model(
         ir=tidy,
         original=original,
-        task=_task(tidy, head, metadata),
+        task=task,
         head=head,
         classes=_classes(classes, metadata, head),
         skeleton=COCO_SKELETON if head is not None and head.keypoint_shape and head.keypoint_shape[0] == 17 else (),

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from narrowcast.calibrate.statistics import with_outputs
 from narrowcast.lower.qdq import SCALE_INPUT, ZERO_POINT_INPUT, lower_qdq
 from narrowcast.plan.build import Draft
 from narrowcast.plan.structure import Group
@@ -40,6 +41,7 @@ def refine_ranges(
     inputs: Sequence[NDArray[np.float32]],
     references: Sequence[Mapping[str, NDArray[Any]]],
     *,
+    outputs: Mapping[str, str],
     trials: int,
     threads: int = 0,
 ) -> tuple[dict[int, Encoding], float, float]:
@@ -51,7 +53,8 @@ def refine_ranges(
         plan: where to start.
         alternatives: plans of other calibration methods for the same draft.
         inputs: a few model inputs.
-        references: float outputs for each of them, by name.
+        references: what float gives for each of them, by tensor name.
+        outputs: tensor of the float graph to the tensor of the QDQ graph that stands for it; these are compared.
         trials: how many encodings to try at most.
         threads: of onnxruntime; 0 for all cores.
 
@@ -60,7 +63,7 @@ def refine_ranges(
         the mean output SQNR in dB before and after.
     """
     groups = drafted.structure.groups
-    trial = _Trial(model, drafted, plan, inputs, references, threads)
+    trial = _Trial(model, drafted, plan, inputs, references, outputs, threads)
     best = start = trial.score(trial.current)
     chosen: dict[int, Encoding] = {}
     for index, encoding in track(_proposals(groups, plan, alternatives)[:trials], "refine"):
@@ -98,6 +101,7 @@ class _Trial:
         plan: Plan,
         inputs: Sequence[NDArray[np.float32]],
         references: Sequence[Mapping[str, NDArray[Any]]],
+        outputs: Mapping[str, str],
         threads: int,
     ) -> None:
         names = {id(group): str(index) for index, group in enumerate(drafted.structure.groups)}
@@ -108,7 +112,7 @@ class _Trial:
         tensors = {name: encoding for name, encoding in plan.tensors.items() if encoding.dtype != "int32"}
         other_edges = {key: value for key, value in plan.edges.items() if key not in edges}
         trial_plan = replace(plan, tensors=tensors, edges={**edges, **other_edges})
-        proto, _ = lower_qdq(model, trial_plan, tunable)
+        proto = with_outputs(lower_qdq(model, trial_plan, tunable)[0], list(outputs.values()))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -118,7 +122,7 @@ class _Trial:
         )
         self.known = {entry.name for entry in self.session.get_inputs()}
         self.image = str(model.graph.inputs[0].name)
-        self.inputs, self.references = inputs, references
+        self.inputs, self.references, self.outputs = inputs, references, outputs
         self.current: Parameters = {}
         for index, group in enumerate(drafted.structure.groups):
             self.current = self.with_encoding(index, plan.tensors[group.values[0]])
@@ -133,10 +137,10 @@ class _Trial:
 
     def score(self, parameters: Parameters) -> float:
         """Mean over outputs of the SQNR over all inputs, in dB."""
-        names = list(self.references[0])
+        names = list(self.outputs)
         signal, noise = np.zeros(len(names)), np.full(len(names), 1e-30)
         for tensor, reference in zip(self.inputs, self.references, strict=True):
-            outputs = self.session.run(names, {self.image: tensor, **parameters})
+            outputs = self.session.run(list(self.outputs.values()), {self.image: tensor, **parameters})
             for position, (name, actual) in enumerate(zip(names, outputs, strict=True)):
                 expected = reference[name].reshape(-1)
                 difference = expected - actual.reshape(-1)
