@@ -37,6 +37,11 @@ class HeadSpec:
         """Stem of the third output of a stride: ``"kpt"``, ``"mask"`` or ``""``."""
         return "kpt" if self.keypoint_shape is not None else "mask" if self.num_masks else ""
 
+    @property
+    def extra_channels(self) -> int:
+        """Channels of the third output of a stride, 0 without one."""
+        return self.keypoint_shape[0] * self.keypoint_shape[1] if self.keypoint_shape is not None else self.num_masks
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         data = asdict(self)
@@ -88,8 +93,8 @@ def distances(logits: NDArray[np.float32], reg_max: int) -> NDArray[np.float32]:
         return logits
     bins = logits.reshape(4, reg_max, -1)
     weights = np.exp(bins - bins.max(axis=1, keepdims=True))
-    expected = np.tensordot(np.arange(reg_max, dtype=np.float32), weights, axes=(0, 1))
-    return np.asarray(expected / weights.sum(axis=1), np.float32)
+    moments = np.stack([np.ones(reg_max), np.arange(reg_max)]).astype(np.float32) @ weights  # sum and first moment
+    return np.asarray(moments[:, 1] / moments[:, 0], np.float32)
 
 
 def cells(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

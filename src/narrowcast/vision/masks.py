@@ -1,61 +1,229 @@
-"""Masks from coefficients and prototypes, at the size of the original image."""
+"""Masks of objects, computed where and when they are asked for.
+
+A detection with a mask is 32 coefficients of prototypes that all objects share. Its logits are sampled bilinearly at
+the pixels of its box in the original image and thresholded at logit 0 (probability 1/2), as Ultralytics' native
+masks are: upsample, crop, threshold. Nothing of the size of the image is kept for an object, so that hundreds of
+masks of a very large image are no burden; :meth:`Masks.rle` never even holds one.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.vision.heads import HeadSpec
 from narrowcast.vision.preprocess import Geometry
-from narrowcast.vision.types import Detections
+from narrowcast.vision.rle import compress, counts_of_edges, edges_of_columns
 
-__all__ = ["with_masks"]
+__all__ = ["Masks", "dense_masks", "prototype_masks"]
+
+#: Pixels of a mask that are computed at once when it is encoded.
+_STRIP = 1 << 22
+#: Up to this many prototype pixels a side, two small matrix products sample faster than an image warp does.
+_SMALL = 48
 
 
-def with_masks(
-    detections: Detections,
+class Masks(ABC):
+    """Binary masks of N objects over one image, like a bool array of the shape (N, height, width).
+
+    ``masks[3]`` is a bool (height, width) array, ``masks[selection]`` are fewer masks, and ``np.asarray(masks)`` are
+    all of them at full size (N * height * width bytes). :meth:`crop` and :meth:`rle` work inside the boxes only.
+
+    Attributes:
+        height, width: of the image, pixels.
+        corners: (N, 4) int64 left, top, right, bottom; outside this window a mask is 0. Right and bottom are exclusive.
+    """
+
+    def __init__(self, height: int, width: int, corners: NDArray[np.int64]) -> None:
+        self.height = height
+        self.width = width
+        self.corners = corners
+
+    @abstractmethod
+    def columns(self, index: int, first: int, last: int) -> NDArray[np.bool_]:
+        """(last - first, bottom - top) bool: image columns ``first`` to ``last`` of an object's window, transposed."""
+
+    @abstractmethod
+    def select(self, indices: NDArray[np.int64]) -> Masks:
+        """The masks at the indices."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, height, width)."""
+        return len(self.corners), self.height, self.width
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One bool (height, width) array for an integer, otherwise the chosen masks."""
+        if not isinstance(index, (int, np.integer)):
+            return self.select(np.arange(len(self))[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} masks, none with the index {index}")
+        left, top, right, bottom = self.corners[index]
+        mask = np.zeros((self.height, self.width), np.bool_)
+        mask[top:bottom, left:right] = self.crop(int(index))
+        return mask
+
+    def __iter__(self) -> Iterator[NDArray[np.bool_]]:
+        return (self[index] for index in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        dense = np.zeros(self.shape, np.bool_)
+        for index, (left, top, right, bottom) in enumerate(self.corners):
+            dense[index, top:bottom, left:right] = self.crop(index)
+        return dense if dtype is None else dense.astype(dtype, copy=False)
+
+    def crop(self, index: int) -> NDArray[np.bool_]:
+        """(bottom - top, right - left) bool: the window of one object, see ``corners``."""
+        left, _, right, _ = self.corners[index]
+        return self.columns(index, int(left), int(right)).T
+
+    def rle(self, compressed: bool = True) -> list[dict[str, Any]]:
+        """Run-length encodings as in COCO result files.
+
+        Args:
+            compressed: counts as text (as pycocotools takes them) instead of a list of integers.
+
+        Returns:
+            One ``{"size": [height, width], "counts": ...}`` an object.
+        """
+        counts = counts_of_edges([self._edges(index) for index in range(len(self))], self.height, self.width)
+        coded = compress(counts) if compressed else [runs.tolist() for runs in counts]
+        return [{"size": [self.height, self.width], "counts": entry} for entry in coded]
+
+    def _edges(self, index: int) -> NDArray[np.int64]:
+        left, top, right, bottom = (int(v) for v in self.corners[index])
+        step = max(1, _STRIP // max(1, bottom - top))
+        strips = [
+            edges_of_columns(self.columns(index, first, min(first + step, right)), first, top, self.height)
+            for first in range(left, right, step)
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *strips])
+
+
+class _Dense(Masks):
+    def __init__(self, masks: NDArray[np.bool_]) -> None:
+        count, height, width = masks.shape
+        super().__init__(height, width, np.tile(np.array([0, 0, width, height], np.int64), (count, 1)))
+        self.masks = masks
+
+    def columns(self, index: int, first: int, last: int) -> NDArray[np.bool_]:
+        return np.ascontiguousarray(self.masks[index, :, first:last].T)
+
+    def select(self, indices: NDArray[np.int64]) -> Masks:
+        return _Dense(self.masks[indices])
+
+
+class _Axis:
+    """Where the pixels of one image axis lie on the prototypes.
+
+    Pixel centres correspond: prototype index = ((pixel + 0.5) * scale + pad) / stride - 0.5. Samples are kept inside
+    the prototypes whose centres lie in the image, because those of the letterbox border say nothing about it.
+    """
+
+    def __init__(self, pixels: int, scale: float, pad: float, stride: float, prototypes: int) -> None:
+        self.pixels = pixels
+        self.gain = scale / stride
+        self.offset = (0.5 * scale + pad) / stride - 0.5
+        lowest = int(np.ceil(pad / stride - 0.5))
+        highest = int(np.floor((pad + pixels * scale) / stride - 0.5))
+        self.low = min(max(0, lowest), prototypes - 1)
+        self.high = min(max(self.low, highest), prototypes - 1)
+
+    def window(self, first: int, last: int) -> tuple[int, int]:
+        """Prototypes that pixels ``first`` to ``last`` (exclusive) need: begin and exclusive end."""
+        begin = int(np.floor(first * self.gain + self.offset))
+        end = int(np.floor((last - 1) * self.gain + self.offset)) + 2
+        begin = min(max(begin, self.low), self.high)
+        return begin, max(begin + 1, min(end, self.high + 1))
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32]:
+        """(pixels, prototypes up to the last used) bilinear weights, two in each row."""
+        place = np.clip(np.arange(self.pixels) * self.gain + self.offset, self.low, self.high)
+        lower = np.floor(place).astype(np.int64)
+        part = place - lower
+        matrix = np.zeros((self.pixels, self.high + 2), np.float32)
+        rows = np.arange(self.pixels)
+        matrix[rows, lower] = 1 - part
+        matrix[rows, lower + 1] = part
+        return matrix
+
+
+class _Prototyped(Masks):
+    def __init__(
+        self,
+        corners: NDArray[np.int64],
+        coefficients: NDArray[np.float32],
+        prototypes: NDArray[np.float32],
+        axes: tuple[_Axis, _Axis],
+    ) -> None:
+        super().__init__(axes[0].pixels, axes[1].pixels, corners)
+        self.coefficients = coefficients
+        self.prototypes = prototypes
+        self.axes = axes
+
+    def select(self, indices: NDArray[np.int64]) -> Masks:
+        return _Prototyped(self.corners[indices], self.coefficients[indices], self.prototypes, self.axes)
+
+    def columns(self, index: int, first: int, last: int) -> NDArray[np.bool_]:
+        _, top, _, bottom = (int(v) for v in self.corners[index])
+        vertical, horizontal = self.axes
+        if last <= first or bottom <= top:
+            return np.zeros((max(0, last - first), max(0, bottom - top)), np.bool_)
+        (y0, y1), (x0, x1) = vertical.window(top, bottom), horizontal.window(first, last)
+        part = self.prototypes[:, y0:y1, x0:x1]
+        logits = np.dot(self.coefficients[index], part.reshape(len(part), -1)).reshape(y1 - y0, x1 - x0)
+        if max(logits.shape) <= _SMALL:
+            rows, columns = vertical.weights[top:bottom, y0:y1], horizontal.weights[first:last, x0:x1]
+            return np.asarray(columns @ (logits.T @ rows.T) > 0)
+        place = np.array(
+            [[vertical.gain, 0, top * vertical.gain + vertical.offset - y0],
+             [0, horizontal.gain, first * horizontal.gain + horizontal.offset - x0]]
+        )  # fmt: skip
+        flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
+        size = (bottom - top, last - first)
+        source = np.ascontiguousarray(logits.T)
+        return np.asarray(cv2.warpAffine(source, place, size, flags=flags, borderMode=cv2.BORDER_REPLICATE) > 0)
+
+
+def dense_masks(masks: NDArray[Any]) -> Masks:
+    """Masks that are already there, (N, height, width)."""
+    array = np.asarray(masks).astype(np.bool_, copy=False)
+    if array.ndim != 3:
+        raise ValueError(f"masks have the shape (N, height, width), not {array.shape}")
+    return _Dense(array)
+
+
+def prototype_masks(
+    boxes: NDArray[np.float32],
     coefficients: NDArray[np.float32],
-    proto: NDArray[np.float32],
-    input_boxes: NDArray[np.float32],
+    prototypes: NDArray[np.float32],
     geometry: Geometry,
-    head: HeadSpec,
-) -> Detections:
-    """Add masks to detections.
-
-    The logit map (coefficients x prototypes) is cropped to the box, brought to image pixels bilinearly and
-    thresholded at logit 0, that is at probability 1/2.
+    stride: float,
+) -> Masks:
+    """Masks from coefficients and prototypes; nothing is computed yet.
 
     Args:
-        detections: n objects in image pixels.
-        coefficients: (n, num_masks).
-        proto: (num_masks, height, width) prototypes over the model input.
-        input_boxes: (n, 4) xyxy in input pixels.
+        boxes: (N, 4) float32 xyxy in pixels of the original image, inside it. A pixel belongs to a box when
+            left <= column index < right (and rows alike), as in Ultralytics' ``crop_mask``.
+        coefficients: (N, M) float32.
+        prototypes: (M, h, w) float32 over the model input.
         geometry: where the image lies in the input.
-        head: layout of the head.
+        stride: input pixels a prototype pixel.
     """
-    count, height, width = len(detections), geometry.image_height, geometry.image_width
-    masks = np.zeros((count, height, width), bool)
-    if not count:
-        return replace(detections, masks=masks)
-    logits = (coefficients @ proto.reshape(head.num_masks, -1)).reshape(count, *proto.shape[1:])
-    # image pixel centre -> input pixel -> prototype pixel
-    ratio = _input_size(head, proto) / proto.shape[1]
-    columns = ((np.arange(width) + 0.5) * geometry.scale_x + geometry.pad_left) / ratio - 0.5
-    rows = ((np.arange(height) + 0.5) * geometry.scale_y + geometry.pad_top) / ratio - 0.5
-    for index, (left, top, right, bottom) in enumerate(detections.boxes):
-        x0, y0 = int(np.floor(left)), int(np.floor(top))
-        x1, y1 = int(np.ceil(right)), int(np.ceil(bottom))
-        if x1 <= x0 or y1 <= y0:
-            continue
-        map_x, map_y = np.meshgrid(columns[x0:x1].astype(np.float32), rows[y0:y1].astype(np.float32))
-        patch = cv2.remap(logits[index], map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        masks[index, y0:y1, x0:x1] = patch > 0
-    return replace(detections, masks=masks)
-
-
-def _input_size(head: HeadSpec, proto: NDArray[np.float32]) -> float:
-    """Input height: prototypes have half the smallest stride."""
-    return float(proto.shape[1] * head.strides[0] / 2)
+    count, height, width = prototypes.shape
+    if coefficients.shape != (len(boxes), count):
+        raise ValueError(f"{count} prototypes and {len(boxes)} boxes need other coefficients than {coefficients.shape}")
+    rows = _Axis(geometry.image_height, geometry.scale_y, geometry.pad_top, stride, height)
+    columns = _Axis(geometry.image_width, geometry.scale_x, geometry.pad_left, stride, width)
+    limits = np.array([columns.pixels, rows.pixels] * 2)
+    corners = np.clip(np.ceil(boxes), 0, limits).astype(np.int64)
+    return _Prototyped(corners, coefficients, prototypes, (rows, columns))

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from narrowcast.vision.masks import Masks, dense_masks
+
 __all__ = ["Classification", "Detections"]
 
 
@@ -21,14 +23,19 @@ class Detections:
         scores: (N,) float32, 0..1.
         class_ids: (N,) int64.
         keypoints: (N, K, 3) float32 of x, y in pixels and a confidence 0..1, or ``None``.
-        masks: (N, H, W) bool at the size of the original image, or ``None``.
+        masks: :class:`~narrowcast.vision.masks.Masks`, which behave like (N, H, W) bool at the size of the original
+            image but are computed when asked for, or ``None``. A plain array is accepted and wrapped.
     """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.int64]
     keypoints: NDArray[np.float32] | None = None
-    masks: NDArray[np.bool_] | None = None
+    masks: Masks | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.masks, np.ndarray):
+            object.__setattr__(self, "masks", dense_masks(self.masks))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -43,6 +50,24 @@ class Detections:
             self.class_ids[index],
             None if self.keypoints is None else self.keypoints[index],
             None if self.masks is None else self.masks[index],
+        )
+
+    def to_supervision(self) -> Any:
+        """The same as ``supervision.Detections``, for its annotators, trackers and counters.
+
+        Keypoints are in ``data["keypoints"]`` as (N, K, 3).
+
+        Raises:
+            ImportError: the package ``supervision`` is not installed.
+        """
+        import supervision
+
+        return supervision.Detections(
+            xyxy=self.boxes.reshape(-1, 4),
+            mask=None if self.masks is None else np.asarray(self.masks),
+            confidence=self.scores,
+            class_id=self.class_ids,
+            data={} if self.keypoints is None else {"keypoints": self.keypoints},
         )
 
     def to_dict(self, classes: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -76,6 +101,16 @@ class Classification:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def to_supervision(self) -> Any:
+        """The same as ``supervision.Classifications``.
+
+        Raises:
+            ImportError: the package ``supervision`` is not installed.
+        """
+        import supervision
+
+        return supervision.Classifications(class_id=self.class_ids, confidence=self.scores)
 
     def to_dict(self, classes: Sequence[str] = ()) -> list[dict[str, Any]]:
         """One JSON-ready dictionary a class: score, class, class_id."""

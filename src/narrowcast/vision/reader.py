@@ -1,0 +1,116 @@
+"""Reads raw output tensors as they were stored, and dequantizes only what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrowcast.vision.heads import OutputEncoding
+
+__all__ = ["Reader"]
+
+
+class Reader:
+    """Access to the outputs of one image by name, cell and channel.
+
+    Args:
+        outputs: by name, (1, C, H, W) or (1, H, W, C).
+        encodings: how integer outputs are read.
+        layout: ``"NCHW"`` or ``"NHWC"``.
+    """
+
+    def __init__(
+        self, outputs: Mapping[str, NDArray[Any]], encodings: Mapping[str, OutputEncoding], layout: str
+    ) -> None:
+        if layout not in ("NCHW", "NHWC"):
+            raise ValueError(f"the layout is {layout!r}; use NCHW or NHWC")
+        self.outputs = outputs
+        self.encodings = encodings
+        self.channels_last = layout == "NHWC"
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Height and width of a map."""
+        shape = self._tensor(name).shape
+        return (shape[1], shape[2]) if self.channels_last else (shape[2], shape[3])
+
+    def take(self, name: str, channels: int, cells: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(channels, n) float32 at the given cells."""
+        stored = self._flat(name, channels)
+        values = stored[cells].T if self.channels_last else stored.take(cells, axis=1)
+        return self._real(name, values, None)
+
+    def pick(self, name: str, channels: NDArray[np.int64], cells: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(n,) float32: one channel at each of the given cells."""
+        tensor = self._tensor(name)
+        stored = self._flat(name, tensor.shape[3 if self.channels_last else 1])
+        values = stored[cells, channels] if self.channels_last else stored[channels, cells]
+        return self._real(name, values, channels)
+
+    def whole(self, name: str, channels: int) -> NDArray[np.float32]:
+        """(channels, H, W) float32; a view where nothing has to be converted."""
+        stored = self._flat(name, channels)
+        height, width = self.size(name)
+        planes = (stored.T if self.channels_last else stored).reshape(channels, height, width)
+        return self._real(name, planes, None)
+
+    def at_least(self, name: str, channels: int, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Channel and cell of every value that is ``threshold`` or more; compared as stored, without dequantizing."""
+        stored = self._flat(name, channels)
+        hits = np.flatnonzero(stored >= self._limit(name, threshold, stored.dtype))
+        if self.channels_last:
+            cells, found = np.divmod(hits, channels)
+            return found, cells
+        found, cells = np.divmod(hits, stored.shape[1])
+        return found, cells
+
+    def _tensor(self, name: str) -> NDArray[Any]:
+        if name not in self.outputs:
+            raise ValueError(f"the output {name!r} is missing; there are {', '.join(self.outputs) or 'none'}")
+        tensor = self.outputs[name]
+        if tensor.ndim != 4 or tensor.shape[0] != 1:
+            raise ValueError(f"the output {name!r} has the shape {tensor.shape}; decode one image of 4 dimensions")
+        return tensor
+
+    def _flat(self, name: str, channels: int) -> NDArray[Any]:
+        """As stored: (channels, cells), or (cells, channels) where channels come last."""
+        tensor = self._tensor(name)[0]
+        there = tensor.shape[2 if self.channels_last else 0]
+        if there != channels:
+            raise ValueError(f"the output {name!r} has {there} channels, the head says {channels}")
+        if not np.issubdtype(tensor.dtype, np.floating) and name not in self.encodings:
+            raise ValueError(f"the output {name!r} holds {tensor.dtype} but has no encoding")
+        return np.reshape(tensor, (-1, channels) if self.channels_last else (channels, -1))
+
+    def _real(self, name: str, values: NDArray[Any], channels: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        """Stored values to float32; ``channels`` says each value's channel where that is not the first axis."""
+        encoding = self.encodings.get(name)
+        if encoding is None:
+            return values.astype(np.float32, copy=False)
+        scale = np.asarray(encoding.scale, np.float32)
+        if scale.ndim:
+            scale = scale[channels] if channels is not None else scale.reshape(-1, *[1] * (values.ndim - 1))
+        if encoding.zero_point:
+            values = values.astype(np.int64) - encoding.zero_point
+        real = values.astype(np.float32)
+        real *= scale
+        return real
+
+    def _limit(self, name: str, threshold: float, dtype: np.dtype[Any]) -> Any:
+        """What a stored value is compared with so that the test equals ``real value >= threshold``."""
+        encoding = self.encodings.get(name)
+        if encoding is None:
+            return np.float32(threshold)
+        scale = np.atleast_1d(np.asarray(encoding.scale, np.float32))
+        steps = np.ceil(np.float64(threshold) / scale).astype(np.int64) - 1
+        for _ in range(2):  # float32 rounding may move the limit by one step
+            steps = np.where(steps.astype(np.float32) * scale >= np.float32(threshold), steps, steps + 1)
+        limits = steps + encoding.zero_point
+        if len(limits) == 1:
+            return int(limits[0])
+        known = np.iinfo(dtype)
+        if known.min <= limits.min() and limits.max() <= known.max:
+            limits = limits.astype(dtype)  # the comparison stays in the narrow type
+        return limits if self.channels_last else limits[:, None]
