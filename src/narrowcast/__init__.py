@@ -6,6 +6,7 @@
     images = nc.images("photos/", model.preprocess)
     bundle = nc.quantize(model, images, target="esp32p4", out="pose-p4")
     poses = bundle.predict("street.jpg")
+    report = bundle.evaluate(nc.coco("val2017/", "person_keypoints_val2017.json"))
 
 Everything here is imported on first use, so that importing the package costs nothing.
 """
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from narrowcast.bundle import Bundle, open_bundle, quantize
     from narrowcast.calibrate import images
     from narrowcast.errors import UserError
+    from narrowcast.evaluate import Report, coco, imagenet
     from narrowcast.graph import Model, load
     from narrowcast.plan import Encoding, Placement, Plan
     from narrowcast.targets import load_target, target_names
@@ -34,7 +36,10 @@ _HOMES = {
     "Placement": "plan",
     "Plan": "plan",
     "Preprocess": "vision",
+    "Report": "evaluate",
     "UserError": "errors",
+    "coco": "evaluate",
+    "imagenet": "evaluate",
     "images": "calibrate",
     "load": "graph",
     "load_target": "targets",
@@ -53,7 +58,10 @@ __all__ = [
     "Placement",
     "Plan",
     "Preprocess",
+    "Report",
     "UserError",
+    "coco",
+    "imagenet",
     "images",
     "load",
     "load_target",

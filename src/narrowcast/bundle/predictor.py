@@ -34,6 +34,7 @@ class Predictor:
         runner: runs the graph.
         softmax_missing: class scores leave as logits.
         encodings: how integer outputs are read; empty when the outputs are float.
+        digest: SHA-256 of the graph's file, to tell graphs apart.
     """
 
     task: str
@@ -44,14 +45,23 @@ class Predictor:
     runner: Runner
     softmax_missing: bool = False
     encodings: Mapping[str, OutputEncoding] | None = None
+    digest: str = ""
 
     @classmethod
     def of_model(cls, model: Model, threads: int = 0) -> Predictor:
         """Run a float model."""
         runner = Runner(model.to_proto(), threads)
         return cls(
-            model.task, model.head, model.classes, model.skeleton, model.preprocess, runner, model.softmax_missing
-        )
+            model.task, model.head, model.classes, model.skeleton, model.preprocess, runner, model.softmax_missing,
+            digest=model.sha256,
+        )  # fmt: skip
+
+    @property
+    def class_count(self) -> int:
+        """How many classes the model tells apart; 0 for a whole graph."""
+        if self.task == "classify":
+            return int(np.prod(self.runner.session.get_outputs()[0].shape))
+        return self.head.num_classes if self.head is not None else 0
 
     def run(self, tensor: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Raw outputs of one model input, by name."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from narrowcast.vision.types import Classification, Detections
 __all__ = ["FLOAT_FILE", "NODES_FILE", "PLAN_FILE", "QDQ_FILE", "Bundle", "open_bundle"]
 
 FLOAT_FILE, QDQ_FILE, PLAN_FILE, NODES_FILE = "float.onnx", "qdq.onnx", "plan.json", "nodes.json"
+#: Engine to the graph that it runs.
+ENGINE_FILES = {"float": FLOAT_FILE, "qdq": QDQ_FILE}
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,53 @@ class Bundle:
         runner = Runner(path, threads, "all" if file == FLOAT_FILE else "basic")
         return Predictor(
             manifest.task, manifest.head, manifest.classes, manifest.skeleton, manifest.preprocess, runner,
-            manifest.softmax_missing,
+            manifest.softmax_missing, digest=manifest.files[file],
         )  # fmt: skip
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Names of the quantized graphs that the bundle holds."""
+        return tuple(name for name, file in ENGINE_FILES.items() if name != "float" and file in self.manifest.files)
+
+    def graphs(self, engines: Sequence[str] = ("float", "qdq")) -> dict[str, Callable[[], Predictor]]:
+        """Ways to open the bundle's graphs with one thread each, as ``evaluate`` takes them.
+
+        Args:
+            engines: ``"float"`` for the model it came from, ``"qdq"`` for the quantized one.
+
+        Returns:
+            By engine, in that order.
+        """
+        return {engine: partial(self.engine, self._known(engine), 1) for engine in engines}
+
+    def engine(self, name: str, threads: int = 0) -> Predictor:
+        """One of the bundle's graphs, ready to run.
+
+        Args:
+            name: ``"float"`` or one of :attr:`engines`.
+            threads: of onnxruntime; 0 for all cores.
+
+        Raises:
+            UserError: there is no such engine.
+        """
+        return self.predictor(ENGINE_FILES[self._known(name)], threads)
+
+    def _known(self, engine: str) -> str:
+        if engine not in ("float", *self.engines):
+            raise UserError(f"there is no engine {engine!r}", f"use float, {', '.join(self.engines)}")
+        return engine
+
+    def evaluate(self, data: Any, **options: Any) -> Any:
+        """Score the float and the quantized graph on labelled images.
+
+        Args:
+            data: from :func:`narrowcast.coco` or :func:`narrowcast.imagenet`.
+            options: of its ``evaluate``.
+
+        Returns:
+            :class:`narrowcast.evaluate.Report`.
+        """
+        return data.evaluate(self.graphs(), **options)
 
     def run(self, tensor: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Raw outputs of the quantized model for one model input, by name."""

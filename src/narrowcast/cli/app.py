@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from narrowcast.cli.interrupt import Interrupted, interrupt
 from narrowcast.errors import UserError
 
 app = typer.Typer(
@@ -30,23 +31,15 @@ KeepHead = Annotated[bool, typer.Option("--keep-head", help="Do not cut the deco
 Runtime = Annotated[str | None, typer.Option(help="Version of the chip's runtime; the newest known by default.")]
 
 
-class _Interrupted(BaseException):
-    """Ctrl-C. Not KeyboardInterrupt, which typer would turn into an exit code and message of its own."""
-
-
-def _interrupt(*_: object) -> None:
-    raise _Interrupted
-
-
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
-    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         app()
     except UserError as error:
         _fail(str(error))
-    except _Interrupted:
-        _fail("interrupted: nothing was written")
+    except Interrupted as error:
+        _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename or 'the file system'}: {error.strerror or error}")
 
@@ -163,10 +156,57 @@ def inspect(
 
 
 @app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or a float ONNX file.")],
+    images: Annotated[Path, typer.Option(help="Folder of the labelled images.")],
+    annotations: Annotated[Path | None, typer.Option(help="COCO JSON: instances or person_keypoints.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="For classifiers: lines of 'file index'.")] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Graph to score, several times: float, qdq [all; the first is 100 %].")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="ultralytics (score 0.001, NMS 0.7) or rdk (score 0.25, NMS 0.7).")
+    ] = "ultralytics",
+    conf: Annotated[float | None, typer.Option(help="Least score, instead of the protocol's.")] = None,
+    iou: Annotated[float | None, typer.Option(help="Overlap above which two boxes are one object.")] = None,
+    max_detections: Annotated[int | None, typer.Option(help="Detections an image at most [300].")] = None,
+    limit: Annotated[int | None, typer.Option(help="Score this many images, drawn at random.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw and of the intervals.", min=0)] = 0,
+    camera: Annotated[
+        str | None, typer.Option(help="What the board's camera format costs: rgb, nv12-full or nv12-studio.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Subtracted, pixel units: one value, or one a channel.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Factor after the mean: one value, or one a channel.")] = None,
+    color: Annotated[str | None, typer.Option(help="What the model eats: rgb, bgr or gray.")] = None,
+    resize: Annotated[str | None, typer.Option(help="letterbox, stretch or center-crop.")] = None,
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Annotated images may be missing.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Images in work at once [one a core].", min=1)] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from an interrupted evaluation.")] = False,
+    save_predictions: Annotated[
+        Path | None, typer.Option(help="COCO result JSON to write; '-float' and so on is added for several graphs.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure AP or top-1 on labelled images, float and quantized side by side, with 95 % intervals."""
+    from narrowcast.cli import evaluate as command
+
+    command.run(
+        bundle, images, annotations, labels, engine or [],
+        {"camera": camera, "mean": mean, "scale": scale, "color": color, "resize": resize},
+        protocol=protocol, conf=conf, iou=iou, max_detections=max_detections, limit=limit, seed=seed,
+        skip_missing=skip_missing, workers=workers, fresh=fresh, save_predictions=save_predictions, json=json,
+        quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, or a float ONNX file.")],
-    image: Annotated[Path, typer.Argument(help="Image, or a folder of images.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Picture (or folder of pictures) to write.")] = None,
+    image: Annotated[Path, typer.Argument(help="Image, folder of images, or video.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Picture, folder of pictures or .mp4 to write.")
+    ] = None,
     conf: Annotated[float, typer.Option(help="Least score, 0..1.")] = 0.25,
     iou: Annotated[float, typer.Option(help="Overlap above which two boxes are one object.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Classes to show, for classifiers.", min=1)] = 5,
@@ -175,7 +215,7 @@ def predict(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Detect in images: a picture with boxes and skeletons, and JSON on --json."""
+    """Detect in images or a video: pictures with boxes, masks and skeletons, and JSON on --json."""
     from narrowcast.cli import predict as command
 
     command.run(bundle, image, out, conf=conf, iou=iou, top_k=top_k, engine=engine, force=force, json=json, quiet=quiet)

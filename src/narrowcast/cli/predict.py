@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.cli.video import VIDEO_SUFFIXES, run_video
 from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,11 +27,7 @@ def open_predictor(path: Path, engine: str) -> Predictor:
 
     if path.suffix in (".onnx", ".pt"):
         return Predictor.of_model(load(path))
-    engines = {"qdq": "quantized", "float": "floating"}
-    if engine not in engines:
-        raise UserError(f"there is no engine {engine!r}", f"use {' or '.join(engines)}")
-    predictor: Predictor = getattr(open_bundle(path), engines[engine])
-    return predictor
+    return open_bundle(path).engine(engine)
 
 
 def run(
@@ -54,7 +51,11 @@ def run(
     if not 0 < conf < 1 or not 0 < iou <= 1:
         raise UserError(f"--conf {conf} and --iou {iou} must be between 0 and 1", "0.25 and 0.7 are usual")
     if not image.exists():
-        raise UserError(f"{image} does not exist", "give an image or a folder of images")
+        raise UserError(f"{image} does not exist", "give an image, a folder of images or a video")
+    if image.suffix.lower() in VIDEO_SUFFIXES:
+        options = {"confidence": conf, "iou": iou, "top_k": top_k}
+        run_video(open_predictor(bundle, engine), image, out, options, force=force, json=json)
+        return
     files = sorted(f for f in image.iterdir() if f.suffix.lower() in SUFFIXES) if image.is_dir() else [image]
     if not files:
         raise UserError(f"{image} holds no images", f"put {', '.join(sorted(SUFFIXES))} files there")

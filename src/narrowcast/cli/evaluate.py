@@ -1,0 +1,131 @@
+"""The command ``evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from narrowcast.cli.interrupt import on_interrupt
+from narrowcast.cli.options import change_preprocessing
+from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.errors import UserError
+
+if TYPE_CHECKING:
+    from narrowcast.bundle import Predictor
+    from narrowcast.evaluate import CocoData, ImageNetData, Metrics, Report
+
+__all__ = ["print_report", "run"]
+
+
+def run(
+    path: Path,
+    images: Path,
+    annotations: Path | None,
+    labels: Path | None,
+    engines: list[str],
+    changes: Mapping[str, str | None],
+    *,
+    protocol: str,
+    conf: float | None,
+    iou: float | None,
+    max_detections: int | None,
+    limit: int | None,
+    seed: int,
+    skip_missing: bool,
+    workers: int | None,
+    fresh: bool,
+    save_predictions: Path | None,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Score, print."""
+    from narrowcast.evaluate import CocoData, coco, imagenet
+    from narrowcast.evaluate.protocol import choose
+    from narrowcast.progress import set_quiet
+
+    set_quiet(quiet or json)
+    if (annotations is None) == (labels is None):
+        raise UserError(
+            "one of --annotations and --labels is needed", "give COCO annotations, or labels of a classifier"
+        )
+    chosen = choose(protocol, conf, iou, max_detections)
+    data: CocoData | ImageNetData
+    if annotations is not None:
+        data = coco(images, annotations, limit=limit, seed=seed, skip_missing=skip_missing)
+    else:
+        assert labels is not None
+        data = imagenet(images, labels, limit=limit, seed=seed)
+    graphs = _changed(_graphs(path, engines), changes)
+    common: dict[str, Any] = {"workers": workers, "seed": seed, "fresh": fresh, "save_predictions": save_predictions}
+    with on_interrupt("interrupted: finished images are kept, the same command goes on from there"):
+        if isinstance(data, CocoData):
+            report = data.evaluate(graphs, protocol=chosen, **common)
+        else:
+            report = data.evaluate(graphs, **common)
+    if json:
+        print_json(report.to_dict())
+    else:
+        print_report(report, str(path))
+
+
+def _graphs(path: Path, engines: list[str]) -> dict[str, Callable[[], Predictor]]:
+    from narrowcast.bundle import Predictor, open_bundle
+    from narrowcast.graph import load
+
+    if path.suffix in (".onnx", ".pt"):
+        return {"float": lambda: Predictor.of_model(load(path), threads=1)}
+    bundle = open_bundle(path)
+    return bundle.graphs(engines or ["float", *bundle.engines])
+
+
+def _changed(
+    graphs: Mapping[str, Callable[[], Predictor]], changes: Mapping[str, str | None]
+) -> dict[str, Callable[[], Predictor]]:
+    """The graphs with the preprocessing that the person asked for."""
+
+    def change(make: Callable[[], Predictor]) -> Callable[[], Predictor]:
+        def made() -> Predictor:
+            predictor = make()
+            return replace(predictor, preprocess=change_preprocessing(predictor.preprocess, changes))
+
+        return made
+
+    return {name: change(make) for name, make in graphs.items()}
+
+
+#: Metrics from left to right.
+_ORDER = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR", "top-1", "top-5")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _retention(metrics: Metrics) -> str:
+    if metrics.retention is None or metrics.retention_interval is None:
+        return ""
+    low, high = metrics.retention_interval
+    return f"{metrics.retention:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def print_report(report: Report, title: str) -> None:
+    """One table of all rows, then the notes."""
+    known = {name for row in report.rows for metrics in row.metrics for name in metrics.values}
+    names = [name for name in _ORDER if name in known]
+    rows = []
+    for family in dict.fromkeys(m.family for row in report.rows for m in row.metrics):
+        for row in report.rows:
+            for metrics in row.metrics:
+                if metrics.family != family:
+                    continue
+                low, high = metrics.interval
+                values = [_percent(metrics.values[name]) if name in metrics.values else "" for name in names]
+                values[0] += f" [{100 * low:.1f}, {100 * high:.1f}]"
+                speed = f"{row.images_per_second:.1f}" if row.images_per_second else "resumed"
+                rows.append((family, row.name, *values, _retention(metrics), speed))
+    columns = (names[0] + " [95 %]", *(name.removeprefix("AP ") for name in names[1:]), "kept [95 %]", "images/s")
+    print_table(f"{title} on {report.images} labelled images, in percent", ("metric", "graph", *columns), rows, 2)
+    for note in report.notes:
+        say(f"- {note}")

@@ -1,0 +1,259 @@
+"""Images labelled as COCO does it: reading, checking, and scoring what graphs find in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from narrowcast.bundle.predictor import Predictor
+from narrowcast.errors import UserError
+from narrowcast.evaluate.coco_scores import FAMILIES, CocoScores, score
+from narrowcast.evaluate.journal import Journal
+from narrowcast.evaluate.passes import available_cores, run_pass
+from narrowcast.evaluate.predictions import converter, write_predictions
+from narrowcast.evaluate.protocol import PROTOCOLS, Protocol
+from narrowcast.evaluate.report import Report, Row
+from narrowcast.evaluate.rows import metrics_of_rows
+
+__all__ = ["CocoData", "coco"]
+
+
+@dataclass(frozen=True)
+class CocoData:
+    """Labelled images.
+
+    Attributes:
+        document: the annotation file, reduced to the images in use.
+        files: path of each image, in the order of ``document["images"]``.
+        source: name of the annotation file, for messages.
+        notes: what was left out.
+    """
+
+    document: dict[str, Any]
+    files: tuple[Path, ...]
+    source: str
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def evaluate(
+        self,
+        graphs: Mapping[str, Callable[[], Predictor]],
+        *,
+        protocol: Protocol = PROTOCOLS["ultralytics"],
+        workers: int | None = None,
+        seed: int = 0,
+        fresh: bool = False,
+        save_predictions: str | Path | None = None,
+    ) -> Report:
+        """Score graphs on these images.
+
+        Args:
+            graphs: by name, the reference first; each is opened when its turn comes and closed after it.
+            protocol: options of decoding.
+            workers: images in work at once; one a core by default.
+            seed: of the bootstrap.
+            fresh: do not go on from an interrupted evaluation.
+            save_predictions: COCO result file to write; with several graphs ``-name`` is added to its stem.
+
+        Raises:
+            UserError: a model that detects nothing, categories or keypoints unlike the annotations', an unreadable
+                image.
+        """
+        scores: dict[str, CocoScores] = {}
+        rows: dict[str, tuple[float, int]] = {}
+        notes = list(self.notes)
+        for name, make in graphs.items():
+            predictor = make()
+            families, more = self._families(predictor)
+            categories, dropped = self._categories(predictor)
+            notes += [note for note in (*more, *dropped) if note not in notes]
+            options = {**asdict(protocol), "masks": "mask" in families}
+            convert = converter([image["id"] for image in self.document["images"]], categories)
+            journal = Journal(self._key(predictor, options, categories), fresh)
+            done = run_pass(name, predictor, self.files, convert, options, journal, workers or available_cores())
+            results = [entry for result in done.results for entry in result]
+            if save_predictions is not None:
+                write_predictions(results, Path(save_predictions), name if len(graphs) > 1 else "")
+            sigmas = _sigmas(predictor) if "keypoints" in families else None
+            scores[name] = score(self.document, results, families, sorted(set(categories.values())), sigmas)
+            rows[name] = (done.images_per_second, len(results))
+            if not results:
+                notes.append(f"{name} finds nothing in any image, so every metric is 0")
+        metrics = metrics_of_rows(scores, len(self), seed)
+        made = tuple(Row(name, metrics[name], *rows[name]) for name in graphs)
+        return Report(made, len(self), asdict(protocol), tuple(notes))
+
+    def _key(self, predictor: Predictor, options: dict[str, Any], categories: dict[int, int]) -> dict[str, Any]:
+        """Everything that the results depend on; the images by name, size and time."""
+        images = [
+            (image["id"], file.name, (stat := file.stat()).st_size, stat.st_mtime_ns)
+            for image, file in zip(self.document["images"], self.files, strict=True)
+        ]
+        digest = hashlib.sha256(json.dumps(images).encode()).hexdigest()
+        return {
+            "graph": predictor.digest, "preprocess": predictor.preprocess.to_dict(), "options": options,
+            "images": digest, "categories": sorted(categories.items()), "version": 1,
+        }  # fmt: skip
+
+    def _families(self, predictor: Predictor) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Metric families of a model that the annotations can score."""
+        if predictor.head is None:
+            raise UserError(
+                f"the model's task is {predictor.task}, which finds no objects to score",
+                "give --labels for a classifier; a whole graph cannot be scored",
+            )
+        wanted = FAMILIES[predictor.task]
+        objects = [entry for entry in self.document["annotations"] if not entry.get("iscrowd")]
+        if "mask" in wanted and not any(entry.get("segmentation") for entry in objects):
+            return ("box",), (f"{self.source} has no masks, so only boxes are scored",)
+        if "keypoints" in wanted:
+            shape = predictor.head.keypoint_shape
+            counts = {len(entry["keypoints"]) // 3 for entry in objects if entry.get("keypoints")}
+            if not counts:
+                return ("box",), (f"{self.source} has no keypoints, so only boxes are scored",)
+            if shape is not None and counts != {shape[0]}:
+                raise UserError(
+                    f"{self.source} has {sorted(counts)[0]} keypoints a person, the model {shape[0]}",
+                    "give the annotations that the model was trained for",
+                )
+        return wanted, ()
+
+    def _categories(self, predictor: Predictor) -> tuple[dict[int, int], tuple[str, ...]]:
+        """Class index of the model to category id, by name; by order where no name is known."""
+        known = sorted(self.document["categories"], key=lambda entry: entry["id"])
+        names = {str(entry["name"]).lower(): int(entry["id"]) for entry in known}
+        head = predictor.head
+        count = head.num_classes if head is not None else 0
+        classes = [name.lower() for name in predictor.classes]
+        matched = {index: names[name] for index, name in enumerate(classes) if name in names}
+        if not matched and len(known) == count:
+            return {index: int(entry["id"]) for index, entry in enumerate(known)}, (
+                f"no class name of the model is in {self.source}: its {count} categories are taken in order",
+            )
+        if not matched:
+            raise UserError(
+                f"the categories of {self.source} ({_few(names)}) are not the model's classes ({_few(classes)})",
+                "give annotations of the same classes",
+            )
+        missing = [name for name, key in names.items() if key not in matched.values()]
+        notes = []
+        if missing:
+            notes.append(f"{len(missing)} categories that the model does not know are not scored: {_few(missing)}")
+        if len(matched) < count:
+            notes.append(f"{count - len(matched)} classes of the model have no labels here and are not scored")
+        return matched, tuple(notes)
+
+
+def _few(names: Sequence[str] | Mapping[str, int]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
+
+
+def _sigmas(predictor: Predictor) -> list[float] | None:
+    """Spread of each keypoint; ``None`` for the 17 of COCO, else equal ones that sum to 1, as Ultralytics has it."""
+    shape = predictor.head.keypoint_shape if predictor.head is not None else None
+    return None if shape is None or shape[0] == 17 else [1 / shape[0]] * shape[0]
+
+
+def coco(
+    images: str | Path,
+    annotations: str | Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    skip_missing: bool = False,
+) -> CocoData:
+    """Labelled images in COCO's format.
+
+    Args:
+        images: folder of the images.
+        annotations: COCO JSON file (instances or person_keypoints).
+        limit: take this many images, drawn at random.
+        seed: of the draw.
+        skip_missing: score what is there when annotated images are missing.
+
+    Raises:
+        UserError: files that are missing, no COCO file, ids that do not match.
+    """
+    folder, file = Path(images), Path(annotations)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder", "give the folder of the annotated images with --images")
+    document = _read(file)
+    listed = sorted(document["images"], key=lambda entry: int(entry["id"]))
+    there = [entry for entry in listed if (folder / Path(entry["file_name"]).name).is_file()]
+    notes: list[str] = []
+    if len(there) < len(listed):
+        lost = next(entry["file_name"] for entry in listed if entry not in there)
+        what = (
+            f"{len(listed) - len(there)} of the {len(listed)} images of {file.name} are not in {folder}, first {lost}"
+        )
+        if not there or not skip_missing:
+            raise UserError(what, "check --images, or add --skip-missing" if there else "check --images")
+        notes.append(f"{what}; they are not scored")
+    if limit is not None:
+        if limit < 1:
+            raise UserError(f"a limit of {limit} images leaves none", "give 1 or more")
+        if limit < len(there):
+            chosen = np.random.default_rng(seed).choice(len(there), limit, replace=False)
+            there = [there[index] for index in sorted(chosen.tolist())]
+    kept = {entry["id"] for entry in there}
+    reduced = {
+        "images": there,
+        "annotations": [entry for entry in document["annotations"] if entry["image_id"] in kept],
+        "categories": document["categories"],
+    }
+    return CocoData(reduced, tuple(folder / Path(e["file_name"]).name for e in there), file.name, tuple(notes))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The annotation file, checked.
+
+    Raises:
+        UserError: it is missing, is no COCO file, or contradicts itself.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist", "give a COCO annotation file with --annotations") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is no JSON: {error}", "give a COCO annotation file") from error
+    needed = ("images", "annotations", "categories")
+    if not isinstance(document, dict) or not all(isinstance(document.get(key), list) for key in needed):
+        raise UserError(f"{file} is no COCO annotation file: it needs {', '.join(needed)}", "give another file")
+    fields = {
+        "images": ("id", "file_name", "width", "height"),
+        "annotations": ("id", "image_id", "category_id", "bbox", "area"),
+        "categories": ("id", "name"),
+    }
+    for group, names in fields.items():
+        for entry in document[group]:
+            lacking = [name for name in names if name not in entry] if isinstance(entry, dict) else list(names)
+            if lacking:
+                raise UserError(f"{file}: an entry of {group} has no {', '.join(lacking)}", "mend the file")
+        most = Counter(entry["id"] for entry in document[group]).most_common(1)
+        if most and most[0][1] > 1:
+            raise UserError(f"{file}: {group} has the id {most[0][0]} {most[0][1]} times", "mend the file")
+    if not document["images"]:
+        raise UserError(f"{file} lists no images", "give another file")
+    _check_references(file, document)
+    return document
+
+
+def _check_references(file: Path, document: dict[str, Any]) -> None:
+    for group, key in (("images", "image_id"), ("categories", "category_id")):
+        known = {entry["id"] for entry in document[group]}
+        lost = [entry for entry in document["annotations"] if entry[key] not in known]
+        if lost:
+            raise UserError(
+                f"{file}: {len(lost)} annotations have a {key} that {group} does not list, first {lost[0][key]}",
+                "the file was cut or two files were mixed; export it again",
+            )

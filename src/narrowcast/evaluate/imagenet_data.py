@@ -1,0 +1,163 @@
+"""Images with one class each, and top-1 / top-5."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from narrowcast.bundle.predictor import Predictor
+from narrowcast.errors import UserError
+from narrowcast.evaluate.bootstrap import draw_weights
+from narrowcast.evaluate.journal import Journal
+from narrowcast.evaluate.passes import available_cores, run_pass
+from narrowcast.evaluate.predictions import write_predictions
+from narrowcast.evaluate.report import Report, Row
+from narrowcast.evaluate.rows import compare_rows
+from narrowcast.vision.types import Classification, Detections
+
+__all__ = ["ImageNetData", "imagenet"]
+
+#: Classes kept of every image: enough for top-5.
+_KEPT = 5
+
+
+@dataclass(frozen=True)
+class ImageNetData:
+    """Images with their class.
+
+    Attributes:
+        files: images.
+        labels: class index of each.
+        source: name of the label file, for messages.
+    """
+
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def evaluate(
+        self,
+        graphs: Mapping[str, Callable[[], Predictor]],
+        *,
+        workers: int | None = None,
+        seed: int = 0,
+        fresh: bool = False,
+        save_predictions: str | Path | None = None,
+    ) -> Report:
+        """Score classifiers on these images; see :meth:`CocoData.evaluate`.
+
+        Args:
+            graphs: by name, the reference first.
+            workers: images in work at once; one a core by default.
+            seed: of the bootstrap.
+            fresh: do not go on from an interrupted evaluation.
+            save_predictions: JSON file with the five best classes of each image.
+
+        Raises:
+            UserError: no classifier, a label beyond its classes, an unreadable image.
+        """
+        values: dict[str, dict[str, float | None]] = {}
+        draws = {}
+        speed = {}
+        weights = draw_weights(len(self), seed)
+        for name, make in graphs.items():
+            predictor = make()
+            self._check(predictor)
+            journal = Journal(self._key(predictor), fresh)
+            options = {"top_k": _KEPT}
+            done = run_pass(name, predictor, self.files, _best, options, journal, workers or available_cores())
+            if save_predictions is not None:
+                found = [{"image": file.name, **best} for file, best in zip(self.files, done.results, strict=True)]
+                write_predictions(found, Path(save_predictions), name if len(graphs) > 1 else "")
+            best = np.array([result["classes"] for result in done.results])
+            hits = best == np.array(self.labels)[:, None]
+            values[name] = {"top-1": float(hits[:, 0].mean()), "top-5": float(hits.any(axis=1).mean())}
+            draws[name] = (weights @ hits[:, 0]).astype(np.float64) / len(self)
+            speed[name] = done.images_per_second
+        metrics = compare_rows("classes", values, draws)
+        return Report(tuple(Row(name, (metrics[name],), speed[name], len(self)) for name in graphs), len(self), {}, ())
+
+    def _check(self, predictor: Predictor) -> None:
+        if predictor.task != "classify":
+            raise UserError(
+                f"the model's task is {predictor.task}, and {self.source} has one class an image",
+                "give COCO annotations with --annotations",
+            )
+        count = predictor.class_count
+        beyond = [(file, label) for file, label in zip(self.files, self.labels, strict=True) if label >= count]
+        if beyond:
+            file, label = beyond[0]
+            raise UserError(
+                f"{self.source}: the label {label} of {file.name} is beyond the model's {count} classes",
+                "labels count from 0; give the labels of this model",
+            )
+
+    def _key(self, predictor: Predictor) -> dict[str, Any]:
+        images = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in self.files]
+        digest = hashlib.sha256(json.dumps(images).encode()).hexdigest()
+        return {"graph": predictor.digest, "preprocess": predictor.preprocess.to_dict(), "images": digest, "version": 1}
+
+
+def _best(_: int, found: Detections | Classification) -> dict[str, Any]:
+    assert isinstance(found, Classification)
+    scores = [round(float(score), 7) for score in found.scores]
+    return {"classes": [int(label) for label in found.class_ids], "scores": scores}
+
+
+def imagenet(images: str | Path, labels: str | Path, *, limit: int | None = None, seed: int = 0) -> ImageNetData:
+    """Images with one class each.
+
+    Args:
+        images: folder.
+        labels: text file, on each line a file name and a class index from 0, separated by a space, tab or comma.
+        limit: take this many images, drawn at random.
+        seed: of the draw.
+
+    Raises:
+        UserError: files that are missing, a line that is not understood.
+    """
+    folder, file = Path(images), Path(labels)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder", "give the folder of the labelled images with --images")
+    entries = _read(file)
+    missing = [name for name, _ in entries if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(entries)} images of {file.name} are not in {folder}, first {missing[0]}",
+            "check --images",
+        )
+    if limit is not None:
+        if limit < 1:
+            raise UserError(f"a limit of {limit} images leaves none", "give 1 or more")
+        chosen = np.random.default_rng(seed).choice(len(entries), min(limit, len(entries)), replace=False)
+        entries = [entries[index] for index in sorted(chosen.tolist())]
+    return ImageNetData(tuple(folder / name for name, _ in entries), tuple(label for _, label in entries), file.name)
+
+
+def _read(file: Path) -> list[tuple[str, int]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist", "give a label file with --labels") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no text file", "write a file name and a class index on each line") from error
+    entries = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, label = line.strip().replace(",", " ").replace("\t", " ").rpartition(" ")
+        if not name or not label.isdigit():
+            raise UserError(f"{file}: line {number} is not understood: {line.strip()[:60]}", "write 'name index'")
+        entries.append((name.strip(), int(label)))
+    if not entries:
+        raise UserError(f"{file} labels no images", "write a file name and a class index on each line")
+    return entries

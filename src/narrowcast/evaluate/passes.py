@@ -1,0 +1,108 @@
+"""One pass over labelled images: several at once, results in order, resumable."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from narrowcast.bundle.predictor import Predictor
+from narrowcast.errors import UserError
+from narrowcast.evaluate.journal import Journal
+from narrowcast.progress import track
+from narrowcast.vision.preprocess import preprocess, read_image
+from narrowcast.vision.types import Classification, Detections
+
+__all__ = ["Pass", "available_cores", "run_pass"]
+
+Convert = Callable[[int, Detections | Classification], Any]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Results of one graph.
+
+    Attributes:
+        results: one an image, as converted, in the order of the images.
+        images_per_second: of the images that this pass computed itself; 0 without any.
+    """
+
+    results: list[Any]
+    images_per_second: float
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_pass(
+    name: str,
+    predictor: Predictor,
+    files: Sequence[Path],
+    convert: Convert,
+    options: dict[str, Any],
+    journal: Journal,
+    workers: int,
+) -> Pass:
+    """Predict every image.
+
+    Every worker takes an image from the file to the result with one thread of onnxruntime, and they share one
+    session. That keeps all cores busy through reading and decoding too, and the result does not depend on their
+    number.
+
+    Args:
+        name: for the progress bar.
+        predictor: made with one thread.
+        files: images.
+        convert: result of the image of an index to something JSON-ready.
+        options: of decoding.
+        journal: results of an interrupted pass, and where these go.
+        workers: images in work at once.
+
+    Raises:
+        UserError: naming an image that cannot be read.
+    """
+    started = time.perf_counter()
+    with journal:
+        todo = [index for index in range(len(files)) if index not in journal.done]
+        results = dict(journal.done)
+
+        def one(index: int) -> Any:
+            return convert(index, _predict(predictor, files[index], options))
+
+        for index, result in track(_in_order(one, todo, workers), name, total=len(todo)):
+            results[index] = result
+            journal.add(index, result)
+    seconds = time.perf_counter() - started
+    return Pass([results[index] for index in range(len(files))], len(todo) / seconds if todo else 0.0)
+
+
+def _predict(predictor: Predictor, file: Path, options: dict[str, Any]) -> Detections | Classification:
+    try:
+        tensor, geometry = preprocess(read_image(file), predictor.preprocess)
+    except ValueError as error:
+        raise UserError(str(error), "replace the image, or take it out of the labels") from error
+    return predictor.decode(predictor.run(tensor), geometry, **options)
+
+
+def _in_order(work: Callable[[int], Any], indices: Sequence[int], workers: int) -> Iterator[tuple[int, Any]]:
+    """Results in order, with at most two images a worker waiting."""
+    waiting: deque[tuple[int, Future[Any]]] = deque()
+    pool = ThreadPoolExecutor(workers, "evaluate")
+    try:
+        for index in indices:
+            waiting.append((index, pool.submit(work, index)))
+            if len(waiting) >= 2 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
