@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -26,20 +27,26 @@ class CheckRow:
     supported: bool
 
 
-def place(graph: ir.Graph, target: Target, runtime: str | None = None) -> dict[str, Support]:
+def place(
+    graph: ir.Graph,
+    target: Target,
+    runtime: str | None = None,
+    wanted: Callable[[str], str | None] | None = None,
+) -> dict[str, Support]:
     """Judge every node; passive nodes follow the unit of the node whose bytes they move.
 
     Args:
         graph: prepared graph.
         target: the chip.
         runtime: version of its runtime; ``None`` for the newest known.
+        wanted: node name to the type to which a person pinned it, if any (:meth:`narrowcast.plan.Pins.type_of`).
 
     Returns:
         Node name to verdict, in graph order.
     """
     verdicts: dict[str, Support] = {}
     for node in graph:
-        verdict = support(node, target, runtime)
+        verdict = support(node, target, runtime, wanted(str(node.name)) if wanted is not None else None)
         source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         if verdict.supported and source is not None and _moves_bytes(node, target):
             before = verdicts[str(source.name)]
@@ -86,25 +93,49 @@ def subgraphs(graph: ir.Graph, target: Target, verdicts: dict[str, Support]) -> 
     return {name: f"id({number[depth[name]]})" if verdict.unit == first else "--" for name, verdict in verdicts.items()}
 
 
-def check_rows(graph: ir.Graph, target: Target, runtime: str | None = None) -> list[CheckRow]:
-    """The table of ``narrowcast check``, one row a node in graph order."""
-    verdicts = place(graph, target, runtime)
+def check_rows(
+    graph: ir.Graph,
+    target: Target,
+    runtime: str | None = None,
+    wanted: Callable[[str], str | None] | None = None,
+) -> list[CheckRow]:
+    """The table of ``narrowcast check``, one row a node in graph order, and those that the vendor's tool adds.
+
+    Args:
+        graph, target, runtime, wanted: as in :func:`place`.
+    """
+    verdicts = place(graph, target, runtime, wanted)
     ids = subgraphs(graph, target, verdicts)
     rows = []
     for node in graph:
         name = str(node.name)
         verdict = verdicts[name]
-        kind = verdict.types[0] if verdict.types else "--"
+        asked = wanted(name) if wanted is not None else None
+        kind = asked if asked in verdict.types else verdict.types[0] if verdict.types else "--"
         rows.append(
             CheckRow(
                 name,
                 verdict.unit or "--",
                 ids[name],
                 node.op_type,
-                kind,
+                str(kind),
                 verdict.reason,
                 verdict.remedy,
                 verdict.supported,
             )
         )
+        if verdict.tail and verdict.unit == target.units[0] and _ends(node, target, verdicts):
+            rows.append(_tail_row(node, verdict.tail, target))
     return rows
+
+
+def _ends(node: ir.Node, target: Target, verdicts: dict[str, Support]) -> bool:
+    """Whether nothing of the first unit reads the node."""
+    readers = [use.node for output in node.outputs for use in output.uses()]
+    return not any(verdicts[str(reader.name)].unit == target.units[0] for reader in readers)
+
+
+def _tail_row(node: ir.Node, tail: str, target: Target) -> CheckRow:
+    name = f"{node.name}_transpose_output_{tail.lower()}"  # as the vendor's tool names it
+    reason = f"the tool adds it behind {node.op_type}"
+    return CheckRow(name, target.units[-1], "--", tail, "float32", reason, "none needed, it only renames axes", True)

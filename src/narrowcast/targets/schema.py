@@ -112,14 +112,28 @@ class Limits(_Rules):
     channels: tuple[int, int] | None = Field(default=None, description="channels of input and output")
     group_channels: tuple[int, int] | None = Field(default=None, description="channels of one group")
     weight_size: int | None = Field(default=None, description="input channels of a group * kernel height * width")
-    groups: Literal["one-or-channels"] | None = None
+    groups: Literal["one", "one-or-channels"] | None = None
     modes: tuple[str, ...] | None = Field(default=None, description="values of the attribute 'mode'")
     axes: tuple[int, ...] | None = Field(default=None, description="values of the attribute 'axis', from the front")
     matrix_size: int | None = Field(default=None, description="largest M and K of a MatMul")
     dims: tuple[int, int] | None = Field(default=None, description="each axis of input and output")
     constant_operand: Literal["required", "forbidden"] | None = None
     power_of_two_factor: bool | None = Field(default=None, description="Resize enlarges by powers of two")
-    divisible_split: bool | None = Field(default=None, description="Split parts are equal")
+    divisible_split: bool | None = Field(default=None, description="the length is a multiple of every part of a Split")
+    power_of_two_dilation: bool | None = None
+    strides: tuple[int, ...] | None = Field(default=None, description="allowed strides")
+    sides: tuple[int, int] | None = Field(default=None, description="height and width of the input, each")
+    plane: tuple[int, int] | None = Field(default=None, description="height * width of the input")
+    elements: int | None = Field(default=None, description="largest channels * height * width, batch 1")
+    aligned_elements: int | None = Field(
+        default=None,
+        description="as 'elements', for the smaller of two paddings: width to 8 and channels to 4, or channels to 32",
+    )
+    reduced: Literal["one", "plane", "one-or-plane"] | None = Field(
+        default=None, description="axes of a reduction: one, height and width, or either; the axis is kept"
+    )
+    padded_plane: bool | None = Field(default=None, description="Pad pads height and width only")
+    single_matrix: bool | None = Field(default=None, description="the second operand of a MatMul is one matrix")
     block: tuple[int, int] | None = Field(default=None, description="blocksize of DepthToSpace and SpaceToDepth")
 
 
@@ -134,6 +148,10 @@ class OpRule(_Rules):
     note: str = Field(default="", description="reason shown to the person")
     remedy: str = ""
     inferred: bool = Field(default=False, description="deduced, not documented by the vendor")
+    on_request: bool = Field(default=False, description="holds only for nodes that a person pins to one of the types")
+    tail: str = Field(
+        default="", description="operator that the tool adds on the last unit where nothing of the first unit follows"
+    )
 
 
 class Fallback(_Rules):
@@ -174,4 +192,5 @@ class Target(_Rules):
     outputs: Outputs
     inputs: tuple[InputFormat, ...]
     ops: tuple[OpRule, ...]
+    unsupported: tuple[str, ...] = Field(default=(), description="operators that no unit runs")
     fallback: Fallback | None = Field(description="null: an operator without a rule is an error")

@@ -24,6 +24,7 @@ class Support:
         reason: one clause.
         remedy: what to do where the reason is bad news, else empty.
         supported: ``False`` when the target cannot run the node at all.
+        tail: operator that the vendor's tool adds on the last unit if nothing of the first unit follows.
     """
 
     unit: str
@@ -31,23 +32,27 @@ class Support:
     reason: str
     remedy: str = ""
     supported: bool = True
+    tail: str = ""
 
 
-def support(node: ir.Node, target: Target, runtime: str | None = None) -> Support:
+def support(node: ir.Node, target: Target, runtime: str | None = None, wanted: str | None = None) -> Support:
     """Judge a node of a prepared graph (static shapes) by the target's rules.
 
     Args:
         node: the node.
         target: the chip.
         runtime: version of its runtime; ``None`` for the newest known.
+        wanted: type to which a person pinned the node; opens the rules that hold on request only.
 
     Raises:
         UserError: an unknown runtime version.
     """
     version = _version(runtime, target)
     refusals: list[tuple[str, OpRule]] = []
+    if node.op_type in target.unsupported:
+        return Support("", (), f"{target.runtime.name} has no {node.op_type}", "change the model", supported=False)
     for rule in target.ops:
-        if node.op_type not in rule.ops:
+        if node.op_type not in rule.ops or (rule.on_request and wanted not in rule.types):
             continue
         if rule.since is not None and _number(rule.since) > version:
             refusals.append((f"needs {target.runtime.name} {rule.since} or newer", rule))
@@ -58,7 +63,7 @@ def support(node: ir.Node, target: Target, runtime: str | None = None) -> Suppor
             continue
         reason = rule.note or ("; ".join(text for text, _ in refusals) if refusals else f"{rule.unit} runs it")
         remedy = rule.remedy or (refusals[0][1].remedy if refusals else "")
-        return Support(rule.unit, tuple(rule.types), reason, remedy)
+        return Support(rule.unit, tuple(rule.types), reason, remedy, tail=rule.tail)
     why = "; ".join(text for text, _ in refusals) or f"{node.op_type} is not in the op table"
     remedy = next((rule.remedy for _, rule in refusals if rule.remedy), "")
     if target.fallback is None:
@@ -107,8 +112,10 @@ def _within(values: list[int], bounds: tuple[int, int], what: str) -> str:
     return f"{what} {bad[0]} is outside {bounds[0]}..{bounds[1]}" if bad else ""
 
 
-def _groups(node: ir.Node) -> str:
+def _groups(node: ir.Node, allowed: str) -> str:
     group, channels = node.attributes.get_int("group", 1), _dims(node.inputs[0])[1]
+    if allowed == "one":
+        return "" if group == 1 else f"{group} groups (only 1)"
     return "" if group in (1, channels) else f"{group} groups of {channels} channels (only 1 or all)"
 
 
@@ -145,8 +152,65 @@ def _factor(node: ir.Node) -> str:
 
 def _split(node: ir.Node) -> str:
     axis = node.attributes.get_int("axis", 0)
-    sizes = {_dims(output)[axis] for output in node.outputs}
-    return "" if len(sizes) == 1 else "parts of different sizes"
+    whole = _dims(node.inputs[0])[axis]
+    bad = [part for output in node.outputs if whole % (part := _dims(output)[axis])]
+    return f"{whole} is no multiple of the part {bad[0]}" if bad else ""
+
+
+def _dilation(node: ir.Node) -> str:
+    bad = [value for value in _integers(node, "dilations", 1) if value & (value - 1)]
+    return f"dilation {bad[0]} is no power of two" if bad else ""
+
+
+def _strides(node: ir.Node, allowed: tuple[int, ...]) -> str:
+    bad = [value for value in _integers(node, "strides", 1) if value not in allowed]
+    return f"stride {bad[0]} (only {', '.join(map(str, allowed))})" if bad else ""
+
+
+def _plane(node: ir.Node, bounds: tuple[int, int]) -> str:
+    return _within([math.prod(_dims(node.inputs[0])[2:])], bounds, "height * width")
+
+
+def _elements(node: ir.Node, largest: int, aligned: bool) -> str:
+    dims = _dims(node.inputs[0])
+    if len(dims) != 4 or dims[0] != 1:
+        return f"the shape {'x'.join(map(str, dims))} is not 1 x channels x height x width"
+    _, channels, height, width = dims
+    count = channels * height * width
+    if aligned:
+        narrow = -(-channels // 4) * 4 * height * (-(-width // 8) * 8)
+        count = min(narrow, -(-channels // 32) * 32 * height * width)
+    return "" if count <= largest else f"{count} {'aligned ' if aligned else ''}elements are above {largest}"
+
+
+def _constant_ints(node: ir.Node, name: str, index: int) -> list[int] | None:
+    """An attribute that newer opsets give as a constant input."""
+    if name in node.attributes:
+        return _integers(node, name, 0)
+    value = node.inputs[index] if len(node.inputs) > index else None
+    if value is None or value.const_value is None:
+        return None
+    return [int(entry) for entry in value.const_value.numpy().reshape(-1)]
+
+
+def _reduced(node: ir.Node, allowed: str) -> str:
+    rank = len(_dims(node.inputs[0]))
+    axes = sorted(axis % rank for axis in _constant_ints(node, "axes", 1) or range(rank))
+    if not node.attributes.get_int("keepdims", 1):
+        return "the reduced axis is dropped (keepdims 0)"
+    fits = (len(axes) == 1 and allowed != "plane") or (axes == [2, 3] and rank == 4 and allowed != "one")
+    return "" if fits else f"axes {', '.join(map(str, axes))}"
+
+
+def _padded(node: ir.Node) -> str:
+    pads = _constant_ints(node, "pads", 1) or []
+    half = len(pads) // 2
+    return "pads batch or channels" if half != 4 or any(pads[:2]) or any(pads[half : half + 2]) else ""
+
+
+def _second_matrix(node: ir.Node) -> str:
+    lead = math.prod(_dims(node.inputs[1])[:-2])
+    return "" if lead == 1 else f"the second operand is {lead} matrices (only 1)"
 
 
 def _broken(node: ir.Node, limits: Limits) -> str:
@@ -173,7 +237,7 @@ def _broken(node: ir.Node, limits: Limits) -> str:
             limits.weight_size,
             lambda: _within([math.prod(_weight(node)[1:])], (1, limits.weight_size or 0), "channels * kernel area"),
         ),
-        (limits.groups, lambda: _groups(node)),
+        (limits.groups, lambda: _groups(node, limits.groups or "")),
         (
             limits.modes,
             lambda: (
@@ -191,5 +255,14 @@ def _broken(node: ir.Node, limits: Limits) -> str:
             limits.block,
             lambda: _within([node.attributes.get_int("blocksize", 0)], limits.block or (0, 0), "block size"),
         ),
+        (limits.power_of_two_dilation, lambda: _dilation(node)),
+        (limits.strides, lambda: _strides(node, limits.strides or ())),
+        (limits.sides, lambda: _within(_dims(node.inputs[0])[2:], limits.sides or (0, 0), "side")),
+        (limits.plane, lambda: _plane(node, limits.plane or (0, 0))),
+        (limits.elements, lambda: _elements(node, limits.elements or 0, False)),
+        (limits.aligned_elements, lambda: _elements(node, limits.aligned_elements or 0, True)),
+        (limits.reduced, lambda: _reduced(node, limits.reduced or "")),
+        (limits.padded_plane, lambda: _padded(node)),
+        (limits.single_matrix, lambda: _second_matrix(node)),
     ]
     return next((text for limit, check in checks if limit is not None and (text := check())), "")
