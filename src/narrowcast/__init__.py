@@ -17,8 +17,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from narrowcast.bundle import Bundle, open_bundle, quantize
+    from narrowcast.bundle import Bundle, open_bundle
     from narrowcast.calibrate import images
+    from narrowcast.deploy import quantize
     from narrowcast.errors import UserError
     from narrowcast.evaluate import Report, coco, imagenet
     from narrowcast.graph import Model, load
@@ -44,7 +45,7 @@ _HOMES = {
     "load": "graph",
     "load_target": "targets",
     "open_bundle": "bundle",
-    "quantize": "bundle",
+    "quantize": "deploy",
     "sample": "zoo",
     "target_names": "targets",
 }

@@ -48,8 +48,8 @@ def test_content(pose_bundle: Bundle) -> None:
     assert [out.name for out in manifest.outputs][:3] == ["box_s8", "cls_s8", "kpt_s8"]
     assert all(out.chip_dtype == "int8" and out.scale for out in manifest.outputs)
     assert len(manifest.calibration["images"]) + len(manifest.calibration["held_back"]) == 12
-    assert set(manifest.files) == {"float.onnx", "qdq.onnx", "plan.json", "nodes.json"}
-    for name in ("float.onnx", "qdq.onnx"):
+    assert set(manifest.files) == {"float.onnx", "qdq.onnx", "integer.onnx", "plan.json", "nodes.json"}
+    for name in ("float.onnx", "qdq.onnx", "integer.onnx"):
         onnx.checker.check_model(str(pose_bundle.path / name), full_check=True)
 
 
@@ -152,8 +152,8 @@ def test_refusal_while_making_the_folder(tmp_path: Path, monkeypatch: pytest.Mon
         (lambda d: (d / "manifest.json").write_text("{"), "cannot be read"),
         (lambda d: (d / "manifest.json").write_text('{"version": 99}'), "version"),
         (lambda d: (d / "manifest.json").write_text('{"version": 1}'), "damaged"),
-        (lambda d: (d / "qdq.onnx").unlink(), "missing"),
-        (lambda d: (d / "qdq.onnx").write_bytes(b"x"), "changed"),
+        (lambda d: (d / "integer.onnx").unlink(), "missing"),
+        (lambda d: (d / "integer.onnx").write_bytes(b"x"), "changed"),
     ],
 )
 def test_damaged_bundles(net: Model, batch: ImageSet, tmp_path: Path, damage, words: str) -> None:  # type: ignore[no-untyped-def]

@@ -35,19 +35,19 @@ def people(limit: int | None = 12) -> CocoData:
 def test_a_bundle_is_scored_beside_its_float_model(pose_bundle: Bundle, tmp_path: Path) -> None:
     report: Report = pose_bundle.evaluate(people(), workers=2, save_predictions=tmp_path / "p.json")
     reference, quantized = report.rows
-    assert (reference.name, quantized.name, report.images) == ("float", "qdq", 12)
+    assert (reference.name, quantized.name, report.images) == ("float", "integer", 12)
     assert [metrics.family for metrics in reference.metrics] == ["keypoints", "box"]
     assert reference.metrics[0].retention is None and quantized.metrics[0].retention is not None
     assert 0.6 < quantized.metrics[0].retention < 1.2
     low, high = quantized.metrics[0].retention_interval or (0, 0)
     assert low < quantized.metrics[0].retention < high
-    for name in ("float", "qdq"):
+    for name in ("float", "integer"):
         results = json.loads((tmp_path / f"p-{name}.json").read_text())
         stats = pycocotools_stats(people().document, results, "keypoints")
         assert report.metric(name, "keypoints", "AP") == pytest.approx(stats[0], abs=1e-9)
-    assert json.loads(json.dumps(report.to_dict()))["rows"][1]["name"] == "qdq"
+    assert json.loads(json.dumps(report.to_dict()))["rows"][1]["name"] == "integer"
     with pytest.raises(KeyError):
-        report.metric("qdq", "mask")
+        report.metric("integer", "mask")
 
 
 def test_workers_do_not_change_the_result(pose_model: Model) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from narrowcast.bundle.compare import Comparison, compare_tensors, mean_sqnr
 from narrowcast.bundle.folder import check_out, new_folder
 from narrowcast.bundle.manifest import VERSION, Manifest, OutputInfo, versions
-from narrowcast.bundle.store import FLOAT_FILE, NODES_FILE, PLAN_FILE, QDQ_FILE, Bundle
+from narrowcast.bundle.store import FLOAT_FILE, INTEGER_FILE, NODES_FILE, PLAN_FILE, QDQ_FILE, Bundle
 from narrowcast.calibrate import METHODS, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate.statistics import with_outputs
 from narrowcast.errors import UserError
@@ -25,9 +25,11 @@ from narrowcast.graph.run import Runner
 from narrowcast.graph.units import inline_units
 from narrowcast.improve import refine_ranges
 from narrowcast.lower import lower_qdq
+from narrowcast.lower.distance import qdq_distance
+from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes, lower_integer
 from narrowcast.plan import Draft, Encoding, Pins, Plan, draft, finish, plan_to_json
 from narrowcast.progress import track
-from narrowcast.targets import load_target
+from narrowcast.targets import Target, load_target
 
 __all__ = ["AUTO_METHODS", "quantize"]
 
@@ -37,6 +39,12 @@ AUTO_METHODS = ("mse", "lp", "percentile", "mean-minmax")
 AUTO_IMAGES = 6
 #: Images and trials of the refinement that follows. With three images it fitted them and lost on others (measured).
 REFINE_IMAGES, REFINE_TRIALS = 6, 24
+
+
+#: Makes further files of a bundle.
+Extra = Callable[[Model, Plan, Target], Mapping[str, bytes]]
+#: Held-back images on which the QDQ graph is compared with the exact integers.
+DISTANCE_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ def quantize(
     force: bool = False,
     threads: int = 0,
     command: Sequence[str] = (),
+    extra: Extra | None = None,
 ) -> Bundle:
     """Quantize a model and write the bundle.
 
@@ -76,6 +85,7 @@ def quantize(
         force: replace an existing bundle.
         threads: of onnxruntime; 0 for all cores.
         command: recorded in the manifest.
+        extra: makes further files for the bundle, such as the chip's own model file.
 
     Returns:
         The bundle on disk.
@@ -100,8 +110,11 @@ def quantize(
     except FloatingPointError as error:
         raise UserError(f"{model.source} computes {error}", "check the model and the image") from error
     chosen, scores = _choose(model, drafted, statistics, method, percentile, calibration, float_model, threads)
+    chip = load_target(target)
+    integers, why_not = _integers(model, chosen.plan, chip)
+    lowered = dequantized(integers) if integers is not None else chosen.proto
     outputs = compare_tensors(
-        float_model, chosen.proto, {n: n for n in model.output_names}, track(held, "compare", len(held)), threads
+        float_model, lowered, {n: n for n in model.output_names}, track(held, "compare", len(held)), threads
     )
     nodes = compare_tensors(float_model, chosen.proto, _node_pairs(drafted, chosen.plan), islice(held, 4), threads)
     record = {
@@ -113,8 +126,31 @@ def quantize(
         "seed": 0,
     }
     manifest = _manifest(model, drafted, chosen, record, outputs, runtime, command)
-    manifest = replace(manifest, difference_to_source=difference)
-    return _write(path, manifest, model, chosen, nodes)
+    notes = (*manifest.notes, *([f"no {INTEGER_FILE}: {why_not}"] if integers is None else integers.notes))
+    distance = [] if integers is None else _distance(integers, chosen, held, threads)
+    manifest = replace(manifest, difference_to_source=difference, notes=notes, qdq_distance=distance)
+    files = {} if integers is None else {INTEGER_FILE: integer_bytes(integers)}
+    if extra is not None:
+        try:
+            files.update(extra(model, chosen.plan, chip))
+        except UserError as error:  # the bundle is good for everything else
+            manifest = replace(manifest, notes=(*manifest.notes, f"no model file for the chip: {error}"))
+    return _write(path, manifest, model, chosen, nodes, files)
+
+
+def _integers(model: Model, plan: Plan, target: Target) -> tuple[IntegerGraph | None, str]:
+    """The exact integer graph, or why there is none."""
+    try:
+        return lower_integer(model.ir, plan, target), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _distance(integers: IntegerGraph, chosen: _Candidate, images: ImageSet, threads: int) -> list[dict[str, Any]]:
+    """How far the usual QDQ graph is from the integers at the outputs."""
+    few = islice(images, DISTANCE_IMAGES)
+    rows = qdq_distance(integers, chosen.proto, few, threads=threads)
+    return [{"name": r.tensor, "differing": round(r.share, 6), "largest": r.largest, "unit": r.unit} for r in rows]
 
 
 def _first_difference(model: Model, images: ImageSet) -> dict[str, float]:
@@ -245,6 +281,7 @@ def _manifest(
         calibration=calibration,
         difference_to_source={},
         comparison=[entry.to_dict() for entry in comparison],
+        qdq_distance=[],
         int16_domain="" if not int16 else "com.microsoft" if chosen.contrib else "ai.onnx",
         notes=(*model.notes, *chosen.notes),
         command=tuple(command),
@@ -252,11 +289,19 @@ def _manifest(
     )
 
 
-def _write(path: Path, manifest: Manifest, model: Model, chosen: _Candidate, nodes: Sequence[Comparison]) -> Bundle:
+def _write(
+    path: Path,
+    manifest: Manifest,
+    model: Model,
+    chosen: _Candidate,
+    nodes: Sequence[Comparison],
+    more: Mapping[str, bytes],
+) -> Bundle:
     files = {
         FLOAT_FILE: inline_units(model.to_proto()).SerializeToString(deterministic=True),
         QDQ_FILE: chosen.proto.SerializeToString(deterministic=True),
         PLAN_FILE: plan_to_json(chosen.plan).encode(),
+        **more,
         NODES_FILE: (json.dumps([entry.to_dict() for entry in nodes], indent=1) + "\n").encode(),
     }
     manifest = replace(manifest, files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()})

@@ -62,6 +62,7 @@ class Manifest:
     calibration: dict[str, Any]
     difference_to_source: dict[str, float]
     comparison: list[dict[str, Any]]
+    qdq_distance: list[dict[str, Any]]
     int16_domain: str
     notes: tuple[str, ...]
     command: tuple[str, ...]

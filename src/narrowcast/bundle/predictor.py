@@ -76,7 +76,10 @@ class Predictor:
             UserError: the graph was left whole, so that nothing is known of its outputs.
         """
         if self.task == "classify":
-            scores = next(iter(outputs.values()))
+            name, scores = next(iter(outputs.items()))
+            encoding = (self.encodings or {}).get(name)
+            if encoding is not None:
+                scores = (scores.astype(np.float64) - encoding.zero_point) * encoding.scale
             return decode_classification(scores, options.get("top_k", 5), self.softmax_missing)
         if self.head is None:
             raise UserError("the outputs of this model are not known", "use run() and decode them yourself")

@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 from narrowcast.bundle.manifest import Manifest, read_manifest
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
+from narrowcast.graph.model import Model, load
 from narrowcast.graph.run import Runner
+from narrowcast.lower.integer import IntegerGraph, open_integer
 from narrowcast.plan import Plan, read_plan
 from narrowcast.vision.types import Classification, Detections
 
-__all__ = ["FLOAT_FILE", "NODES_FILE", "PLAN_FILE", "QDQ_FILE", "Bundle", "open_bundle"]
+__all__ = ["ENGINE_FILES", "FLOAT_FILE", "INTEGER_FILE", "NODES_FILE", "PLAN_FILE", "QDQ_FILE", "Bundle", "open_bundle"]
 
-FLOAT_FILE, QDQ_FILE, PLAN_FILE, NODES_FILE = "float.onnx", "qdq.onnx", "plan.json", "nodes.json"
-#: Engine to the graph that it runs.
-ENGINE_FILES = {"float": FLOAT_FILE, "qdq": QDQ_FILE}
+FLOAT_FILE, QDQ_FILE, INTEGER_FILE = "float.onnx", "qdq.onnx", "integer.onnx"
+PLAN_FILE, NODES_FILE = "plan.json", "nodes.json"
+#: Engine to the graph that it runs, the most exact quantized one first.
+ENGINE_FILES = {"float": FLOAT_FILE, "integer": INTEGER_FILE, "qdq": QDQ_FILE}
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,38 @@ class Bundle:
         return read_plan(self.path / PLAN_FILE)
 
     @cached_property
+    def model(self) -> Model:
+        """The prepared float graph, to which the plan belongs. Its outputs are raw, so its task is generic."""
+        return load(self._checked(FLOAT_FILE), keep_head=True)
+
+    @cached_property
+    def integer_graph(self) -> IntegerGraph:
+        """The exact integer graph.
+
+        Raises:
+            UserError: the bundle holds none.
+        """
+        if INTEGER_FILE not in self.manifest.files:
+            raise UserError(f"{self.path} holds no {INTEGER_FILE}", "its manifest's notes say why")
+        return open_integer(self._checked(INTEGER_FILE))
+
+    @cached_property
     def quantized(self) -> Predictor:
-        """The quantized model, ready to run."""
-        return self.predictor(QDQ_FILE)
+        """The quantized model, ready to run: the exact integers where the bundle holds them."""
+        return self.engine(self.engines[0])
 
     @cached_property
     def floating(self) -> Predictor:
         """The float model that it came from, ready to run."""
         return self.predictor(FLOAT_FILE)
+
+    def _checked(self, file: str) -> Path:
+        path = self.path / file
+        if not path.exists():
+            raise UserError(f"{path} is missing", "quantize again")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != self.manifest.files.get(file):
+            raise UserError(f"{path} was changed since the bundle was written", "quantize again")
+        return path
 
     def predictor(self, file: str, threads: int = 0) -> Predictor:
         """Run one of the bundle's graphs.
@@ -60,16 +87,13 @@ class Bundle:
             UserError: the file is missing or was changed since the bundle was written.
         """
         manifest = self.manifest
-        path = self.path / file
-        if not path.exists():
-            raise UserError(f"{path} is missing", "quantize again")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != manifest.files.get(file):
-            raise UserError(f"{path} was changed since the bundle was written", "quantize again")
+        path = self._checked(file)
         # "basic" keeps QuantizeLinear and DequantizeLinear where the plan put them
-        runner = Runner(path, threads, "all" if file == FLOAT_FILE else "basic")
+        runner = Runner(path, threads, "basic" if file == QDQ_FILE else "all")
+        encodings = manifest.encodings if file == INTEGER_FILE else None
         return Predictor(
             manifest.task, manifest.head, manifest.classes, manifest.skeleton, manifest.preprocess, runner,
-            manifest.softmax_missing, digest=manifest.files[file],
+            manifest.softmax_missing, encodings, manifest.files[file],
         )  # fmt: skip
 
     @property
@@ -77,16 +101,18 @@ class Bundle:
         """Names of the quantized graphs that the bundle holds."""
         return tuple(name for name, file in ENGINE_FILES.items() if name != "float" and file in self.manifest.files)
 
-    def graphs(self, engines: Sequence[str] = ("float", "qdq")) -> dict[str, Callable[[], Predictor]]:
+    def graphs(self, engines: Sequence[str] | None = None) -> dict[str, Callable[[], Predictor]]:
         """Ways to open the bundle's graphs with one thread each, as ``evaluate`` takes them.
 
         Args:
-            engines: ``"float"`` for the model it came from, ``"qdq"`` for the quantized one.
+            engines: ``"float"`` for the model it came from, or one of :attr:`engines`; by default the
+                former and the first of the latter.
 
         Returns:
             By engine, in that order.
         """
-        return {engine: partial(self.engine, self._known(engine), 1) for engine in engines}
+        wanted = ("float", self.engines[0]) if engines is None else engines
+        return {engine: partial(self.engine, self._known(engine), 1) for engine in wanted}
 
     def engine(self, name: str, threads: int = 0) -> Predictor:
         """One of the bundle's graphs, ready to run.

@@ -145,7 +145,7 @@ def quantize(
 
 @app.command()
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or a float ONNX file.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, float ONNX file, or any .espdl file.")],
     nodes: Annotated[bool, typer.Option("--nodes", help="Also every node: unit, type, scale, noise.")] = False,
     json: Json = False,
 ) -> None:
@@ -156,13 +156,69 @@ def inspect(
 
 
 @app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    images: Annotated[Path | None, typer.Option(help="Images to run [embedded ones].")] = None,
+    limit: Annotated[int, typer.Option(help="How many of them.", min=1)] = 3,
+    everything: Annotated[bool, typer.Option("--all", help="List every tensor, not only those that differ.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare the exact integer graph with a slow independent reference, tensor by tensor."""
+    from narrowcast.cli import verify as command
+
+    command.run(bundle, images, limit, everything, json, quiet)
+
+
+@app.command()
+def run(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    input_: Annotated[Path, typer.Option("--input", help="Image, or .npy file with one model input.")],
+    engine: Annotated[str, typer.Option(help="integer, qdq or float.")] = "integer",
+    dump_dir: Annotated[
+        Path | None, typer.Option(help="Folder for every intermediate integer tensor, to compare with a board.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier dump.")] = False,
+    json: Json = False,
+) -> None:
+    """Run one input and show the raw outputs."""
+    from narrowcast.cli import run as command
+
+    command.run(bundle, engine, input_, dump_dir, force, json)
+
+
+config_app = typer.Typer(help="YAML settings: schema for editors, conversion from and to hb_mapper's.")
+app.add_typer(config_app, name="config")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of narrowcast's YAML."""
+    from narrowcast.cli import config as command
+
+    command.schema()
+
+
+@config_app.command("convert")
+def config_convert(
+    file: Annotated[Path, typer.Argument(help="hb_mapper's YAML, or narrowcast's.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write [print it].")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Turn hb_mapper's YAML into narrowcast's, or the other way."""
+    from narrowcast.cli import config as command
+
+    command.convert(file, out, force)
+
+
+@app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, or a float ONNX file.")],
     images: Annotated[Path, typer.Option(help="Folder of the labelled images.")],
     annotations: Annotated[Path | None, typer.Option(help="COCO JSON: instances or person_keypoints.")] = None,
     labels: Annotated[Path | None, typer.Option(help="For classifiers: lines of 'file index'.")] = None,
     engine: Annotated[
-        list[str] | None, typer.Option(help="Graph to score, several times: float, qdq [all; the first is 100 %].")
+        list[str] | None, typer.Option(help="Graph to score, several times: float, integer, qdq [float and integer].")
     ] = None,
     protocol: Annotated[
         str, typer.Option(help="ultralytics (score 0.001, NMS 0.7) or rdk (score 0.25, NMS 0.7).")
@@ -210,7 +266,7 @@ def predict(
     conf: Annotated[float, typer.Option(help="Least score, 0..1.")] = 0.25,
     iou: Annotated[float, typer.Option(help="Overlap above which two boxes are one object.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Classes to show, for classifiers.", min=1)] = 5,
-    engine: Annotated[str, typer.Option(help="qdq, or float for the model it came from.")] = "qdq",
+    engine: Annotated[str | None, typer.Option(help="integer, qdq or float [the first that the bundle has].")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
     json: Json = False,
     quiet: Quiet = False,

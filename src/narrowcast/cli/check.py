@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from narrowcast.cli.options import parse_size
 from narrowcast.cli.tables import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from narrowcast.deploy.espdl import RuntimeRow
+    from narrowcast.graph import Model
+    from narrowcast.targets import Target
 
 __all__ = ["run"]
 
@@ -24,10 +30,18 @@ def run(
     loaded = load(model, size=parse_size(size), keep_head=keep_head)
     rows = check_rows(loaded.ir.graph, chip, runtime)
     refused = [row for row in rows if not row.supported]
+    findings = _runtime_rows(loaded, chip, runtime, {row.node for row in refused})
     first = chip.units[0]
     elsewhere = [row for row in rows if row.supported and row.on != first]
     if json:
-        print_json({"target": chip.name, "notes": list(loaded.notes), "nodes": [asdict(row) for row in rows]})
+        print_json(
+            {
+                "target": chip.name,
+                "notes": list(loaded.notes),
+                "nodes": [asdict(row) for row in rows],
+                "runtime": [asdict(f) for f in findings],
+            }
+        )
     else:
         for note in loaded.notes:
             say(f"- {note}")
@@ -39,10 +53,22 @@ def run(
                 [(r.node, r.on, r.subgraph, r.type, r.data_type, r.reason, r.remedy) for r in shown],
                 7,
             )
+        if findings:
+            cells = [(f.severity, f.node, f.op_type, f.type, f.problem, f.remedy) for f in findings]
+            print_table(f"{chip.runtime.name}", ("", "Node", "Type", "Data", "Problem", "What to do"), cells, 6)
         subgraphs = len({row.subgraph for row in rows if row.subgraph != "--"})
         say(
             f"{len(rows)} nodes: {len(rows) - len(refused) - len(elsewhere)} on {first} in {subgraphs} subgraph"
             f"{'s' if subgraphs != 1 else ''}, {len(elsewhere)} elsewhere, {len(refused)} cannot run"
         )
-    if refused:
+    if refused or any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)
+
+
+def _runtime_rows(model: Model, chip: Target, runtime: str | None, known: set[str]) -> list[RuntimeRow]:
+    """What the runtime would refuse or compute wrongly, beyond what the table of operators says."""
+    if "espdl" not in chip.kits:
+        return []
+    from narrowcast.deploy.espdl import check_runtime
+
+    return [row for row in check_runtime(model.ir, chip, None, runtime) if row.node not in known]

@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from narrowcast.bundle import Bundle, Predictor
     from narrowcast.zoo import Sample
 
+from narrowcast.writing import write_file
+
 __all__ = ["run"]
 
 
 def run(out: Path, target: str, force: bool, quiet: bool) -> None:
     """Check, quantize, compare, measure and draw, for both samples."""
-    from narrowcast import bundle as bundles
     from narrowcast.bundle.folder import check_out
     from narrowcast.calibrate import images
+    from narrowcast.deploy import quantize
     from narrowcast.graph import load
     from narrowcast.progress import set_quiet
     from narrowcast.targets import check_rows, load_target
@@ -37,7 +39,7 @@ def run(out: Path, target: str, force: bool, quiet: bool) -> None:
         say(f"   {len(rows)} nodes, {sum(row.on == chip.units[0] for row in rows)} on {chip.units[0]}")
         say(f"2. {name}: quantize on {found.calibration.name} images")
         calibration = images(found.calibration, model.preprocess)
-        bundle = bundles.quantize(
+        bundle = quantize(
             model, calibration, target, out=out / name, force=force, command=("narrowcast", "demo", "--target", target)
         )
         report(bundle, verbose=False)
@@ -85,4 +87,4 @@ def _draw(bundle: Bundle, found: Sample, picture: Path) -> None:
     done, data = cv2.imencode(".png", both)
     if not done:
         raise AssertionError("a PNG can always be encoded")
-    picture.write_bytes(data.tobytes())
+    write_file(picture, data.tobytes(), force=True)

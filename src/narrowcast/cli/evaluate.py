@@ -77,7 +77,7 @@ def _graphs(path: Path, engines: list[str]) -> dict[str, Callable[[], Predictor]
     if path.suffix in (".onnx", ".pt"):
         return {"float": lambda: Predictor.of_model(load(path), threads=1)}
     bundle = open_bundle(path)
-    return bundle.graphs(engines or ["float", *bundle.engines])
+    return bundle.graphs(engines or None)
 
 
 def _changed(

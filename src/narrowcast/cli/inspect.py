@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.cli.quantize import distance_sentence
 from narrowcast.cli.tables import comparison_table, decibel, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -16,7 +17,12 @@ __all__ = ["run"]
 
 
 def run(path: Path, nodes: bool, json: bool) -> None:
-    """Show a bundle, or what is known of a float model."""
+    """Show a bundle, what is known of a float model, or an .espdl file."""
+    if path.suffix == ".espdl":
+        from narrowcast.cli.espdl import inspect_espdl
+
+        inspect_espdl(path, nodes, json)
+        return
     if path.suffix in (".onnx", ".pt"):
         _model(path, json)
         return
@@ -110,6 +116,8 @@ def _bundle(bundle: Bundle) -> None:
         manifest.comparison,
         "output",
     )
+    if manifest.qdq_distance:
+        say(distance_sentence(manifest.qdq_distance))
 
 
 def _list(values: tuple[float, ...]) -> str:

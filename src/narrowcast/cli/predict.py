@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from narrowcast.bundle import Predictor
     from narrowcast.vision import Classification, Detections
 
+from narrowcast.writing import write_file
+
 __all__ = ["open_predictor", "run"]
 
 
-def open_predictor(path: Path, engine: str) -> Predictor:
+def open_predictor(path: Path, engine: str | None) -> Predictor:
     """A bundle's graph, or a float model.
 
     Raises:
@@ -27,7 +29,8 @@ def open_predictor(path: Path, engine: str) -> Predictor:
 
     if path.suffix in (".onnx", ".pt"):
         return Predictor.of_model(load(path))
-    return open_bundle(path).engine(engine)
+    bundle = open_bundle(path)
+    return bundle.quantized if engine is None else bundle.engine(engine)
 
 
 def run(
@@ -38,7 +41,7 @@ def run(
     conf: float,
     iou: float,
     top_k: int,
-    engine: str,
+    engine: str | None,
     force: bool,
     json: bool,
     quiet: bool,
@@ -97,12 +100,11 @@ def _draw(file: Path, found: Detections | Classification, predictor: Predictor, 
     from narrowcast.vision.preprocess import read_image
 
     drawn = draw(read_image(file), found, predictor.classes, predictor.skeleton)
-    picture.parent.mkdir(parents=True, exist_ok=True)
     quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if picture.suffix.lower() in (".jpg", ".jpeg") else []
     done, data = cv2.imencode(picture.suffix, drawn, quality)
     if not done:
         raise UserError(f"{picture} cannot be encoded", "end it in .jpg or .png")
-    picture.write_bytes(data.tobytes())
+    write_file(picture, data.tobytes(), force=True)
 
 
 def _print(results: list[dict[str, Any]], predictor: Predictor) -> None:

@@ -14,42 +14,46 @@ from narrowcast.cli.tables import comparison_table, print_json, say
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
+    from narrowcast.calibrate import ImageSet
     from narrowcast.config import QuantizeSettings
+    from narrowcast.graph import Model
     from narrowcast.plan import Pins
+    from narrowcast.vision import Preprocess
 
-__all__ = ["report", "run"]
+__all__ = ["distance_sentence", "report", "run"]
 
 
 def run(
     config: Path | None, options: Mapping[str, Any], *, force: bool, verbose: bool, json: bool, quiet: bool
 ) -> None:
     """Quantize and print the comparison."""
-    from narrowcast import bundle as bundles
     from narrowcast.bundle.folder import check_out
-    from narrowcast.calibrate import images as find_images
-    from narrowcast.config import read_settings
+    from narrowcast.config import check_input, read_settings_with_notes
+    from narrowcast.deploy import quantize
     from narrowcast.graph import load
     from narrowcast.progress import set_quiet
     from narrowcast.targets import load_target
 
     set_quiet(quiet or json)
     start = time.perf_counter()
-    settings = read_settings(config, options)
+    settings, notes = read_settings_with_notes(config, options)
     load_target(settings.target)  # a wrong name is said before anything slow
     check_out(settings.out, force)
-    pins = _pins(settings)
     loaded = load(settings.model, size=parse_size(settings.size), keep_head=settings.keep_head)
     changes = {name: getattr(settings, name) for name in ("mean", "scale", "color", "resize", "camera")}
     loaded = replace(loaded, preprocess=change_preprocessing(loaded.preprocess, changes))
-    found = find_images(settings.images, loaded.preprocess, limit=settings.limit)
-    bundle = bundles.quantize(
+    image = loaded.ir.graph.inputs[0]
+    shape = tuple(int(dim) for dim in image.shape or ())
+    if len(shape) == 4:
+        check_input(settings, loaded.input_name, shape)
+    bundle = quantize(
         loaded,
-        found,
+        _images(settings, loaded.preprocess),
         settings.target,
         out=settings.out,
         method=settings.method,
         percentile=settings.percentile,
-        pins=pins,
+        pins=_pins(settings, loaded),
         runtime=settings.runtime,
         force=force,
         threads=settings.threads,
@@ -59,6 +63,8 @@ def run(
         seconds = round(time.perf_counter() - start, 2)
         print_json({"bundle": str(settings.out), **_summary(bundle), "seconds": seconds})
         return
+    for note in notes:
+        say(f"- {note}")
     report(bundle, verbose)
     say(f"{settings.out} written in {time.perf_counter() - start:.1f} s")
 
@@ -78,12 +84,29 @@ def _command(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _pins(settings: QuantizeSettings) -> Pins:
-    from narrowcast.plan import Pins, read_pins
+def _images(settings: QuantizeSettings, spec: Preprocess) -> ImageSet:
+    from narrowcast.calibrate import images, vendor_files
+
+    if settings.calibration_data == "images":
+        return images(settings.images, spec, limit=settings.limit)
+    return vendor_files.vendor_images(settings.images, spec, settings.calibration_data, limit=settings.limit)
+
+
+def _pins(settings: QuantizeSettings, model: Model) -> Pins:
+    from narrowcast.config import pinned_types
+    from narrowcast.plan import Pins, TensorPin, read_pins
 
     base = read_pins(settings.plan) if settings.plan is not None else Pins()
-    nodes = {**dict.fromkeys(settings.int16, "int16"), **dict.fromkeys(settings.float_, "float32")}
-    return base.merged(Pins(nodes))
+    nodes = [
+        (
+            str(node.name),
+            node.op_type,
+            ["" if v is None or v.const_value is not None else str(v.name) for v in node.inputs],
+        )
+        for node in model.ir.graph
+    ]
+    types, tensors = pinned_types(settings, nodes)
+    return base.merged(Pins(types, {name: TensorPin(dtype) for name, dtype in tensors.items()}))
 
 
 def _summary(bundle: Bundle) -> dict[str, object]:
@@ -122,4 +145,17 @@ def report(bundle: Bundle, verbose: bool) -> None:
         "held back from calibration",
         manifest.comparison,
         "output",
+    )
+    if manifest.qdq_distance:
+        say(f"- {distance_sentence(manifest.qdq_distance)}")
+
+
+def distance_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How far the QDQ graph is from the exact integers, in one sentence."""
+    worst = max(rows, key=lambda row: row["differing"])
+    if not worst["differing"]:
+        return "the QDQ graph in onnxruntime gives the same output integers as the chip"
+    return (
+        f"the QDQ graph in onnxruntime differs from the chip's integers in up to {worst['differing']:.1%} of an "
+        f"output's values ({worst['name']}), by up to {worst['largest']:g} {worst['unit']}"
     )

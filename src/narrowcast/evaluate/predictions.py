@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from narrowcast.errors import UserError
 from narrowcast.vision.types import Classification, Detections
+from narrowcast.writing import write_file
 
 __all__ = ["converter", "write_predictions"]
 
@@ -62,13 +62,5 @@ def write_predictions(entries: Sequence[Entry], file: Path, name: str) -> Path:
         UserError: the file system refuses.
     """
     path = file.with_name(f"{file.stem}-{name}{file.suffix}") if name else file
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(list(entries), separators=(",", ":")) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}", "choose another --save-predictions") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    text = json.dumps(list(entries), separators=(",", ":")) + "\n"
+    return write_file(path, text, force=True, option="--save-predictions")

@@ -33,6 +33,8 @@ class Runner:
         options.intra_op_num_threads = threads
         options.graph_optimization_level = _LEVELS[level]
         options.log_severity_level = 3
+        # two pairs in a row are a requantization of the plan, which this would drop even at "basic"
+        options.add_session_config_entry("session.disable_double_qdq_remover", "1")
         source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
         self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         (image,) = self.session.get_inputs()

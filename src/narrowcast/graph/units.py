@@ -230,9 +230,16 @@ def _add_function(model: ir.Model, op_type: str, opset: int) -> None:
 
 
 def inline_units(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which the functions of this module are written out as standard operators."""
+    """A copy in which the functions of this module are written out as standard operators.
+
+    The node that writes a unit's output keeps the unit's name, so that loading the copy finds the same unit again.
+    """
+    names = {output: node.name for node in proto.graph.node for output in node.output}
     inlined = onnx.inliner.inline_local_functions(proto)
     kept = [entry for entry in inlined.opset_import if entry.domain != DOMAIN]
     del inlined.opset_import[:]
     inlined.opset_import.extend(kept)
+    for node in inlined.graph.node:
+        if not node.name and node.output[0] in names:
+            node.name = names[node.output[0]]
     return inlined

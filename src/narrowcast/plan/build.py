@@ -69,7 +69,7 @@ def draft(graph: ir.Graph, target: Target, pins: Pins | None = None, runtime: st
     """
     pins = pins or Pins()
     pins.check(graph)
-    supports = place(graph, target, runtime)
+    supports = place(graph, target, runtime, pins.type_of)
     placement: dict[str, Placement] = {}
     for node in graph:
         name = str(node.name)
@@ -85,7 +85,8 @@ def draft(graph: ir.Graph, target: Target, pins: Pins | None = None, runtime: st
         reason = f"pinned to {wanted}" if pins.type_of(name) else support.reason
         unit = support.unit if wanted in support.types else target.units[-1]
         placement[name] = Placement(unit, wanted, reason)
-    return Draft(graph, target, placement, structure(graph, target, placement), pins)
+    narrow = {name for name, verdict in supports.items() if "int16" not in verdict.types}
+    return Draft(graph, target, placement, structure(graph, target, placement, narrow), pins)
 
 
 def finish(
@@ -201,7 +202,7 @@ def _encode_parameters(
         else:
             tensors[weight_name] = weight_encoding(node, target, dtype)
         if len(node.inputs) > 2 and node.inputs[2] is not None:
-            _encode_bias(node, target, tensors, edges, notes)
+            _encode_bias(node, type_, target, tensors, edges, notes)
         return
     if node.op_type not in target.constant_operands:
         return
@@ -217,7 +218,12 @@ def _encode_parameters(
 
 
 def _encode_bias(
-    node: ir.Node, target: Target, tensors: dict[str, Encoding], edges: Mapping[str, Encoding], notes: list[str]
+    node: ir.Node,
+    node_type: str,
+    target: Target,
+    tensors: dict[str, Encoding],
+    edges: Mapping[str, Encoding],
+    notes: list[str],
 ) -> None:
     source, weight, bias = (str(value.name) for value in node.inputs[:3] if value is not None)
     read = edges.get(edge_key(str(node.name), 0), tensors.get(source))
@@ -227,10 +233,11 @@ def _encode_bias(
     values = constant_of(node.inputs[2])
     if values is None:
         raise UserError(f"the bias of {node.name} is computed", "export the model with constant biases")
-    limit = 2 ** (target.bias.bits - 1)
+    bits = target.bias.bits_for(node_type)
+    limit = 2 ** (bits - 1)
     beyond = int((np.abs(np.rint(values / encoding.broadcast(1))) > limit - 1).sum())
     if beyond:
-        notes.append(f"{node.name}: {beyond} biases exceed {target.bias.bits} bits and saturate")
+        notes.append(f"{node.name}: {beyond} biases exceed {bits} bits and saturate")
 
 
 def _accumulator_encoding(node: ir.Node, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]) -> Encoding:

@@ -5,7 +5,7 @@ The answer depends on the graph, the target's rules and the placement of the nod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -66,13 +66,17 @@ def is_passive(node: ir.Node, target: Target) -> bool:
     return node.op_type in target.passive
 
 
-def structure(graph: ir.Graph, target: Target, placement: Mapping[str, Placement]) -> Structure:
+def structure(
+    graph: ir.Graph, target: Target, placement: Mapping[str, Placement], narrow: Collection[str] = ()
+) -> Structure:
     """Group the tensors of a prepared graph.
 
     Args:
         graph: prepared graph.
         target: the chip's rules.
         placement: of every node.
+        narrow: names of nodes that the chip cannot run with 16 bits. One that moves the bytes of a 16-bit tensor
+            reads them requantized.
     """
     inner = _inside_units(graph, target, placement)
     values = [value for value in _values(graph) if value not in inner]
@@ -85,8 +89,13 @@ def structure(graph: ir.Graph, target: Target, placement: Mapping[str, Placement
         return value
 
     shared: list[tuple[ir.Node, int, ir.Value]] = []
+    requantizing: set[ir.Node] = set()
     for node in graph:
         if is_passive(node, target):
+            if node.name in narrow and _is_wide(node.inputs[0], target, placement):
+                requantizing.add(node)
+                shared.append((node, 0, node.inputs[0]))
+                continue
             for output in node.outputs:
                 parent[root(output)] = root(node.inputs[0])
         elif target.shared.get(node.op_type) == "output" and placement[node.name or ""].type != "float32":
@@ -100,7 +109,7 @@ def structure(graph: ir.Graph, target: Target, placement: Mapping[str, Placement
         members.setdefault(root(value), []).append(value)
     result = Structure()
     for group_values in members.values():
-        _add_group(result, group_values, target, placement)
+        _add_group(result, group_values, target, placement, requantizing)
     for node, index, value in shared:
         mine, wanted = result.of.get(str(value.name)), result.of.get(str(node.outputs[0].name))
         if mine is not None and wanted is not None and mine is not wanted:
@@ -141,7 +150,21 @@ def _may_adopt(value: ir.Value, target: Target, placement: Mapping[str, Placemen
     )
 
 
-def _add_group(result: Structure, values: list[ir.Value], target: Target, placement: Mapping[str, Placement]) -> None:
+def _is_wide(value: ir.Value | None, target: Target, placement: Mapping[str, Placement]) -> bool:
+    """Whether the node whose bytes a tensor holds writes 16 bits."""
+    node = value.producer() if value is not None else None
+    while node is not None and is_passive(node, target):
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node is not None and placement[str(node.name)].type == "int16"
+
+
+def _add_group(
+    result: Structure,
+    values: list[ir.Value],
+    target: Target,
+    placement: Mapping[str, Placement],
+    requantizing: Collection[ir.Node],
+) -> None:
     producers = [node for value in values if (node := value.producer()) is not None and not is_passive(node, target)]
     consumers = [use.node for value in values for use in value.uses() if not is_passive(use.node, target)]
     quantized_consumers = [node for node in consumers if placement[node.name or ""].type != "float32"]
@@ -160,7 +183,7 @@ def _add_group(result: Structure, values: list[ir.Value], target: Target, placem
     types = {placement[node.name or ""].type for node in quantized_producers}
     group = Group(
         values=[str(value.name) for value in values],
-        sources=[str(value.name) for value in _sources(values, target)],
+        sources=[str(value.name) for value in _sources(values, target, requantizing)],
         type="int16" if "int16" in types else "int8",
         through=_only_reader(values, consumers),
     )
@@ -175,13 +198,13 @@ def _only_reader(values: list[ir.Value], consumers: list[ir.Node]) -> str | None
     return kind if kind in UNARY and not any(value.is_graph_output() for value in values) else None
 
 
-def _sources(values: list[ir.Value], target: Target) -> list[ir.Value]:
+def _sources(values: list[ir.Value], target: Target, requantizing: Collection[ir.Node]) -> list[ir.Value]:
     """Passive results repeat their input's values, and a Concat's result repeats its operands' values."""
     members = set(values)
 
     def repeated(value: ir.Value) -> bool:
         producer = value.producer()
-        if producer is not None and is_passive(producer, target):
+        if producer is not None and is_passive(producer, target) and producer not in requantizing:
             return True
         users = [use.node for use in value.uses()]
         return len(users) == 1 and users[0].op_type == "Concat" and users[0].outputs[0] in members

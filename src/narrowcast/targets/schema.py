@@ -54,13 +54,23 @@ class Bias(_Rules):
     """Biases are added to the accumulator; scale = input scale * weight scale."""
 
     bits: int = Field(ge=8, le=64, description="usable bits; larger values saturate")
+    int16_bits: int | None = Field(default=None, ge=8, le=64, description="the same for 16-bit nodes, where it differs")
     storage: Literal["int32", "int64"] = "int32"
+
+    def bits_for(self, node_type: str) -> int:
+        """Usable bits of the bias of a node of that type."""
+        return self.int16_bits if node_type == "int16" and self.int16_bits is not None else self.bits
 
 
 class Accumulator(_Rules):
     """The register that sums products."""
 
     bits: int = Field(ge=16, le=64)
+    int16_bits: int | None = Field(default=None, ge=16, le=64, description="of 16-bit nodes, where it differs")
+
+    def bits_for(self, node_type: str) -> int:
+        """Width for a node of that type."""
+        return self.int16_bits if node_type == "int16" and self.int16_bits is not None else self.bits
 
 
 class Requantize(_Rules):
@@ -191,6 +201,7 @@ class Target(_Rules):
     softmax: Softmax
     outputs: Outputs
     inputs: tuple[InputFormat, ...]
+    kits: tuple[str, ...] = Field(default=(), description="what 'deploy' can make, the usual one first")
     ops: tuple[OpRule, ...]
     unsupported: tuple[str, ...] = Field(default=(), description="operators that no unit runs")
     fallback: Fallback | None = Field(description="null: an operator without a rule is an error")

@@ -1,0 +1,50 @@
+"""``inspect`` on an ``.espdl`` file, ours or Espressif's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from narrowcast.cli.tables import print_json, print_table, say
+
+__all__ = ["inspect_espdl"]
+
+
+def inspect_espdl(path: Path, nodes: bool, json: bool) -> None:
+    """Inputs and outputs, operators and sizes; every node on request."""
+    from narrowcast.deploy.espdl import describe, read_espdl
+
+    found = describe(read_espdl(path))
+    if json:
+        print_json(asdict(found))
+        return
+    sets = f"{found.test_vectors} set{'s' if found.test_vectors != 1 else ''} of test values"
+    say(f"{path}: {found.producer or 'unknown producer'}, {len(found.nodes)} nodes, {sets}")
+    say(
+        f"{found.bytes:,} bytes, of them {found.constant_bytes:,} constants ({found.weight_bytes:,} packed filters); "
+        f"largest tensor between nodes {found.largest_activation:,} bytes"
+    )
+    for key, value in found.metadata.items():
+        say(f"{key}: {value}")
+    values = [(v.direction, v.name, v.dtype, v.shape, str(v.exponent)) for v in found.values]
+    print_table("", ("", "name", "type", "shape", "exponent"), values, 4)
+    if not nodes:
+        print_table("", ("operator", "nodes"), [(name, str(count)) for name, count in found.operators.items()])
+        say("--nodes shows every node")
+        return
+    rows = [
+        (
+            n.name,
+            n.op_type,
+            n.type,
+            n.shape,
+            n.exponents,
+            n.weight_layout,
+            n.weight_exponents,
+            n.details,
+            f"{n.bytes:,}",
+        )
+        for n in found.nodes
+    ]
+    columns = ("node", "type", "kernel", "shape", "exponents", "weights", "weight exp.", "details", "bytes")
+    print_table("", columns, rows, 8)

@@ -1,0 +1,92 @@
+"""The command ``run``: raw outputs and every integer tensor, for comparing with a board."""
+
+from __future__ import annotations
+
+import json as json_module
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from narrowcast.bundle import Bundle
+
+__all__ = ["run"]
+
+
+def run(path: Path, engine: str, source: Path, dump: Path | None, force: bool, json: bool) -> None:
+    """Run one input, print the outputs, write the tensors."""
+    from narrowcast.bundle import open_bundle
+    from narrowcast.bundle.folder import new_folder
+
+    bundle = open_bundle(path)
+    if dump is not None and dump.exists() and (not force or not (dump / "index.json").exists()):
+        remedy = "add --force to replace it" if (dump / "index.json").exists() else "choose another --dump-dir"
+        raise UserError(f"{dump} exists", remedy)
+    tensor = _input(bundle, source)
+    tensors, encodings = _tensors(bundle, engine, tensor, dump is not None)
+    outputs = [out.name for out in bundle.manifest.outputs]
+    rows = [
+        {"tensor": name, "shape": list(tensors[name].shape), "dtype": str(tensors[name].dtype),
+         "min": tensors[name].min().item(), "max": tensors[name].max().item(), **encodings.get(name, {})}
+        for name in outputs
+    ]  # fmt: skip
+    if dump is not None:
+        with new_folder(dump) as folder:
+            _write(folder, tensors, encodings)
+    if json:
+        print_json(rows)
+        return
+    cells = [
+        (str(r["tensor"]), "x".join(map(str, r["shape"])), str(r["dtype"]), f"{r['min']:g}", f"{r['max']:g}")
+        for r in rows
+    ]
+    print_table(f"{path}, engine {engine}", ("output", "shape", "type", "least", "largest"), cells, 3)
+    if dump is not None:
+        say(f"{len(tensors)} tensors written to {dump} (index.json says what each holds)")
+
+
+def _input(bundle: Bundle, source: Path) -> NDArray[np.float32]:
+    from narrowcast.calibrate import images
+
+    if not source.exists():
+        raise UserError(f"{source} does not exist", "give an image, or a .npy file with one model input")
+    found = images(source, bundle.manifest.preprocess)
+    if len(found) != 1:
+        raise UserError(f"{source} holds {len(found)} inputs", "give one")
+    return next(iter(found))
+
+
+def _tensors(
+    bundle: Bundle, engine: str, tensor: NDArray[np.float32], everything: bool
+) -> tuple[dict[str, NDArray[Any]], dict[str, dict[str, Any]]]:
+    """Tensors by name, and how integers are read."""
+    if engine != "integer":
+        if everything:
+            raise UserError(f"only the engine integer gives every tensor, not {engine}", "leave --dump-dir out")
+        return bundle.engine(engine).run(tensor), {}
+    from dataclasses import asdict
+
+    from narrowcast.lower.integer import IntegerRunner
+
+    graph = bundle.integer_graph
+    runner = IntegerRunner(graph, all_tensors=everything)
+    tensors = {**(runner.integers(tensor) if everything else {}), **runner.run(tensor)}
+    known = {**graph.encodings, **{name: code for name, code in graph.outputs.items() if code is not None}}
+    return tensors, {name: asdict(code) for name, code in known.items() if name in tensors}
+
+
+def _write(folder: Path, tensors: dict[str, NDArray[Any]], encodings: dict[str, dict[str, Any]]) -> None:
+    import numpy as np
+
+    index = []
+    for number, (name, values) in enumerate(tensors.items()):
+        file = f"{number:04d}{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}.npy"
+        np.save(folder / file, values)
+        index.append({"tensor": name, "file": file, "shape": list(values.shape), **encodings.get(name, {})})
+    (folder / "index.json").write_text(json_module.dumps(index, indent=1) + "\n")

@@ -1,0 +1,63 @@
+"""The command ``verify``: the integer graph against the slow reference."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from narrowcast.cli.tables import print_json, print_table, say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from narrowcast.bundle import Bundle
+
+__all__ = ["run", "some_inputs"]
+
+
+def some_inputs(bundle: Bundle, images: Path | None, limit: int) -> list[NDArray[np.float32]]:
+    """Model inputs of a person's images, or of embedded ones."""
+    from narrowcast.calibrate import images as find_images
+    from narrowcast.zoo import sample
+
+    if images is None:
+        images = sample("classify" if bundle.manifest.task == "classify" else "pose").validation
+    return list(find_images(images, bundle.manifest.preprocess, limit=limit))
+
+
+def run(path: Path, images: Path | None, limit: int, everything: bool, json: bool, quiet: bool) -> None:
+    """Compare every integer tensor; exit code 1 when one differs."""
+    from narrowcast.bundle import open_bundle
+    from narrowcast.lower.verify import verify
+    from narrowcast.progress import set_quiet, track
+    from narrowcast.targets import load_target
+
+    set_quiet(quiet or json)
+    bundle = open_bundle(path)
+    graph = bundle.integer_graph
+    inputs = some_inputs(bundle, images, limit)
+    target = load_target(bundle.manifest.target)
+    rows = verify(bundle.model.ir, bundle.plan, target, graph, track(inputs, "verify", len(inputs)))
+    wrong = [row for row in rows if row.differing]
+    differing, total = sum(row.differing for row in rows), sum(row.total for row in rows)
+    if json:
+        print_json({"images": len(inputs), "differing": differing, "total": total, "rows": [asdict(r) for r in rows]})
+    else:
+        shown = rows if everything else wrong
+        if shown:
+            cells = [
+                (row.tensor, row.node, row.op_type, f"{row.differing}", f"{row.total}", f"{row.largest}")
+                for row in shown
+            ]
+            print_table("", ("tensor", "node", "type", "differing", "values", "largest, steps"), cells, 3)
+        where = "" if images is not None else " embedded"
+        say(
+            f"{differing} of {total} values in {len(rows)} tensors differ from the slow reference, on {len(inputs)}"
+            f"{where} image{'s' if len(inputs) != 1 else ''}"
+        )
+    if wrong:
+        raise typer.Exit(1)

@@ -1,0 +1,36 @@
+"""Espressif's model file: read, run, write, describe, and what the runtime can do."""
+
+from narrowcast.deploy.espdl.capability import FACTS, Fact, RuntimeRow, check_runtime
+from narrowcast.deploy.espdl.encoder import encode_espdl
+from narrowcast.deploy.espdl.inspection import Description, describe
+from narrowcast.deploy.espdl.kit import deploy_espdl
+from narrowcast.deploy.espdl.reader import decode_espdl, read_espdl
+from narrowcast.deploy.espdl.restore import Restored, restore
+from narrowcast.deploy.espdl.running import EspdlRunner, VectorCheck
+from narrowcast.deploy.espdl.types import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
+from narrowcast.deploy.espdl.writer import TestVector, build_espdl, make_test_vectors, write_espdl
+
+__all__ = [
+    "FACTS",
+    "Description",
+    "EspdlFile",
+    "EspdlNode",
+    "EspdlRunner",
+    "EspdlTensor",
+    "EspdlValue",
+    "Fact",
+    "Restored",
+    "RuntimeRow",
+    "TestVector",
+    "VectorCheck",
+    "build_espdl",
+    "check_runtime",
+    "decode_espdl",
+    "deploy_espdl",
+    "describe",
+    "encode_espdl",
+    "make_test_vectors",
+    "read_espdl",
+    "restore",
+    "write_espdl",
+]

@@ -1,0 +1,309 @@
+"""The file under construction: activations with their orders and encodings, constants, nodes.
+
+Transpositions are lazy: a Transpose of the model only changes the order in which the file's tensor is read, and a
+node is written when a consumer needs another order. So pairs that undo each other never appear, whatever elementwise
+operators lie between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from narrowcast.deploy.espdl.layouts import (
+    CHANNELS_LAST,
+    UNARY_TABLES,
+    Order,
+    channels_last,
+    identity,
+    inverse,
+    moves_nothing,
+    reordered,
+    then,
+)
+from narrowcast.deploy.espdl.types import AttributeValue, EspdlNode, EspdlTensor, EspdlValue
+from narrowcast.errors import UserError
+from narrowcast.graph.units import constant_of
+from narrowcast.plan.types import Encoding, Plan, edge_key
+from narrowcast.targets.schema import Target
+
+__all__ = ["QUANT_TYPES", "Assembly", "Stored", "exponents", "shape_of"]
+
+#: Number type of a kernel, by the type of its result.
+QUANT_TYPES = {"int8": "S8", "int16": "S16", "float32": "F32"}
+#: Scales beyond 2^-100..2^100 stand for nothing, and are no float32 in the runtime.
+_EXPONENT_LIMIT = 100
+
+
+def shape_of(value: ir.Value | None) -> tuple[int, ...]:
+    """The static shape of a value of a prepared graph."""
+    if value is None or value.shape is None:
+        raise AssertionError("a prepared graph has static shapes")
+    return tuple(int(size) for size in value.shape)
+
+
+def exponents(encoding: Encoding, name: str) -> tuple[int, ...]:
+    """log2 of the scales; one number when all channels agree.
+
+    Raises:
+        UserError: scales that are no powers of two or out of range, or a zero point.
+    """
+    try:
+        found = np.unique(encoding.exponents) if encoding.exponents.ndim else encoding.exponents.reshape(1)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}", "quantize for this target") from error
+    if encoding.zero_point:
+        raise UserError(f"{name} has the zero point {encoding.zero_point}", "quantize for this target")
+    if np.abs(found).max() > _EXPONENT_LIMIT:
+        worst = int(found[np.abs(found).argmax()])
+        raise UserError(f"{name}: the exponent {worst} of its scale is out of range", "calibrate on other images")
+    return tuple(map(int, found if found.size == 1 else encoding.exponents))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where an activation of the model lies in the file.
+
+    Attributes:
+        name: of the file's tensor.
+        shape: in the model.
+        order: which axis of the model each axis of the file's tensor holds.
+        encoding: ``None`` for a float tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    order: Order
+    encoding: Encoding | None
+
+
+class Assembly:
+    """One run of the export.
+
+    Args:
+        graph: prepared graph; only read.
+        plan: its encodings.
+        target: the chip.
+    """
+
+    def __init__(self, graph: ir.Graph, plan: Plan, target: Target) -> None:
+        self.graph, self.plan, self.target = graph, plan, target
+        self.stored: dict[str, Stored] = {}
+        self.nodes: list[EspdlNode] = []
+        self.values: dict[str, EspdlValue] = {}
+        self.tensors: dict[str, EspdlTensor] = {}
+        self.tables: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._derived: dict[tuple[str, object], Stored] = {}
+        self._names = {str(value.name) for node in graph for value in node.outputs}
+        self._names |= {str(value.name) for value in graph.inputs} | set(graph.initializers)
+        self._node_names = {str(node.name) for node in graph}
+
+    # names
+
+    def fresh(self, stem: str) -> str:
+        """A value name that nobody has."""
+        name, count = stem, 1
+        while name in self._names or name in self.values or name in self.tensors:
+            count += 1
+            name = f"{stem}_{count}"
+        self._names.add(name)
+        return name
+
+    def fresh_node(self, stem: str) -> str:
+        """A node name that nobody has."""
+        name, count = stem, 1
+        while name in self._node_names:
+            count += 1
+            name = f"{stem}_{count}"
+        self._node_names.add(name)
+        return name
+
+    # activations
+
+    def encoding(self, value: ir.Value, node: ir.Node) -> Encoding:
+        """The encoding that the plan must give a result."""
+        encoding = self.plan.tensors.get(str(value.name))
+        if encoding is None:
+            raise UserError(
+                f"the plan has no encoding for {value.name}, the output of {node.name} ({node.op_type})",
+                "ESP-DL runs it as integers only; make the plan again",
+            )
+        if encoding.dtype not in ("int8", "int16"):
+            raise UserError(f"{value.name} is {encoding.dtype}, ESP-DL has int8 and int16", "make the plan again")
+        return encoding
+
+    def declare(self, stored: Stored) -> Stored:
+        """Tell the file shape, type and exponent of an activation."""
+        dtype = "float32" if stored.encoding is None else stored.encoding.dtype
+        exponent = (0,) if stored.encoding is None else exponents(stored.encoding, stored.name)
+        self.values[stored.name] = EspdlValue(stored.name, dtype, reordered(stored.shape, stored.order), exponent)
+        return stored
+
+    def result(self, value: ir.Value, order: Order, encoding: Encoding) -> Stored:
+        """An activation under its own name."""
+        stored = self.declare(Stored(str(value.name), shape_of(value), order, encoding))
+        self.stored[str(value.name)] = stored
+        return stored
+
+    def add_input(self, value: ir.Value) -> EspdlValue:
+        """A network input: channels last when a convolution or the like reads it."""
+        encoding = self.plan.tensors.get(str(value.name))
+        if encoding is None:
+            raise UserError(f"the plan has no encoding for the input {value.name}", "make the plan again")
+        shape = shape_of(value)
+        if shape[:1] != (1,) and len(shape) > 2:
+            raise UserError(f"the input {value.name} has batch {shape[0]}", "export the model with batch 1")
+        order = channels_last(len(shape)) if self.feeds_channels_last(value) else identity(len(shape))
+        return self.values[self.result(value, order, encoding).name]
+
+    def feeds_channels_last(self, value: ir.Value) -> bool:
+        """Whether a reader of the value wants its channels last, perhaps behind unary functions."""
+        for use in value.uses():
+            kind = use.node.op_type
+            if kind in CHANNELS_LAST or (kind in UNARY_TABLES and self.feeds_channels_last(use.node.outputs[0])):
+                return True
+        return False
+
+    def operand(self, node: ir.Node, index: int, wanted: Encoding | None = None) -> Stored:
+        """A computed input as the node reads it, in its current order.
+
+        Args:
+            node: the reader.
+            index: of its input.
+            wanted: encoding that the operator's rule demands, where the plan does not say another for this edge.
+        """
+        value = node.inputs[index]
+        if value is None:
+            raise AssertionError(f"{node.name} has no input {index}")
+        stored = self.stored[str(value.name)]
+        encoding = self.plan.edges.get(edge_key(str(node.name), index), wanted)
+        return stored if encoding is None or encoding == stored.encoding else self.requantized(stored, encoding)
+
+    def requantized(self, stored: Stored, encoding: Encoding, name: str | None = None) -> Stored:
+        """The same numbers in another encoding.
+
+        Args:
+            stored: the tensor.
+            encoding: the wanted one.
+            name: of the result; shared between consumers when not given.
+        """
+        key = (stored.name, (encoding, stored.order))
+        if name is None and key in self._derived:
+            return replace(self._derived[key], shape=stored.shape, order=stored.order)
+        output = name or self.fresh(f"{stored.name}__{encoding.dtype}_{exponents(encoding, stored.name)[0]}")
+        result = self.declare(Stored(output, stored.shape, stored.order, encoding))
+        op_type = "RequantizeLinear" if stored.encoding is not None else "QuantizeLinear"
+        self.emit(op_type, self.fresh_node(f"{output}/{op_type}"), [stored.name, *self._steps(encoding)], [output])
+        if name is None:
+            self._derived[key] = result
+        return result
+
+    def _steps(self, encoding: Encoding) -> list[str]:
+        """Scale and zero point of a conversion; the runtime reads the exponents of the tensors instead."""
+        exponent = exponents(encoding, "a conversion")[0]
+        scale = EspdlTensor(f"scale_{exponent}", (1,), np.asarray([2.0**exponent], np.float32), (0,), "UNK")
+        zero = EspdlTensor(f"zero_{encoding.dtype}", (1,), np.zeros(1, encoding.dtype), (0,), "UNK")
+        return [self.add_tensor(scale), self.add_tensor(zero)]
+
+    def ordered(self, stored: Stored, order: Order, name: str | None = None) -> Stored:
+        """The same tensor in another order of axes; a Transpose node where it is not there yet.
+
+        Args:
+            stored: the tensor.
+            order: the wanted one.
+            name: of the result; with a name a node is written in any case.
+        """
+        if stored.order == order and name is None:
+            return stored
+        permutation = then(inverse(stored.order), order)
+        key = (stored.name, permutation)
+        if name is None and key in self._derived:
+            return replace(self._derived[key], shape=stored.shape, order=order)
+        suffix = "nhwc" if order == channels_last(len(order)) else "".join(map(str, order))
+        suffix = "nchw" if order == identity(len(order)) else suffix
+        output = name or self.fresh(f"{stored.name}__{suffix}")
+        result = self.declare(replace(stored, name=output, order=order))
+        self.emit("Transpose", self.fresh_node(f"{output}/Transpose"), [stored.name], [output], perm=permutation)
+        if name is None:
+            self._derived[key] = result
+        return result
+
+    def in_memory_order(self, stored: Stored) -> Stored:
+        """The tensor with its numbers in the model's order; axes of length one may lie elsewhere."""
+        if moves_nothing(stored.shape, stored.order):
+            return stored
+        return self.ordered(stored, identity(len(stored.shape)))
+
+    # constants
+
+    def add_tensor(self, tensor: EspdlTensor) -> str:
+        """Store a constant; equal ones under one name, another name where the name has another content."""
+        name, count = tensor.name, 1
+        while name in self.tensors or name in self.values:
+            known = self.tensors.get(name)
+            if known is not None and _same(known, tensor):
+                return name
+            count += 1
+            name = f"{tensor.name}__{count}"
+        self.tensors[name] = replace(tensor, name=name)
+        return name
+
+    def numbers(self, stem: str, values: Sequence[int]) -> str:
+        """Sizes, axes and the like: int64."""
+        return self.add_tensor(EspdlTensor(stem, (len(values),), np.asarray(values, np.int64), (0,), "UNK"))
+
+    def plain(self, name: str, array: NDArray[Any]) -> str:
+        """A constant that is stored as it is."""
+        return self.add_tensor(EspdlTensor(name, array.shape, np.ascontiguousarray(array).ravel(), (0,), "UNK"))
+
+    def encoded(self, name: str, integers: NDArray[Any], encoding: Encoding) -> str:
+        """A constant operand that is quantized."""
+        array = np.ascontiguousarray(integers.astype(encoding.dtype))
+        shape = array.shape or (1,)
+        return self.add_tensor(EspdlTensor(name, shape, array.ravel(), exponents(encoding, name), "UNK"))
+
+    def constant(self, node: ir.Node, index: int) -> NDArray[Any] | None:
+        """A constant input, ``None`` when absent.
+
+        Raises:
+            UserError: the input is computed.
+        """
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            return None
+        array = constant_of(value)
+        if array is None:
+            raise UserError(f"{node.name}: input {index} of {node.op_type} is computed", "make it constant")
+        return array
+
+    # nodes
+
+    def emit(
+        self,
+        op_type: str,
+        name: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        **attributes: AttributeValue,
+    ) -> None:
+        """Write a node.
+
+        Args:
+            op_type: ESP-DL's name of the operator.
+            name: of the node.
+            inputs: tensors of the file; empty for an absent one.
+            outputs: tensors of the file, declared.
+            attributes: of the node; ``quant_type`` follows from the first output by default.
+        """
+        everything = {"quant_type": QUANT_TYPES[self.values[outputs[0]].dtype], **attributes}
+        self.nodes.append(EspdlNode(name, op_type, tuple(inputs), tuple(outputs), everything))
+
+
+def _same(one: EspdlTensor, other: EspdlTensor) -> bool:
+    kinds = one.data.dtype == other.data.dtype and one.dims == other.dims and one.exponents == other.exponents
+    return kinds and one.layout == other.layout and np.array_equal(one.data, other.data)

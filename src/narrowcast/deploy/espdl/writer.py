@@ -1,0 +1,181 @@
+"""A model and its plan as an ``.espdl`` file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+import narrowcast
+from narrowcast.deploy.espdl.assembly import Assembly, Stored
+from narrowcast.deploy.espdl.encoder import encode_espdl
+from narrowcast.deploy.espdl.layouts import channels_last, identity
+from narrowcast.deploy.espdl.operators import add_node
+from narrowcast.deploy.espdl.products import fused_relu
+from narrowcast.deploy.espdl.types import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
+from narrowcast.errors import UserError
+from narrowcast.lower.integer import IntegerRunner, lower_integer
+from narrowcast.plan.types import Plan
+from narrowcast.targets.schema import Target
+
+__all__ = ["TestVector", "build_espdl", "make_test_vectors", "write_espdl"]
+
+_OPSET = 18
+
+
+@dataclass(frozen=True)
+class TestVector:
+    """Integers for the inputs, by name, and those that must come out; in the model's layout (NCHW)."""
+
+    __test__ = False  # no test of pytest's
+
+    inputs: Mapping[str, NDArray[Any]]
+    outputs: Mapping[str, NDArray[Any]]
+
+
+def make_test_vectors(
+    model: ir.Model, plan: Plan, target: Target, images: Sequence[NDArray[np.float32]], threads: int = 0
+) -> list[TestVector]:
+    """Compute test vectors with the exact integer engine.
+
+    Args:
+        model: prepared graph with one input.
+        plan: its encodings.
+        target: the chip.
+        images: preprocessed inputs, each of the model's input shape.
+        threads: of onnxruntime; 0 for all cores.
+    """
+    graph = lower_integer(model, plan, target)
+    runner = IntegerRunner(graph, threads, all_tensors=True)
+    name = str(model.graph.inputs[0].name)
+    vectors = []
+    for image in images:
+        integers = runner.integers(image)
+        vectors.append(TestVector({name: integers[name]}, {key: integers[key] for key in graph.outputs}))
+    return vectors
+
+
+def write_espdl(
+    model: ir.Model,
+    plan: Plan,
+    target: Target,
+    *,
+    runtime: str | None = None,
+    test_vectors: Sequence[TestVector] = (),
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """The bytes of an ``.espdl`` file; the same arguments give the same bytes.
+
+    Args:
+        model: prepared graph; not changed.
+        plan: its encodings, made for ``target``.
+        target: the chip.
+        runtime: version of ESP-DL that will read the file; the newest known by default.
+        test_vectors: integers that the board can check itself with, from :func:`make_test_vectors`.
+        metadata: text that goes into the file.
+
+    Raises:
+        UserError: an operator that ESP-DL does not have, a scale that it cannot hold, an unknown runtime.
+    """
+    return encode_espdl(build_espdl(model, plan, target, runtime=runtime, test_vectors=test_vectors, metadata=metadata))
+
+
+def build_espdl(
+    model: ir.Model,
+    plan: Plan,
+    target: Target,
+    *,
+    runtime: str | None = None,
+    test_vectors: Sequence[TestVector] = (),
+    metadata: Mapping[str, str] | None = None,
+) -> EspdlFile:
+    """The file as data; see :func:`write_espdl`."""
+    version = _runtime(runtime, target)
+    if plan.target != target.name:
+        raise UserError(f"the plan was made for {plan.target}, not for {target.name}", "make the plan again")
+    assembly = Assembly(model.graph, plan, target)
+    inputs = tuple(assembly.add_input(value) for value in model.graph.inputs)
+    fused: set[ir.Node] = set()
+    for node in model.graph:
+        if node in fused:
+            continue
+        relu = fused_relu(assembly, node)
+        if relu is not None:
+            fused.add(relu)
+        add_node(assembly, node)
+    outputs = tuple(_output(assembly, value) for value in model.graph.outputs)
+    values = assembly.values
+    if any(not name for node in assembly.nodes for name in node.inputs):
+        # Espressif's exporter describes the absent input too
+        values = {"": EspdlValue("", "float32", (), (0,)), **values}
+    return EspdlFile(
+        graph_name=model.graph.name or "main_graph",
+        nodes=tuple(assembly.nodes),
+        inputs=inputs,
+        outputs=outputs,
+        values=values,
+        tensors=assembly.tensors,
+        test_inputs=_vectors(assembly, [vector.inputs for vector in test_vectors]),
+        test_outputs=_vectors(assembly, [vector.outputs for vector in test_vectors]),
+        metadata={"target": target.name, "runtime": f"{target.runtime.name} {version}", **(metadata or {})},
+        producer=f"narrowcast {narrowcast.__version__}",
+        opset=_OPSET,
+    )
+
+
+def _runtime(runtime: str | None, target: Target) -> str:
+    versions = target.runtime.versions
+    if target.runtime.name != "ESP-DL":
+        raise UserError(f"{target.name} runs {target.runtime.name}, not ESP-DL", "choose an ESP32 target")
+    if runtime is not None and not any(runtime == v or runtime.startswith(f"{v}.") for v in versions):
+        raise UserError(f"{runtime!r} is no known version of ESP-DL", f"known are {', '.join(versions)}")
+    return runtime or versions[-1]
+
+
+def _output(assembly: Assembly, value: ir.Value) -> EspdlValue:
+    """A network output stays channels last when it was born so; other orders are undone."""
+    stored = assembly.stored.get(str(value.name))
+    if stored is None or stored.name != str(value.name):
+        raise UserError(f"the output {value.name} is no integer tensor of its own", "let a node compute it")
+    rank = len(stored.shape)
+    if stored.order not in (identity(rank), channels_last(rank)):
+        _reorder_output(assembly, stored)
+    return assembly.values[str(value.name)]
+
+
+def _reorder_output(assembly: Assembly, stored: Stored) -> None:
+    """Give the network's output the model's order, and its present tensor another name."""
+    inner = assembly.fresh(f"{stored.name}__inner")
+    assembly.nodes = [_renamed(node, stored.name, inner) for node in assembly.nodes]
+    assembly.values = {
+        (inner if name == stored.name else name): (
+            EspdlValue(inner, value.dtype, value.dims, value.exponents) if name == stored.name else value
+        )
+        for name, value in assembly.values.items()
+    }
+    moved = Stored(inner, stored.shape, stored.order, stored.encoding)
+    assembly.stored[stored.name] = assembly.ordered(moved, identity(len(stored.shape)), stored.name)
+
+
+def _renamed(node: EspdlNode, old: str, new: str) -> EspdlNode:
+    names = [tuple(new if name == old else name for name in group) for group in (node.inputs, node.outputs)]
+    return replace(node, inputs=names[0], outputs=names[1])
+
+
+def _vectors(assembly: Assembly, sets: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, EspdlTensor]:
+    """Test values in the file's layout; sets after the first end in ``#1``, ``#2``, ..."""
+    tensors = {}
+    for index, arrays in enumerate(sets):
+        for key, array in arrays.items():
+            stored = assembly.stored[key]
+            value = assembly.values[stored.name]
+            if array.shape != stored.shape or array.dtype.name != value.dtype:
+                raise UserError(f"the test vector for {key} is {array.dtype} {array.shape}", "compute it again")
+            name = key if index == 0 else f"{key}#{index}"
+            data = np.ascontiguousarray(array.transpose(stored.order)).ravel()
+            tensors[name] = EspdlTensor(name, value.dims, data, value.exponents)
+    return tensors

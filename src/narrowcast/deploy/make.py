@@ -1,0 +1,56 @@
+"""Quantize with the files of the target's kit in the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from narrowcast import bundle as bundles
+from narrowcast.bundle import Bundle
+from narrowcast.calibrate import ImageSet
+from narrowcast.deploy.espdl import check_runtime, write_espdl
+from narrowcast.errors import UserError
+from narrowcast.graph import Model
+from narrowcast.plan import Plan
+from narrowcast.targets import Target, load_target
+
+__all__ = ["ESPDL_FILE", "quantize"]
+
+ESPDL_FILE = "model.espdl"
+
+
+def quantize(
+    model: Model, images: ImageSet, target: str = "onnx", *, out: str | Path, runtime: str | None = None, **options: Any
+) -> Bundle:
+    """Quantize a model and write the bundle, with the chip's own model file where we write that.
+
+    Args:
+        model: from :func:`narrowcast.load`.
+        images: calibration images, from :func:`narrowcast.images`.
+        target: name of a target, or the path of a target file.
+        out: folder to write.
+        runtime: version of the chip's runtime; the newest known by default.
+        options: as :func:`narrowcast.bundle.quantize` takes them: method, percentile, pins, force, threads, command.
+
+    Returns:
+        The bundle on disk.
+
+    Raises:
+        UserError: see :func:`narrowcast.bundle.quantize`; or the runtime would not run the model, which is said
+            before anything slow starts.
+    """
+    chip = load_target(target)
+    if "espdl" not in chip.kits:
+        return bundles.quantize(model, images, target, out=out, runtime=runtime, **options)
+    for row in check_runtime(model.ir, chip, None, runtime):
+        if row.severity == "error":
+            raise UserError(f"{chip.runtime.name} cannot run {row.node} ({row.op_type}): {row.problem}", row.remedy)
+    extra = partial(_espdl, runtime=runtime)
+    return bundles.quantize(model, images, target, out=out, runtime=runtime, extra=extra, **options)
+
+
+def _espdl(model: Model, plan: Plan, target: Target, runtime: str | None) -> Mapping[str, bytes]:
+    metadata = {"model": model.source, "model_sha256": model.sha256}
+    return {ESPDL_FILE: write_espdl(model.ir, plan, target, runtime=runtime, metadata=metadata)}

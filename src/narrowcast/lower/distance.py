@@ -1,0 +1,106 @@
+"""How far the usual QDQ graph is from the exact integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from narrowcast.graph.run import Runner
+from narrowcast.lower.integer import IntegerGraph, IntegerRunner
+from narrowcast.plan.types import Encoding
+
+__all__ = ["Distance", "qdq_distance"]
+
+
+@dataclass
+class Distance:
+    """One tensor over all images.
+
+    Attributes:
+        tensor: graph output, or with ``all_tensors`` a value name or edge key.
+        unit: ``"steps"`` of its encoding, or ``"real"`` for a tensor that is float in both graphs.
+        differing: how many values differ.
+        total: how many values there are.
+        largest: largest difference, in ``unit``.
+    """
+
+    tensor: str
+    unit: str
+    differing: int = 0
+    total: int = 0
+    largest: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """Differing values, 0..1."""
+        return self.differing / self.total if self.total else 0.0
+
+    def add(self, exact: NDArray[Any], other: NDArray[Any]) -> None:
+        """Count one pair of tensors of the same shape."""
+        apart = np.abs(exact.astype(np.float64) - other.astype(np.float64))
+        self.differing += int(np.count_nonzero(apart))
+        self.total += apart.size
+        self.largest = max(self.largest, float(apart.max(initial=0.0)))
+
+
+def qdq_distance(
+    graph: IntegerGraph,
+    qdq: onnx.ModelProto | str | Path,
+    images: Iterable[NDArray[np.float32]],
+    *,
+    all_tensors: bool = False,
+    threads: int = 0,
+) -> list[Distance]:
+    """Compare the QDQ graph, run as a bundle runs it, with the integers.
+
+    The QDQ graph rounds in float32 and half to even whatever the chip does, sums in float32, and quantizes no bias
+    to less than 32 bits, so its integers differ by a step here and there, and more behind such a step.
+
+    Args:
+        graph: from :func:`narrowcast.lower.integer.lower_integer`, with float input.
+        qdq: from :func:`narrowcast.lower.lower_qdq` of the same plan, or its file.
+        images: float inputs of both graphs, consumed once.
+        all_tensors: compare every quantized tensor, not only the outputs.
+        threads: of onnxruntime; 0 for all cores.
+
+    Returns:
+        One distance a tensor, in graph order. An accumulator is compared in its own (much smaller) steps.
+    """
+    proto = qdq if isinstance(qdq, onnx.ModelProto) else onnx.load(str(qdq))
+    codes = {key: code for key, code in graph.encodings.items() if all_tensors and code.dtype != "int32"}
+    quantized = {key: f"{key}_quantized" for key in codes}
+    left = IntegerRunner(graph, threads, all_tensors=all_tensors)
+    right = Runner(_with_outputs(proto, list(quantized.values())), threads, "basic")
+    rows = {key: Distance(key, "steps") for key in codes}
+    rows.update({name: Distance(name, "real" if code is None else "steps") for name, code in graph.outputs.items()})
+    for image in images:
+        found = right.run(image, [*graph.outputs, *quantized.values()])
+        exact: dict[str, NDArray[Any]] = {}
+        if all_tensors:
+            exact.update(left.integers(image))
+        exact.update(left.run(image))
+        for key, row in rows.items():
+            other = found[quantized[key]] if key in quantized else _steps(found[key], graph.outputs[key])
+            row.add(exact[key], other)
+    return list(rows.values())
+
+
+def _with_outputs(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return copy
+
+
+def _steps(values: NDArray[Any], encoding: Encoding | None) -> NDArray[Any]:
+    """A float output of the QDQ graph in steps of its encoding, to the nearest step."""
+    if encoding is None:
+        return values
+    whole = np.rint(values.astype(np.float64) / encoding.broadcast(values.ndim)) + encoding.zero_point
+    return np.asarray(np.clip(whole, encoding.qmin, encoding.qmax))

@@ -1,0 +1,125 @@
+"""An integer graph as an ordinary ONNX file: what its integers mean is JSON in the file's metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from narrowcast.errors import UserError
+from narrowcast.lower.integer.lowering import IntegerGraph
+from narrowcast.lower.integer.proof import Proof
+from narrowcast.plan.types import Encoding
+
+__all__ = ["METADATA_KEY", "dequantized", "integer_bytes", "open_integer"]
+
+#: Key of the file's metadata under which everything but the graph stands.
+METADATA_KEY = "narrowcast.integer"
+_VERSION = 1
+
+
+def integer_bytes(graph: IntegerGraph) -> bytes:
+    """The ONNX file of an integer graph; the same graph gives the same bytes.
+
+    Args:
+        graph: from :func:`narrowcast.lower.integer.lower_integer`.
+
+    Returns:
+        A file that any ONNX runtime runs, and that :func:`open_integer` reads.
+    """
+    description = {
+        "version": _VERSION,
+        "inputs": {name: _to_json(encoding) for name, encoding in graph.inputs.items()},
+        "outputs": {name: _to_json(encoding) for name, encoding in graph.outputs.items()},
+        "tensors": {key: [name, _to_json(graph.encodings[key])] for key, name in graph.tensors.items()},
+        "proofs": [asdict(proof) for proof in graph.proofs],
+        "notes": list(graph.notes),
+    }
+    proto = onnx.ModelProto()
+    proto.CopyFrom(graph.proto)
+    onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(description, separators=(",", ":"))})
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def open_integer(path: str | Path) -> IntegerGraph:
+    """Read the file that :func:`integer_bytes` made.
+
+    Raises:
+        UserError: no such file, no ONNX file, or one of another origin or version.
+    """
+    try:
+        proto = onnx.load_from_string(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", "give the integer.onnx of a bundle") from error
+    except DecodeError as error:
+        raise UserError(f"{path} is no ONNX file or is cut off", "quantize again") from error
+    entries = {entry.key: entry.value for entry in proto.metadata_props}
+    if METADATA_KEY not in entries:
+        raise UserError(f"{path} is no integer graph of narrowcast", "give the integer.onnx of a bundle")
+    try:
+        return _restored(proto, json.loads(entries[METADATA_KEY]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} describes its integers wrongly: {error}", "quantize again") from error
+
+
+def _restored(proto: onnx.ModelProto, document: dict[str, Any]) -> IntegerGraph:
+    if document["version"] != _VERSION:
+        raise ValueError(f"version {document['version']}, known is {_VERSION}")
+    del proto.metadata_props[:]
+    return IntegerGraph(
+        proto=proto,
+        inputs={name: _from_json(entry) for name, entry in document["inputs"].items()},
+        outputs={name: _from_json(entry) for name, entry in document["outputs"].items()},
+        tensors={key: str(name) for key, (name, _) in document["tensors"].items()},
+        encodings={key: _encoding(entry) for key, (_, entry) in document["tensors"].items()},
+        proofs=tuple(Proof(**entry) for entry in document["proofs"]),
+        notes=tuple(document["notes"]),
+    )
+
+
+def _to_json(encoding: Encoding | None) -> dict[str, Any] | None:
+    return None if encoding is None else asdict(encoding)
+
+
+def _from_json(entry: dict[str, Any] | None) -> Encoding | None:
+    return None if entry is None else _encoding(entry)
+
+
+def _encoding(entry: dict[str, Any]) -> Encoding:
+    scale = entry["scale"]
+    return Encoding(
+        entry["dtype"], tuple(scale) if isinstance(scale, list) else scale, entry["zero_point"], entry["axis"]
+    )
+
+
+def dequantized(graph: IntegerGraph) -> onnx.ModelProto:
+    """The graph with outputs in real numbers, float32, for comparing them with a float graph's."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(graph.proto)
+    for output in proto.graph.output:
+        encoding = graph.outputs[output.name]
+        if encoding is None:
+            continue
+        integers = f"{output.name}_as_integers"
+        for node in proto.graph.node:
+            node.output[:] = [integers if name == output.name else name for name in node.output]
+            node.input[:] = [integers if name == output.name else name for name in node.input]
+        rank = len(output.type.tensor_type.shape.dim)
+        zero, scale = f"{integers}_zero_point", f"{integers}_scale"
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(encoding.zero_point, np.float64), zero))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(encoding.broadcast(rank).astype(np.float64), scale))
+        proto.graph.node.extend(
+            [
+                onnx.helper.make_node("Cast", [integers], [f"{integers}_double"], to=onnx.TensorProto.DOUBLE),
+                onnx.helper.make_node("Sub", [f"{integers}_double", zero], [f"{integers}_centred"]),
+                onnx.helper.make_node("Mul", [f"{integers}_centred", scale], [f"{integers}_real"]),
+                onnx.helper.make_node("Cast", [f"{integers}_real"], [output.name], to=onnx.TensorProto.FLOAT),
+            ]
+        )
+        output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return proto

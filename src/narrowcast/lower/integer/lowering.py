@@ -1,0 +1,247 @@
+"""Graph and plan to the exact integer graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper
+
+from narrowcast.errors import UserError
+from narrowcast.graph.units import DOMAIN, constant_of, inline_units
+from narrowcast.lower.integer.builder import Builder
+from narrowcast.lower.integer.clipping import lower_clip
+from narrowcast.lower.integer.context import Context, dims
+from narrowcast.lower.integer.elementwise import lower_add, lower_divide, lower_extreme, lower_multiply
+from narrowcast.lower.integer.functions import unary_function
+from narrowcast.lower.integer.moving import copy_node, lower_concat, lower_moving, lower_pad
+from narrowcast.lower.integer.pooling import lower_average_pool, lower_global_average, lower_reduce
+from narrowcast.lower.integer.products import constant_product, dynamic_product
+from narrowcast.lower.integer.proof import Proof
+from narrowcast.lower.integer.resizing import lower_linear_resize
+from narrowcast.lower.integer.rounding import quantize
+from narrowcast.lower.integer.softmax import lower_softmax
+from narrowcast.lower.integer.tables import lower_table
+from narrowcast.lower.integer.values import Integers, Reals
+from narrowcast.plan.structure import is_passive
+from narrowcast.plan.types import Encoding, Plan
+from narrowcast.targets.schema import Target
+
+__all__ = ["IntegerGraph", "lower_integer"]
+
+
+@dataclass(frozen=True)
+class IntegerGraph:
+    """An ordinary ONNX graph that computes the chip's integers.
+
+    Attributes:
+        proto: the graph. Its input is the float image as in the float model, or integers if so asked; its outputs
+            have the plan's integer types, or are float32 where the plan has no encoding.
+        inputs: graph input to its encoding, ``None`` for a float network without one.
+        outputs: graph output to its encoding, ``None`` for a float output.
+        tensors: value name, or edge key of a requantized input, to the float32 tensor of ``proto`` that holds
+            its integers.
+        encodings: the same keys to what the integers mean.
+        proofs: one for each sum of products.
+        notes: for a person: nodes that needed splitting, accumulators beyond the chip's.
+    """
+
+    proto: onnx.ModelProto
+    inputs: dict[str, Encoding | None]
+    outputs: dict[str, Encoding | None]
+    tensors: dict[str, str]
+    encodings: dict[str, Encoding]
+    proofs: tuple[Proof, ...]
+    notes: tuple[str, ...]
+
+    def with_all_tensors(self) -> onnx.ModelProto:
+        """A copy of the graph that also gives every integer tensor out, in floats, under its name in the graph."""
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.proto)
+        present = {output.name for output in copy.graph.output}
+        for name in dict.fromkeys(self.tensors.values()):
+            if name not in present:
+                copy.graph.output.append(onnx.ValueInfoProto(name=name))
+        return copy
+
+
+Rule = Callable[[Context, ir.Node], None]
+
+
+def _product(context: Context, node: ir.Node) -> None:
+    constant = node.op_type != "MatMul" or constant_of(node.inputs[1]) is not None
+    result = constant_product(context, node) if constant else dynamic_product(context, node)
+    context.store(node.outputs[0], result)
+
+
+#: Operator to its rule. Operators that move bytes and unary functions are recognised apart.
+_RULES: dict[str, Rule] = {
+    "Conv": _product,
+    "ConvTranspose": _product,
+    "Gemm": _product,
+    "MatMul": _product,
+    "Add": lower_add,
+    "Sub": lower_add,
+    "Mul": lower_multiply,
+    "Div": lower_divide,
+    "Max": lower_extreme,
+    "Min": lower_extreme,
+    "Relu": lower_clip,
+    "Clip": lower_clip,
+    "AveragePool": lower_average_pool,
+    "GlobalAveragePool": lower_global_average,
+    "ReduceMean": lower_reduce,
+    "ReduceSum": lower_reduce,
+    "ReduceMax": lower_reduce,
+    "ReduceMin": lower_reduce,
+    "Concat": lower_concat,
+    "Pad": lower_pad,
+    "Softmax": lower_softmax,
+}
+_MOVING = ("Identity", "MaxPool", "GlobalMaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice",
+           "Split", "Gather", "DepthToSpace", "SpaceToDepth", "Expand", "Tile")  # fmt: skip
+
+
+def lower_integer(model: ir.Model, plan: Plan, target: Target, *, integer_input: bool = False) -> IntegerGraph:
+    """Lower a prepared graph to the integers that the chip computes.
+
+    Tensors hold integer values in float32, so that onnxruntime's ordinary kernels run them; every sum of products is
+    proven exact (:mod:`narrowcast.lower.integer.proof`).
+
+    Args:
+        model: prepared graph; not changed.
+        plan: its encodings, made for ``target``.
+        target: the rounding, widths and tables of the chip.
+        integer_input: the graph takes the quantized image instead of the float one.
+
+    Returns:
+        The graph, made of standard operators only, in the model's own opset.
+
+    Raises:
+        UserError: an operator without an integer rule, a plan without a needed encoding or for another target, an
+            accumulator that cannot be summed exactly.
+    """
+    if plan.target != target.name:
+        raise UserError(f"the plan was made for {plan.target}, not for {target.name}", "make the plan again")
+    graph = model.graph
+    context = Context(Builder(model.opset_imports[""], _names(graph)), graph, plan, target)
+    inputs = [_lower_input(context, value, integer_input) for value in graph.inputs]
+    for node in graph:
+        _lower_node(context, node)
+    outputs = [_lower_output(context, value) for value in graph.outputs]
+    return IntegerGraph(
+        proto=_assemble(model, context, inputs, outputs),
+        inputs={str(value.name): context.encoding(value) for value in graph.inputs},
+        outputs={str(value.name): context.encoding(value) for value in graph.outputs},
+        tensors=context.tensors,
+        encodings=context.encodings,
+        proofs=tuple(context.proofs),
+        notes=(*context.notes, *_proof_notes(context)),
+    )
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
+    return {str(value.name) for value in values}
+
+
+def _lower_input(context: Context, value: ir.Value, integer_input: bool) -> onnx.ValueInfoProto:
+    name, shape, encoding = str(value.name), dims(value), context.encoding(value)
+    if encoding is None:
+        context.values[name] = Reals(name, shape)
+    elif integer_input:
+        integers = context.builder.cast(name, "float", output=context.name(value))
+        context.store(value, Integers(integers, encoding, shape, encoding.qmin, encoding.qmax))
+        return helper.make_tensor_value_info(name, getattr(TensorProto, encoding.dtype.upper()), shape)
+    else:
+        real = Reals(name, shape)
+        context.store(value, quantize(context.builder, real, encoding, context.target, context.name(value)))
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def _lower_output(context: Context, value: ir.Value) -> onnx.ValueInfoProto:
+    name, shape, encoding = str(value.name), dims(value), context.encoding(value)
+    current = context.values[name]
+    if isinstance(current, Integers) and encoding is not None:
+        context.builder.cast(current.name, encoding.dtype, output=name)
+        return helper.make_tensor_value_info(name, getattr(TensorProto, encoding.dtype.upper()), shape)
+    real = context.reals(value)
+    if real is not None and real.name != name:
+        context.builder.add("Identity", [real.name], output=name)
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def _lower_node(context: Context, node: ir.Node) -> None:
+    if _is_float(context, node):
+        _copy_float(context, node)
+    elif node.op_type in _RULES:
+        _RULES[node.op_type](context, node)
+    elif node.op_type == "Resize" and not is_passive(node, context.target):
+        mode = node.attributes.get_string("mode", "nearest")
+        (lower_moving if mode == "nearest" else lower_linear_resize)(context, node)
+    elif node.op_type in _MOVING or is_passive(node, context.target):
+        lower_moving(context, node)
+    elif unary_function(node) is not None:
+        lower_table(context, node)
+    else:
+        remedy = "pin it to float32" if context.target.float_nodes else "rewrite the model without it"
+        raise UserError(f"{node.name}: there is no integer rule for {node.op_type}", remedy)
+
+
+def _is_float(context: Context, node: ir.Node) -> bool:
+    """Whether a node computes real numbers: placed so, fed by floats, or the float end of a network."""
+    placement = context.plan.nodes.get(str(node.name))
+    if placement is None:
+        raise UserError(f"the plan does not place {node.name} ({node.op_type})", "make the plan again")
+    if placement.type == "float32":
+        return True
+    current = [context.values.get(str(value.name)) for value in node.inputs if value is not None]
+    computed = [entry for entry in current if entry is not None]
+    encoded = all(context.encoding(value) is not None for value in node.outputs)
+    if any(not isinstance(entry, Integers) for entry in computed):
+        fused = node.op_type in ("Relu", "Clip") and encoded and context.is_fused(node.inputs[0])
+        return not fused
+    return not encoded and node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub")
+
+
+def _copy_float(context: Context, node: ir.Node) -> None:
+    """A node on real numbers; its outputs are quantized where the plan encodes them."""
+    inputs = [context.reals(value) for value in node.inputs]
+    names = [context.builder.fresh(f"{value.name}_real") for value in node.outputs]
+    copy_node(context, node, ["" if entry is None else entry.name for entry in inputs], names)
+    for value, name in zip(node.outputs, names, strict=True):
+        context.store(value, Reals(name, dims(value)))
+
+
+def _proof_notes(context: Context) -> list[str]:
+    notes = [f"{proof.node}: {proof.text}" for proof in context.proofs if proof.double]
+    wide: dict[int, list[str]] = {}
+    for proof in context.proofs:
+        bits = context.target.accumulator.bits_for(context.plan.nodes[proof.node].type)
+        if proof.bound > 2 ** (bits - 1):
+            wide.setdefault(bits, []).append(proof.node)
+    for bits, nodes in wide.items():
+        notes.append(f"{len(nodes)} nodes could exceed a {bits}-bit accumulator in the worst case, e.g. {nodes[0]}")
+    return notes
+
+
+def _assemble(
+    model: ir.Model, context: Context, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+) -> onnx.ModelProto:
+    builder = context.builder
+    graph = helper.make_graph(builder.nodes, "integer", inputs, outputs, builder.initializers)
+    opsets = [helper.make_opsetid("", builder.opset)]
+    needed = any(node.domain == DOMAIN for node in builder.nodes)
+    functions = [ir.serde.serialize_function(function) for function in model.functions.values()] if needed else []
+    if needed:
+        opsets.append(helper.make_opsetid(DOMAIN, 1))
+    proto = helper.make_model(
+        graph,
+        opset_imports=opsets,
+        functions=functions,
+        ir_version=min(model.ir_version, 10),
+        producer_name="narrowcast",
+    )
+    return inline_units(proto) if needed else proto

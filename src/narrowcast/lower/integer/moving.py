@@ -1,0 +1,69 @@
+"""Operators that move bytes: the node stays as it is, on integers. And Pad, whose padding is an integer too."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from narrowcast.errors import UserError
+from narrowcast.graph.units import constant_of
+from narrowcast.lower.integer.context import Context, dims
+from narrowcast.lower.integer.parameters import saturating_integer
+from narrowcast.lower.integer.rounding import requantize
+from narrowcast.lower.integer.values import Integers
+
+__all__ = ["copy_node", "lower_concat", "lower_moving", "lower_pad"]
+
+
+def copy_node(context: Context, node: ir.Node, inputs: list[str], outputs: list[str]) -> None:
+    """Append the node itself with other tensor names."""
+    proto = ir.serde.serialize_node(node)
+    del proto.input[:], proto.output[:]
+    proto.input.extend(inputs)
+    proto.output.extend(outputs)
+    context.builder.append(proto)
+
+
+def lower_moving(context: Context, node: ir.Node) -> None:
+    """A node whose outputs hold some of its first input's integers."""
+    x = context.integers(node, 0)
+    inputs = [x.name]
+    for value in node.inputs[1:]:
+        constant = constant_of(value)
+        if value is not None and constant is None:
+            raise UserError(f"{node.name}: an operand of {node.op_type} is computed", "make it constant")
+        inputs.append("" if constant is None else context.builder.constant(constant, constant.dtype))
+    results = []
+    for value in node.outputs:
+        wanted = context.encoding(value)
+        same = wanted is None or wanted == x.encoding
+        name = context.name(value) if same else context.builder.fresh(f"{value.name}_moved")
+        results.append(Integers(name, x.encoding, dims(value), x.low, x.high))
+    copy_node(context, node, inputs, [result.name for result in results])
+    for value, result in zip(node.outputs, results, strict=True):
+        context.store(value, result)
+
+
+def lower_concat(context: Context, node: ir.Node) -> None:
+    """Concat: every operand in the output's encoding."""
+    encoding, output = context.wanted(node), context.name(node.outputs[0])
+    parts = [context.integers(node, index) for index in range(len(node.inputs))]
+    parts = [p if p.encoding == encoding else requantize(context.builder, p, encoding, context.target) for p in parts]
+    copy_node(context, node, [part.name for part in parts], [output])
+    low, high = min(part.low for part in parts), max(part.high for part in parts)
+    context.store(node.outputs[0], Integers(output, encoding, dims(node.outputs[0]), low, high))
+
+
+def lower_pad(context: Context, node: ir.Node) -> None:
+    """Pad: the padding is the integer of the padded number, the zero point by default."""
+    x, output = context.integers(node, 0), context.name(node.outputs[0])
+    constants = [constant_of(value) for value in node.inputs[1:]]
+    if any(c is None and v is not None for c, v in zip(constants, node.inputs[1:], strict=True)):
+        raise UserError(f"{node.name}: an operand of Pad is computed", "make it constant")
+    number = 0.0 if len(constants) < 2 or constants[1] is None else float(np.reshape(constants[1], -1)[0])
+    filled = saturating_integer(number, x.encoding, context.target.quantize_rounding)
+    names = ["" if c is None else context.builder.constant(c, c.dtype) for c in constants]
+    names = [names[0], context.builder.constant(float(filled)), *names[2:]]
+    copy_node(context, node, [x.name, *names], [output])
+    result = Integers(output, x.encoding, dims(node.outputs[0]), min(x.low, filled), max(x.high, filled))
+    context.store(node.outputs[0], result)

@@ -1,0 +1,167 @@
+"""Averages and sums: AveragePool, GlobalAveragePool, ReduceMean, ReduceSum, ReduceMax, ReduceMin.
+
+The integers are added exactly; then, in float32 and in this order,
+
+    AveragePool, GlobalAveragePool   round(sum * ((1 / count) * (s / s')))
+    ReduceMean                       round((sum * s) / count * (1 / s'))
+    ReduceSum                        round(sum * (s / s'))
+
+as the kernels of ESP-DL do; zero points are taken off the sum's terms and added at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from narrowcast.errors import UserError
+from narrowcast.graph.units import constant_of
+from narrowcast.lower.integer.context import Context, dims
+from narrowcast.lower.integer.products import window_sum
+from narrowcast.lower.integer.proof import EXACT
+from narrowcast.lower.integer.rounding import ratio, remove_zero_point, requantize, round_and_saturate
+from narrowcast.lower.integer.values import Integers
+from narrowcast.plan.types import Encoding
+
+__all__ = ["lower_average_pool", "lower_global_average", "lower_reduce"]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """One spatial axis of a pool."""
+
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    begin: int
+    end: int
+
+    def needed_end(self, outputs: int) -> int:
+        """Padding at the end that a convolution needs to give this many outputs (ceil_mode asks for more)."""
+        return max((outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1 - self.size - self.begin, 0)
+
+    def counts(self, outputs: int, with_pads: bool) -> NDArray[np.int64]:
+        """How many positions of each window count."""
+        starts = np.arange(outputs)[:, None] * self.stride - self.begin
+        positions = starts + np.arange(self.kernel) * self.dilation
+        low, high = (-self.begin, self.size + self.end) if with_pads else (0, self.size)
+        return np.asarray(((positions >= low) & (positions < high)).sum(axis=1))
+
+
+def _windows(node: ir.Node, sizes: Sequence[int], outputs: Sequence[int]) -> list[_Window]:
+    count = len(sizes)
+    kernel = list(node.attributes.get_ints("kernel_shape", []) or [])
+    strides = list(node.attributes.get_ints("strides", []) or [1] * count)
+    dilations = list(node.attributes.get_ints("dilations", []) or [1] * count)
+    pads = list(node.attributes.get_ints("pads", []) or [0] * (2 * count))
+    auto = node.attributes.get_string("auto_pad", "NOTSET")
+    windows = []
+    for axis in range(count):
+        begin, end = pads[axis], pads[axis + count]
+        if auto in ("SAME_UPPER", "SAME_LOWER"):
+            reach = (outputs[axis] - 1) * strides[axis] + (kernel[axis] - 1) * dilations[axis] + 1
+            total = max(reach - sizes[axis], 0)
+            begin = total // 2 if auto == "SAME_UPPER" else total - total // 2
+            end = total - begin
+        windows.append(_Window(sizes[axis], kernel[axis], strides[axis], dilations[axis], begin, end))
+    return windows
+
+
+def lower_average_pool(context: Context, node: ir.Node) -> None:
+    """AveragePool: a depthwise convolution with ones, then one factor per position."""
+    x, encoding = context.integers(node, 0), context.wanted(node)
+    shape = dims(node.outputs[0])
+    outputs = shape[2:]
+    windows = _windows(node, x.shape[2:], outputs)
+    pads = [w.begin for w in windows] + [w.needed_end(o) for w, o in zip(windows, outputs, strict=True)]
+    total = window_sum(
+        context,
+        node,
+        x,
+        [w.kernel for w in windows],
+        pads=pads,
+        strides=[w.stride for w in windows],
+        dilations=[w.dilation for w in windows],
+    )
+    with_pads = bool(node.attributes.get_int("count_include_pad", 0))
+    counts = np.ones((), np.int64)
+    for window, outputs_here in zip(windows, outputs, strict=True):
+        counts = counts[..., None] * window.counts(outputs_here, with_pads)
+    if np.all(counts == counts.flat[0]):
+        counts = counts.reshape(-1)[0]
+    _finish(context, node, total.accumulator(), _reciprocal_factor(counts, x.encoding, encoding), encoding)
+
+
+def _reciprocal_factor(counts: NDArray[np.int64], source: Encoding, wanted: Encoding) -> NDArray[np.float32]:
+    reciprocal = np.float32(1) / np.asarray(counts, np.float32)
+    return np.asarray(reciprocal * ratio(float(source.scales), float(wanted.scales)), np.float32)
+
+
+def lower_global_average(context: Context, node: ir.Node) -> None:
+    """GlobalAveragePool."""
+    x, encoding = context.integers(node, 0), context.wanted(node)
+    axes = list(range(2, len(x.shape)))
+    count = np.asarray(int(np.prod([x.shape[axis] for axis in axes])))
+    total = _exact_sum(context, x, axes, True, str(node.name))
+    _finish(context, node, total, _reciprocal_factor(count, x.encoding, encoding), encoding)
+
+
+def _exact_sum(context: Context, x: Integers, axes: Sequence[int], keep: bool, stem: str) -> str:
+    """Sum over axes, exact; rounded to float32 where it is larger than 2^24."""
+    builder = context.builder
+    count = int(np.prod([x.shape[axis] for axis in axes]))
+    double = count * x.magnitude > EXACT
+    name = remove_zero_point(builder, x)
+    name = builder.cast(name, "double", stem) if double else name
+    name = builder.add("ReduceSum", [name, builder.shape(axes)], stem, keepdims=int(keep))
+    return builder.cast(name, "float", stem) if double else name
+
+
+def _finish(context: Context, node: ir.Node, total: str, factor: NDArray[np.float32], encoding: Encoding) -> None:
+    builder, output = context.builder, context.name(node.outputs[0])
+    limit = float(2**53)  # keeps onnxruntime from folding the factor into the ones of a pool's convolution
+    total = builder.add("Clip", [total, builder.constant(-limit), builder.constant(limit)], output)
+    scaled = builder.arithmetic("Mul", total, factor, output)
+    bounds, rounding = (encoding.qmin, encoding.qmax), context.target.requantize.rounding
+    round_and_saturate(builder, scaled, rounding, bounds, encoding.zero_point, output=output, stem=output)
+    context.store(node.outputs[0], Integers(output, encoding, dims(node.outputs[0]), *bounds))
+
+
+def lower_reduce(context: Context, node: ir.Node) -> None:
+    """ReduceMean, ReduceSum, ReduceMax and ReduceMin over constant axes."""
+    x, encoding = context.integers(node, 0), context.wanted(node)
+    axes, keep = _axes(node, len(x.shape)), bool(node.attributes.get_int("keepdims", 1))
+    builder, stem = context.builder, str(node.name)
+    if node.op_type in ("ReduceMax", "ReduceMin"):
+        if builder.opset < 18:
+            name = builder.add(node.op_type, [x.name], stem, axes=axes, keepdims=int(keep))
+        else:
+            name = builder.add(node.op_type, [x.name, builder.shape(axes)], stem, keepdims=int(keep))
+        reduced = Integers(name, x.encoding, dims(node.outputs[0]), x.low, x.high)
+        output = context.name(node.outputs[0])
+        context.store(node.outputs[0], requantize(builder, reduced, encoding, context.target, output=output))
+        return
+    total = _exact_sum(context, x, axes, keep, stem)
+    if node.op_type == "ReduceSum":
+        factor = np.asarray(ratio(float(x.encoding.scales), float(encoding.scales)))
+        _finish(context, node, total, factor, encoding)
+        return
+    count = int(np.prod([x.shape[axis] for axis in axes]))
+    scaled = builder.arithmetic("Mul", total, np.float32(x.encoding.scales), stem)
+    mean = builder.arithmetic("Div", scaled, float(count), stem)
+    _finish(context, node, mean, np.asarray(np.float32(1) / np.float32(encoding.scales)), encoding)
+
+
+def _axes(node: ir.Node, rank: int) -> list[int]:
+    axes = node.attributes.get_ints("axes", None)
+    if axes is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        constant = constant_of(node.inputs[1])
+        if constant is None:
+            raise UserError(f"{node.name}: the axes of {node.op_type} are computed", "make them constant")
+        axes = [int(axis) for axis in constant.reshape(-1)]
+    return sorted(axis % rank for axis in axes) if axes is not None else list(range(rank))

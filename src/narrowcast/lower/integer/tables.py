@@ -1,0 +1,117 @@
+"""Unary functions as tables.
+
+``table[q] = clip(round(f((q - z) * s) / s') + z')`` with f in float64 and the target's rounding (DESIGN, numeric
+rule 3). Where f is infinite the table saturates; where it is undefined (the logarithm of a negative number) it holds
+what real 0 is.
+
+8 bits: all 256 entries. 16 bits: where the target has a nearest-neighbour table (2049 entries, step 32 for ESP-DL),
+``table[round((q + 32768) / step)]``; elsewhere all 65536 entries.
+
+The look-up is GatherElements, which in onnxruntime costs a tenth of Gather for single numbers; a negative index
+counts from the end, so the table stands in the order 0, 1, ..., 127, -128, ..., -1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from narrowcast.errors import UserError
+from narrowcast.lower.integer.context import Context
+from narrowcast.lower.integer.functions import Function, unary_function
+from narrowcast.lower.integer.parameters import round_real
+from narrowcast.lower.integer.rounding import round_and_saturate
+from narrowcast.lower.integer.values import Integers
+from narrowcast.plan.types import Encoding
+from narrowcast.targets.schema import Table16, Target
+
+__all__ = ["full_table", "lower_table", "stepped_table"]
+
+Table = NDArray[np.int64]
+
+
+def _encoded(function: Function, x: NDArray[np.float64], encoding: Encoding, rounding: str) -> Table:
+    with np.errstate(all="ignore"):
+        y = np.asarray(function(x), np.float64) / float(encoding.scales)
+    y = np.clip(np.nan_to_num(y, nan=0.0, posinf=2.0**40, neginf=-(2.0**40)), -(2.0**40), 2.0**40)
+    rounded = round_real(y, rounding) + encoding.zero_point
+    return np.clip(rounded, encoding.qmin, encoding.qmax).astype(np.int64)
+
+
+def full_table(function: Function, source: Encoding, wanted: Encoding, target: Target) -> Table:
+    """One entry for every integer of the input's type, ``qmin`` first.
+
+    Args:
+        function: of real numbers, see :func:`narrowcast.lower.integer.functions.unary_function`.
+        source: encoding of the input.
+        wanted: encoding of the output.
+        target: its rounding.
+
+    Returns:
+        int64, shape (256,) or (65536,); with a leading channel axis for a function per channel.
+    """
+    integers = np.arange(source.qmin, source.qmax + 1, dtype=np.float64)
+    return _encoded(function, (integers - source.zero_point) * float(source.scales), wanted, target.requantize.rounding)
+
+
+def stepped_table(function: Function, source: Encoding, wanted: Encoding, target: Target, rule: Table16) -> Table:
+    """The 16-bit table with a step: entry i is the function at ``q = 32 i - 32768``; int64, shape (entries,)."""
+    integers = np.arange(rule.entries, dtype=np.float64) * rule.step + source.qmin
+    return _encoded(function, (integers - source.zero_point) * float(source.scales), wanted, target.requantize.rounding)
+
+
+def lower_table(context: Context, node: ir.Node) -> None:
+    """A unary node as a look-up."""
+    x, wanted = context.integers(node, 0), context.wanted(node)
+    function = unary_function(node)
+    if function is None:
+        raise UserError(f"{node.name}: {node.op_type} is no function of one value", "make its operands constant")
+    output = context.name(node.outputs[0])
+    rule = context.target.table16
+    stepped = rule is not None and x.encoding.dtype == "int16" and wanted.dtype == "int16"
+    if stepped and rule is not None:
+        table = stepped_table(function, x.encoding, wanted, context.target, rule)
+        index = _stepped_index(context, x, rule, output)
+    else:
+        full = full_table(function, x.encoding, wanted, context.target)
+        table = np.roll(full, x.encoding.qmin, axis=-1)  # index 0 first, negative integers at the end
+        index = x.name
+    if table.ndim == 2 and (len(x.shape) < 2 or x.shape[:2] != (1, len(table))):
+        raise UserError(
+            f"{node.name}: {node.op_type} has {len(table)} slopes for {x.shape}", "give one slope a channel"
+        )
+    look_up(context, index, table, x.shape, output)
+    low, high = int(table.min()), int(table.max())
+    context.store(node.outputs[0], Integers(output, wanted, x.shape, low, high))
+
+
+def _stepped_index(context: Context, x: Integers, rule: Table16, stem: str) -> str:
+    """``round((q + 32768) / step)``; the division by a power of two is exact in float32."""
+    builder = context.builder
+    shifted = builder.arithmetic("Add", x.name, float(-x.encoding.qmin), stem)
+    scaled = builder.arithmetic("Mul", shifted, 1.0 / rule.step, stem)
+    return round_and_saturate(builder, scaled, rule.rounding, (0, rule.entries - 1), stem=stem)
+
+
+def look_up(context: Context, index: str, table: NDArray[np.generic], shape: tuple[int, ...], output: str) -> str:
+    """``table[index]`` for a tensor of integers, in rows so that onnxruntime shares the work between threads.
+
+    Args:
+        context: of the lowering.
+        index: float32 tensor of integers; negative ones count from the end.
+        table: shape (entries,), or (C, entries) with the index's shape (1, C, ...); stored as float32.
+        shape: of the index.
+        output: exact name of the result.
+    """
+    builder = context.builder
+    count = int(np.prod(shape))
+    if table.ndim == 1:
+        limit = 8 if table.size <= 4096 else 1
+        rows = next(rows for rows in (8, 4, 2, 1) if rows <= limit and count % rows == 0)
+        table = np.broadcast_to(table, (rows, table.size))
+    rows = table.shape[0]
+    integers = builder.cast(index, "int32", output)
+    flat = builder.add("Reshape", [integers, builder.shape((rows, count // rows))], output)
+    found = builder.add("GatherElements", [builder.constant(table), flat], output, axis=1)
+    return builder.add("Reshape", [found, builder.shape(shape)], output=output)
