@@ -1,5 +1,7 @@
 """What the board gets."""
 
+from narrowcast.deploy.delivery import Delivery
+from narrowcast.deploy.kits import KITS, chosen_kit, deploy
 from narrowcast.deploy.make import ESPDL_FILE, quantize
 
-__all__ = ["ESPDL_FILE", "quantize"]
+__all__ = ["ESPDL_FILE", "KITS", "Delivery", "chosen_kit", "deploy", "quantize"]

@@ -42,7 +42,7 @@ def deploy_espdl(
     target = load_target(bundle.manifest.target)
     if "espdl" not in target.kits:
         raise UserError(f"{bundle.path} was quantized for {target.name}", "quantize for a target with the kit espdl")
-    model, plan = bundle.model.ir, bundle.plan
+    model, plan = bundle.prepared.ir, bundle.plan
     vectors = make_test_vectors(model, plan, target, images) if images else []
     metadata = {"model": bundle.manifest.model["source"], "model_sha256": bundle.manifest.model["sha256"]}
     data = write_espdl(model, plan, target, runtime=runtime, test_vectors=vectors, metadata=metadata)

@@ -1,0 +1,205 @@
+"""Run the compiled model on the board.
+
+    python3 run.py street.jpg --out result.jpg
+    python3 run.py 0 --frames 100            # USB camera 0
+    python3 run.py --check                   # sample image against expected.json
+
+Needs numpy, OpenCV and the board's own package hobot_dnn; the vision folder beside this file does the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from narrowcast.vision import (
+    Classification,
+    Detections,
+    Geometry,
+    HeadSpec,
+    OutputEncoding,
+    Preprocess,
+    decode,
+    decode_classification,
+    preprocess,
+    read_image,
+)
+from narrowcast.vision.draw import draw
+from narrowcast.vision.nv12 import bgr_to_nv12
+
+HERE = Path(__file__).resolve().parent
+Outputs = dict[str, NDArray[Any]]
+
+
+class BoardModel:
+    """A compiled model with what surrounds it.
+
+    Args:
+        path: the .bin file.
+        description: the content of model.json.
+    """
+
+    def __init__(self, path: Path, description: dict[str, Any]) -> None:
+        if not path.exists():
+            raise SystemExit(f"{path} is missing: run build.sh in the vendor's image, it puts the file there")
+        try:
+            runtime = importlib.import_module("hobot_dnn.pyeasy_dnn")
+        except ImportError as error:
+            raise SystemExit(f"{error}: run this on the board, whose system has hobot_dnn") from error
+        self.model = runtime.load(str(path))[0]
+        self.description = description
+        self.spec = Preprocess.from_dict(description["preprocess"])
+        self.head = HeadSpec.from_dict(description["head"]) if description["head"] else None
+
+    def feed(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Geometry]:
+        """What the board's input takes for an image, uint8 (H, W, 3) BGR, and where the image lies in it."""
+        spec = self.spec
+        nv12 = spec.camera != "rgb"
+        pixels = replace(spec, mean=(0.0,), scale=(1.0,), camera="rgb")
+        if nv12:
+            pixels = replace(pixels, color="bgr", layout="NHWC")
+        tensor, geometry = preprocess(image, pixels)
+        data = np.rint(tensor).astype(np.uint8)
+        return (bgr_to_nv12(data[0], spec.camera[len("nv12-") :]) if nv12 else data), geometry
+
+    def infer(self, data: NDArray[np.uint8]) -> tuple[Outputs, dict[str, OutputEncoding]]:
+        """Outputs by name, in their types, and the board's scales of those that are integers."""
+        described = self.description["outputs"]
+        tensors = list(self.model.forward(data))
+        by_name = {tensor.name: tensor for tensor in tensors}
+        if all(entry["name"] in by_name for entry in described):
+            tensors = [by_name[entry["name"]] for entry in described]
+        if len(tensors) != len(described):
+            raise SystemExit(f"the model has {len(tensors)} outputs, model.json describes {len(described)}")
+        outputs: Outputs = {}
+        encodings = {}
+        for entry, tensor in zip(described, tensors):  # noqa: B905 (equal lengths, checked above)
+            name, shape = entry["name"], tuple(entry["shape"])
+            values = np.asarray(tensor.buffer)
+            if values.size != int(np.prod(shape)):
+                raise SystemExit(f"{name} has the shape {values.shape}, model.json says {shape}")
+            outputs[name] = values.reshape(shape)
+            if not np.issubdtype(values.dtype, np.floating):
+                encodings[name] = _encoding(name, values.dtype, tensor.properties)
+        return outputs, encodings
+
+    def result(
+        self,
+        outputs: Outputs,
+        encodings: dict[str, OutputEncoding],
+        geometry: Geometry,
+        confidence: float,
+        iou: float,
+        top_k: int,
+    ) -> Detections | Classification | None:
+        """Detections in pixels of the image, or classes; ``None`` where nothing is known of the outputs."""
+        if self.description["task"] == "classify":
+            name, scores = next(iter(outputs.items()))
+            if name in encodings:
+                scores = scores * np.asarray(encodings[name].scale, np.float64).reshape(-1)
+            return decode_classification(scores, top_k, self.description["softmax_missing"])
+        if self.head is None:
+            return None
+        return decode(outputs, self.head, geometry, confidence=confidence, iou=iou, encodings=encodings, layout="NHWC")
+
+
+def _encoding(name: str, dtype: np.dtype[Any], properties: Any) -> OutputEncoding:
+    scale = np.asarray(properties.scale_data, np.float32).reshape(-1)
+    if not scale.size:
+        raise SystemExit(f"{name} leaves as {dtype}, but the board states no scale for it")
+    if scale.size == 1:
+        return OutputEncoding(str(dtype), float(scale[0]))
+    return OutputEncoding(str(dtype), scale.astype(np.float64), 0, 3)
+
+
+def _frames(source: str, limit: int) -> Iterator[NDArray[np.uint8]]:
+    """One picture, or frames of a camera."""
+    if not source.isdigit():
+        yield read_image(source)
+        return
+    camera = cv2.VideoCapture(int(source))
+    for _ in range(limit):
+        found, frame = camera.read()
+        if not found:
+            raise SystemExit(f"camera {source} gives no image")
+        yield np.asarray(frame, np.uint8)
+
+
+def _said(result: Detections | Classification | None, outputs: Outputs, classes: Sequence[str]) -> list[dict[str, Any]]:
+    if result is not None:
+        return result.to_dict(classes)
+    return [
+        {"output": name, "shape": list(values.shape), "min": float(values.min()), "max": float(values.max())}
+        for name, values in outputs.items()
+    ]
+
+
+def _check(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> str:
+    """Compare with what the package's simulation found."""
+    lines = [f"{len(found)} results, {len(expected)} expected"]
+    for entry in expected:
+        same = [other for other in found if other.get("class_id") == entry.get("class_id")]
+        if "box" in entry and same:
+            shifts = [max(abs(a - b) for a, b in zip(other["box"], entry["box"])) for other in same]  # noqa: B905
+            best = int(np.argmin(shifts))
+            moved = f", box moved by up to {shifts[best]:.1f} pixels"
+        elif "score" in entry and same:
+            best, moved = 0, ""
+        else:
+            lines.append(f"missing: {entry}")
+            continue
+        lines.append(f"{entry['class']}: score {same[best]['score']:.3f}, expected {entry['score']:.3f}{moved}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the options, run, print one JSON line an image."""
+    parser = argparse.ArgumentParser(description="Run the compiled model on the board.")
+    parser.add_argument("source", nargs="?", help="image file, or number of a USB camera")
+    parser.add_argument("--model", type=Path, default=HERE / "model.bin")
+    parser.add_argument("--out", type=Path, help="picture to write")
+    parser.add_argument("--conf", type=float, default=0.25)
+    parser.add_argument("--iou", type=float, default=0.7)
+    parser.add_argument("--top-k", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=1, help="camera images to take")
+    parser.add_argument("--check", action="store_true", help="compare the sample image with expected.json")
+    options = parser.parse_args(arguments)
+    description = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
+    source = str(HERE / description["sample"]) if options.check else options.source
+    if source is None:
+        parser.error("give an image, or --check")
+    model = BoardModel(options.model, description)
+    for image in _frames(source, options.frames):
+        times = [time.perf_counter()]
+        data, geometry = model.feed(image)
+        times.append(time.perf_counter())
+        outputs, encodings = model.infer(data)
+        times.append(time.perf_counter())
+        result = model.result(outputs, encodings, geometry, options.conf, options.iou, options.top_k)
+        times.append(time.perf_counter())
+        found = _said(result, outputs, description["classes"])
+        if options.check:
+            expected = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
+            sys.stdout.write(_check(found, expected) + "\n")
+        else:
+            names = ("preprocess", "inference", "postprocess")
+            spent = {n: round(1000 * (b - a), 2) for n, a, b in zip(names, times, times[1:])}  # noqa: B905
+            sys.stdout.write(json.dumps({"results": found, "ms": spent}) + "\n")
+        if options.out is not None and result is not None:
+            drawn = draw(image, result, description["classes"], description["skeleton"])
+            cv2.imwrite(str(options.out), drawn)
+
+
+if __name__ == "__main__":
+    main()
