@@ -69,6 +69,7 @@ def test_the_bundle_holds_the_chips_file(pose_model: Model, tmp_path: Path) -> N
         "esp32s3",
         out=tmp_path / "b",
         method="mse",
+        effort="fast",
     )
     file = bundle.path / ESPDL_FILE
     assert ESPDL_FILE in bundle.manifest.files

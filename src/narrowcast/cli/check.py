@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from narrowcast.cli.options import parse_size
+from narrowcast.cli.prepare import attention_choice
 from narrowcast.cli.tables import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -20,14 +21,21 @@ __all__ = ["run"]
 
 
 def run(
-    model: Path, target: str, size: str | None, keep_head: bool, runtime: str | None, everything: bool, json: bool
+    model: Path,
+    target: str,
+    size: str | None,
+    keep_head: bool,
+    runtime: str | None,
+    everything: bool,
+    json: bool,
+    attention: str = "keep",
 ) -> None:
     """Print the placement; exit code 1 when the chip cannot run a node."""
     from narrowcast.graph import load
     from narrowcast.targets import check_rows, load_target
 
     chip = load_target(target)
-    loaded = load(model, size=parse_size(size), keep_head=keep_head)
+    loaded = load(model, size=parse_size(size), keep_head=keep_head, attention=attention_choice(attention))
     rows = check_rows(loaded.ir.graph, chip, runtime)
     refused = [row for row in rows if not row.supported]
     findings = _runtime_rows(loaded, chip, runtime, {row.node for row in refused})
@@ -37,13 +45,13 @@ def run(
         print_json(
             {
                 "target": chip.name,
-                "notes": list(loaded.notes),
+                "notes": [*loaded.notes, *_compiler_notes(loaded, chip)],
                 "nodes": [asdict(row) for row in rows],
                 "runtime": [asdict(f) for f in findings],
             }
         )
     else:
-        for note in loaded.notes:
+        for note in (*loaded.notes, *_compiler_notes(loaded, chip)):
             say(f"- {note}")
         shown = rows if everything else [*refused, *elsewhere]
         if shown:
@@ -72,3 +80,15 @@ def _runtime_rows(model: Model, chip: Target, runtime: str | None, known: set[st
     from narrowcast.deploy.espdl import check_runtime
 
     return [row for row in check_runtime(model.ir, chip, None, runtime) if row.node not in known]
+
+
+def _compiler_notes(model: Model, chip: Target) -> list[str]:
+    """What the vendor's own compiler would say of the file as it is."""
+    from narrowcast.graph.files import model_opset
+
+    opset, taken = model_opset(model.original), chip.runtime.opsets
+    if not taken or opset in taken:
+        return []
+    kit = f"narrowcast deploy --kit {chip.kits[0]} writes" if chip.kits else "export it with"
+    known = " and ".join(map(str, taken))
+    return [f"opset {opset}: the compiler of {chip.title} takes {known}; {kit} opset {taken[-1]}"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json as json_module
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.cli.model_info import describe_input, print_tensors, scale_text, tensor_info
 from narrowcast.cli.quantize import distance_sentence
 from narrowcast.cli.tables import comparison_table, decibel, print_json, print_table, say
 
@@ -30,7 +32,8 @@ def run(path: Path, nodes: bool, json: bool) -> None:
 
     bundle = open_bundle(path)
     if json:
-        print_json(json_module.loads((path / "manifest.json").read_text()))
+        tensors = [asdict(entry) for entry in tensor_info(bundle.manifest)]
+        print_json({**json_module.loads((path / "manifest.json").read_text()), "tensors": tensors})
         return
     _bundle(bundle)
     if nodes:
@@ -61,42 +64,11 @@ def _model(path: Path, json: bool) -> None:
     print_table("", ("output", "shape"), outputs, 2)
 
 
-def _scale(scale: float | tuple[float, ...] | None) -> str:
-    if scale is None:
-        return "-"
-    if isinstance(scale, tuple):
-        return f"{len(scale)} values, {min(scale):.3g} to {max(scale):.3g}"
-    return f"{scale:.6g}"
-
-
 def _bundle(bundle: Bundle) -> None:
     manifest = bundle.manifest
     say(f"{bundle.path}: {manifest.task} model {manifest.model['source']} for {manifest.target} ({manifest.runtime})")
-    spec = manifest.preprocess
-    coding = manifest.input_encoding
-    integer = (
-        f"{coding['dtype']}, scale {_scale(coding['scale'])}, zero point {coding['zero_point']}"
-        if coding
-        else "float32"
-    )
-    say(f"input  {manifest.input_name} {'x'.join(map(str, manifest.input_shape))}, {integer}")
-    say(
-        f"       {spec.resize} {spec.height}x{spec.width}, {spec.color.upper()}, "
-        f"(pixel - {_list(spec.mean)}) * {_list(spec.scale)}"
-    )
-    rows = [
-        (
-            out.name,
-            "x".join(map(str, out.shape)),
-            out.layout or "-",
-            out.chip_dtype,
-            _scale(out.scale),
-            str(out.zero_point) if out.scale is not None else "-",
-            "-" if out.axis is None else str(out.axis),
-        )
-        for out in manifest.outputs
-    ]
-    print_table("", ("output", "shape", "layout", "leaves as", "scale", "zero point", "axis"), rows, 4)
+    say(describe_input(manifest))
+    print_tensors(manifest)
     plan = bundle.plan
     places = Counter((entry.unit, entry.type) for entry in plan.nodes.values())
     kinds = Counter(encoding.dtype for encoding in plan.tensors.values())
@@ -120,10 +92,6 @@ def _bundle(bundle: Bundle) -> None:
         say(distance_sentence(manifest.qdq_distance))
 
 
-def _list(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:.6g}" for value in values)
-
-
 def _nodes(bundle: Bundle) -> None:
     import onnx
 
@@ -142,7 +110,7 @@ def _nodes(bundle: Bundle) -> None:
                 placement.unit,
                 placement.type,
                 placement.reason,
-                _scale(encoding.scale) if encoding else "-",
+                scale_text(encoding.scale) if encoding else "-",
                 decibel(entry["sqnr_db"]) if entry else "-",
             )
         )

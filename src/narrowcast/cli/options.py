@@ -53,6 +53,12 @@ def change_preprocessing(spec: Preprocess, changes: Mapping[str, str | float | t
         except ValueError as error:
             raise UserError(f"--{name} {text} is not understood", "write one number, or one a channel") from error
     try:
-        return replace(spec, **values)
+        changed = replace(spec, **values)
     except ValueError as error:
         raise UserError(str(error), "see narrowcast quantize --help") from error
+    if changed.camera.startswith("nv12") and (changed.height % 2 or changed.width % 2):
+        raise UserError(
+            f"NV12 has even sides, the model's input is {changed.height}x{changed.width}",
+            "export the model with an even size, or feed it rgb",
+        )
+    return changed

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.cli.node_table import node_table, output_table, search_table
 from narrowcast.cli.options import change_preprocessing, parse_size
 from narrowcast.cli.tables import comparison_table, print_json, say
+from narrowcast.cli.wishes import apply_removals, check_chip, wide_pins
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
@@ -24,7 +26,14 @@ __all__ = ["distance_sentence", "report", "run"]
 
 
 def run(
-    config: Path | None, options: Mapping[str, Any], *, force: bool, verbose: bool, json: bool, quiet: bool
+    config: Path | None,
+    options: Mapping[str, Any],
+    *,
+    force: bool,
+    verbose: bool,
+    json: bool,
+    quiet: bool,
+    save_intermediates: Path | None = None,
 ) -> None:
     """Quantize and print the comparison."""
     from narrowcast.bundle.folder import check_out
@@ -37,9 +46,16 @@ def run(
     set_quiet(quiet or json)
     start = time.perf_counter()
     settings, notes = read_settings_with_notes(config, options)
-    load_target(settings.target)  # a wrong name is said before anything slow
+    chip = load_target(settings.target)  # a wrong name is said before anything slow
+    check_chip(settings, chip)
     check_out(settings.out, force)
-    loaded = load(settings.model, size=parse_size(settings.size), keep_head=settings.keep_head)
+    loaded = load(
+        settings.model,
+        size=parse_size(settings.size),
+        keep_head=settings.keep_head,
+        attention=settings.attention,
+        output_nodes=settings.output_nodes,
+    )
     changes = {name: getattr(settings, name) for name in ("mean", "scale", "color", "resize", "camera")}
     loaded = replace(loaded, preprocess=change_preprocessing(loaded.preprocess, changes))
     image = loaded.ir.graph.inputs[0]
@@ -53,12 +69,19 @@ def run(
         out=settings.out,
         method=settings.method,
         percentile=settings.percentile,
-        pins=_pins(settings, loaded),
+        pins=wide_pins(settings, loaded, chip).merged(_pins(settings, loaded)),
         runtime=settings.runtime,
         force=force,
         threads=settings.threads,
         command=_command(sys.argv),
+        effort=settings.effort,
+        search=settings.search,
     )
+    bundle = apply_removals(settings, bundle)
+    if save_intermediates is not None:
+        from narrowcast.bundle.intermediates import save_intermediates as save
+
+        save(loaded, bundle, save_intermediates, settings.out.name, force=force)
     if json:
         seconds = round(time.perf_counter() - start, 2)
         print_json({"bundle": str(settings.out), **_summary(bundle), "seconds": seconds})
@@ -124,22 +147,19 @@ def _summary(bundle: Bundle) -> dict[str, object]:
 
 def report(bundle: Bundle, verbose: bool) -> None:
     """Print what was done and how far the integers are from float."""
-    import json
-
-    from narrowcast.bundle.store import NODES_FILE
-
     manifest = bundle.manifest
     for note in manifest.notes:
         say(f"- {note}")
     worst = ", ".join(f"{name} {value:.2g}" for name, value in manifest.difference_to_source.items())
     say(f"- largest difference of the prepared float graph to {manifest.model['source']}: {worst}")
     record = manifest.calibration
+    search_table(record.get("hb_search"), record["mean_output_sqnr_db"])
     scores = ", ".join(f"{name} {value:.1f}" for name, value in record["mean_output_sqnr_db"].items())
     say(f"- ranges by {record['method']} (mean output SQNR in dB: {scores})")
     held = len(record["held_back"])
     if verbose:
-        nodes = json.loads((bundle.path / NODES_FILE).read_text())
-        comparison_table(f"Tensors, float against {manifest.target} integers", nodes, "tensor")
+        node_table(bundle)
+        output_table(bundle)
     comparison_table(
         f"Outputs, float against {manifest.target} integers, on {held} image{'s' if held != 1 else ''} "
         "held back from calibration",
@@ -152,10 +172,13 @@ def report(bundle: Bundle, verbose: bool) -> None:
 
 def distance_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     """How far the QDQ graph is from the exact integers, in one sentence."""
-    worst = max(rows, key=lambda row: row["differing"])
-    if not worst["differing"]:
-        return "the QDQ graph in onnxruntime gives the same output integers as the chip"
-    return (
-        f"the QDQ graph in onnxruntime differs from the chip's integers in up to {worst['differing']:.1%} of an "
-        f"output's values ({worst['name']}), by up to {worst['largest']:g} {worst['unit']}"
-    )
+    worst = max(rows, key=lambda row: row.get("relative", 0.0))
+    if worst.get("relative", 0.0) < 1e-4:
+        return "the QDQ graph in onnxruntime gives the same outputs as the chip's integers"
+    size = f"{worst['relative']:.1%} of the largest value of {worst['name']}"
+    if worst["unit"] == "steps" and worst["largest"] < 1000:  # an accumulator's steps say nothing
+        return (
+            f"the QDQ graph in onnxruntime differs from the chip's integers by up to {worst['largest']:g} steps "
+            f"({size}), in {worst['differing']:.1%} of its values"
+        )
+    return f"the QDQ graph in onnxruntime differs from the chip's integers by up to {size}"

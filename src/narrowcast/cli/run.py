@@ -72,9 +72,10 @@ def _tensors(
         return bundle.engine(engine).run(tensor), {}
     from dataclasses import asdict
 
+    from narrowcast.bundle.integer_input import chip_input
     from narrowcast.lower.integer import IntegerRunner
 
-    graph = bundle.integer_graph
+    graph, tensor = bundle.integer_graph, chip_input(tensor, bundle.manifest)
     runner = IntegerRunner(graph, all_tensors=everything)
     tensors = {**(runner.integers(tensor) if everything else {}), **runner.run(tensor)}
     known = {**graph.encodings, **{name: code for name, code in graph.outputs.items() if code is not None}}

@@ -21,12 +21,14 @@ __all__ = ["run", "some_inputs"]
 
 def some_inputs(bundle: Bundle, images: Path | None, limit: int) -> list[NDArray[np.float32]]:
     """Model inputs of a person's images, or of embedded ones."""
+    from narrowcast.bundle.integer_input import chip_input
     from narrowcast.calibrate import images as find_images
     from narrowcast.zoo import sample
 
     if images is None:
         images = sample("classify" if bundle.manifest.task == "classify" else "pose").validation
-    return list(find_images(images, bundle.manifest.preprocess, limit=limit))
+    found = find_images(images, bundle.manifest.preprocess, limit=limit)
+    return [chip_input(tensor, bundle.manifest) for tensor in found]
 
 
 def run(path: Path, images: Path | None, limit: int, everything: bool, json: bool, quiet: bool) -> None:
@@ -41,7 +43,7 @@ def run(path: Path, images: Path | None, limit: int, everything: bool, json: boo
     graph = bundle.integer_graph
     inputs = some_inputs(bundle, images, limit)
     target = load_target(bundle.manifest.target)
-    rows = verify(bundle.model.ir, bundle.plan, target, graph, track(inputs, "verify", len(inputs)))
+    rows = verify(bundle.prepared.ir, bundle.plan, target, graph, track(inputs, "verify", len(inputs)))
     wrong = [row for row in rows if row.differing]
     differing, total = sum(row.differing for row in rows), sum(row.total for row in rows)
     if json:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from narrowcast.config.hb_checks import image_size
 from narrowcast.config.hb_mapper import CompilerParameters, HbMapperConfig
 from narrowcast.config.hb_values import operator_type
-from narrowcast.config.settings import ALWAYS_REMOVED, QuantizeSettings, explained
+from narrowcast.config.settings import QuantizeSettings, explained
 from narrowcast.errors import UserError
 
 __all__ = ["CAMERAS", "to_settings", "to_values"]
@@ -222,11 +222,11 @@ def _optimization(config: HbMapperConfig, where: str, notes: list[str]) -> dict[
 
 def _graph(config: HbMapperConfig, notes: list[str]) -> dict[str, Any]:
     model = config.model_parameters
-    if set(model.remove_node_type) & set(ALWAYS_REMOVED):
-        notes.append("remove_node_type: outputs leave as integers here anyway, with their scales in the manifest")
+    if "Quantize" in model.remove_node_type:
+        notes.append("remove_node_type: the Quantize node of an image belongs to the board's preprocessing and stays")
     values = {
         "output_nodes": model.output_nodes,
-        "remove": model.remove_node_type,
+        "remove": tuple(kind for kind in model.remove_node_type if kind != "Quantize"),
         "remove_nodes": model.remove_node_name,
     }
     return {key: value for key, value in values.items() if value}

@@ -18,15 +18,11 @@ __all__ = ["QuantizeSettings", "check_input", "explained", "pinned_types", "read
 PATHS = ("model", "images", "out", "plan")
 #: Settings that files may hold and that convert both ways, but that ``quantize`` refuses, with what to do instead.
 REFUSED = {
-    "asymmetric": "choose a target whose activations have zero points, or remove it",
-    "bias_correction": "remove it; --method auto already keeps the ranges that disturb the outputs least",
-    "all_int16": "name nodes or patterns in int16",
-    "outputs": "remove it; outputs leave in the chip's own type with their scales in the manifest",
-    "output_nodes": "cut the model at these nodes first; decode heads of YOLO models are cut off without being asked",
-    "remove_nodes": "remove it",
+    "outputs": "remove it; outputs leave in the chip's own type, which loses nothing, with scales in the manifest",
 }
-#: Node types whose removal is the normal state of a bundle: outputs leave as integers, with their scales.
+#: What ``remove`` takes; the first two are the normal state of an exact integer graph.
 ALWAYS_REMOVED = ("Quantize", "Dequantize")
+REMOVABLE = (*ALWAYS_REMOVED, "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity", "Softmax")
 
 
 class QuantizeSettings(BaseModel):
@@ -47,6 +43,10 @@ class QuantizeSettings(BaseModel):
         default="auto", description="how ranges are found; auto measures several"
     )
     percentile: float = Field(default=99.99, gt=50, le=100, description="for the method 'percentile', percent")
+    effort: Literal["fast", "standard", "max"] = Field(
+        default="standard",
+        description="fast: ranges only; standard: also corrects weights, biases and outputs if it helps; max: longer",
+    )
     search: Literal["auto", "hb-mapper"] = Field(
         default="auto",
         description="what the method 'auto' tries; hb-mapper: also max and kl with percentiles 99.995 and 100",
@@ -85,6 +85,9 @@ class QuantizeSettings(BaseModel):
         default=None, description="send images through the board camera's format first"
     )
     keep_head: bool = Field(default=False, description="do not cut the decode arithmetic off")
+    attention: Literal["keep", "rewrite"] = Field(
+        default="keep", description="rewrite: Softmax of attention as operators that stay on the chip"
+    )
     runtime: str | None = Field(default=None, description="version of the chip's runtime")
     threads: int = Field(default=0, ge=0, description="threads of onnxruntime; 0 for all cores")
 
@@ -199,9 +202,9 @@ def _check_supported(settings: QuantizeSettings, file: Path | None) -> None:
     for key, remedy in REFUSED.items():
         if getattr(settings, key):
             raise UserError(f"{where}{key} is understood, but quantize cannot do it", remedy)
-    other = next((kind for kind in settings.remove if kind not in ALWAYS_REMOVED), None)
+    other = next((kind for kind in settings.remove if kind not in REMOVABLE), None)
     if other is not None:
-        raise UserError(f"{where}quantize cannot remove {other} nodes", "remove them from the model first")
+        raise UserError(f"{where}remove: {other} nodes cannot be removed", nearest(other, REMOVABLE))
 
 
 def _from_file(file: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -7,14 +7,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from narrowcast.errors import UserError
-from narrowcast.graph import check, exposure, files, prepare
+from narrowcast.graph import attention as attentions
+from narrowcast.graph import check, ends, exposure, files, prepare
+from narrowcast.graph.units import inline_units
 from narrowcast.vision.heads import HeadSpec
 from narrowcast.vision.preprocess import Preprocess
 
@@ -25,6 +27,9 @@ COCO_SKELETON: tuple[tuple[int, int], ...] = (
     (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
     (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
 )  # fmt: skip
+
+#: Metadata of a prepared file: the head that was cut off, as JSON.
+HEAD_KEY = "narrowcast.head"
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,18 @@ class Model:
         Raises:
             UserError: when one is above tolerance.
         """
-        return check.compare(self.original, self.to_proto(), self.head, tensor, self.source)
+        cut_before = tuple(output.name for output in self.original.graph.output) == self.output_names
+        head = None if cut_before else self.head
+        return check.compare(self.original, self.to_proto(), head, tensor, self.source)
+
+    def to_stock(self) -> onnx.ModelProto:
+        """The prepared graph in stock operators, with the metadata from which :func:`load` knows the head again."""
+        proto = inline_units(self.to_proto())
+        entries = files.metadata(self.original)
+        if self.head is not None:
+            entries[HEAD_KEY] = json.dumps(self.head.to_dict())
+        onnx.helper.set_model_props(proto, entries)
+        return proto
 
 
 def load(
@@ -93,6 +109,8 @@ def load(
     size: tuple[int, int] | None = None,
     preprocess: Preprocess | None = None,
     classes: Sequence[str] | None = None,
+    attention: Literal["keep", "rewrite"] = "keep",
+    output_nodes: Sequence[str] = (),
 ) -> Model:
     """Load a trained float model and make it tidy.
 
@@ -102,6 +120,8 @@ def load(
         size: height and width for a file with dynamic axes.
         preprocess: what happens to an image before the input; read from the file's metadata by default.
         classes: class names; read from the file's metadata by default.
+        attention: ``"rewrite"`` writes the Softmax nodes of attention as operators that stay on the chip.
+        output_nodes: nodes whose outputs become all the model's outputs; the graph then has no known head.
 
     Returns:
         The prepared model, compared with the original on a random image.
@@ -115,10 +135,15 @@ def load(
     original = files.fix_shapes(proto, name, size)
     tidy, notes = prepare.tidy(files.to_supported_opset(original, name), name)
     metadata = files.metadata(proto)
-    head, head_note = _expose(tidy, original, metadata, keep_head)
-    task = _task(tidy, head, metadata)
+    head, head_note = None, f"cut at {', '.join(output_nodes)}, as asked"
+    if not output_nodes:
+        head, head_note = _expose(tidy, original, metadata, keep_head)
+    task = _task(tidy, head, metadata) if not output_nodes else "generic"
     if task == "classify":
         head_note = "classifier: the graph stays whole"
+    if output_nodes:
+        original = _cut(tidy, original, output_nodes)
+    notes = (*notes, *_rewritten(tidy)) if attention == "rewrite" else notes
     model = Model(
         ir=tidy,
         original=original,
@@ -137,11 +162,31 @@ def load(
     return replace(model, preprocess=spec, difference=difference, notes=notes)
 
 
+def _rewritten(model: ir.Model) -> tuple[str, ...]:
+    found = attentions.rewrite_attention(model)
+    count = f"{len(found)} Softmax node{'s' if len(found) != 1 else ''} of attention"
+    return (f"{count} became {', '.join(attentions.PARTS)}",) if found else ("no Softmax of an attention to rewrite",)
+
+
+def _cut(model: ir.Model, original: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Cut in place, and give the user's graph with the same outputs (ours where simplifying renamed them)."""
+    ends.cut_at_nodes(model, names)
+    wanted = [str(value.name) for value in model.graph.outputs]
+    produced = {name for node in original.graph.node for name in node.output}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(original if produced.issuperset(wanted) else ir.to_proto(model))
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    return copy
+
+
 def _expose(
     model: ir.Model, original: onnx.ModelProto, metadata: dict[str, str], keep_head: bool
 ) -> tuple[HeadSpec | None, str]:
     if keep_head:
         return None, "the graph is kept whole, as asked"
+    if HEAD_KEY in metadata:
+        return HeadSpec.from_dict(json.loads(metadata[HEAD_KEY])), "the decode head was cut off before"
     if metadata.get("task") in ("obb",):
         return None, "oriented boxes: the graph stays whole"
     shape = metadata.get("kpt_shape")

@@ -45,4 +45,6 @@ class Runner:
     def run(self, tensor: NDArray[np.float32], names: Sequence[str] | None = None) -> dict[str, NDArray[np.generic]]:
         """Run one input and return the outputs (all, or those named) by name."""
         wanted = list(names) if names is not None else self.output_names
+        if not wanted:  # onnxruntime reads an empty list as all outputs
+            return {}
         return dict(zip(wanted, self.session.run(wanted, {self.input_name: tensor}), strict=True))

@@ -28,6 +28,7 @@ class Distance:
         differing: how many values differ.
         total: how many values there are.
         largest: largest difference, in ``unit``.
+        peak: largest magnitude of the exact tensor, in ``unit``.
     """
 
     tensor: str
@@ -35,11 +36,17 @@ class Distance:
     differing: int = 0
     total: int = 0
     largest: float = 0.0
+    peak: float = 0.0
 
     @property
     def share(self) -> float:
         """Differing values, 0..1."""
         return self.differing / self.total if self.total else 0.0
+
+    @property
+    def relative(self) -> float:
+        """Largest difference as a share of the largest magnitude, 0 and up."""
+        return self.largest / self.peak if self.peak else 0.0
 
     def add(self, exact: NDArray[Any], other: NDArray[Any]) -> None:
         """Count one pair of tensors of the same shape."""
@@ -47,6 +54,7 @@ class Distance:
         self.differing += int(np.count_nonzero(apart))
         self.total += apart.size
         self.largest = max(self.largest, float(apart.max(initial=0.0)))
+        self.peak = max(self.peak, float(np.abs(exact).max(initial=0)))
 
 
 def qdq_distance(

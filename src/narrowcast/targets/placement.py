@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from narrowcast.errors import UserError
 from narrowcast.targets.schema import Target
 from narrowcast.targets.support import Support, support
 
@@ -43,7 +44,13 @@ def place(
 
     Returns:
         Node name to verdict, in graph order.
+
+    Raises:
+        UserError: more outputs than the runtime takes.
     """
+    most = target.runtime.most_outputs
+    if most is not None and len(graph.outputs) > most:
+        raise UserError(f"{len(graph.outputs)} outputs are more than the {most} of {target.name}", "concatenate some")
     verdicts: dict[str, Support] = {}
     for node in graph:
         verdict = support(node, target, runtime, wanted(str(node.name)) if wanted is not None else None)

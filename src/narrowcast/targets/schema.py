@@ -24,6 +24,8 @@ class Runtime(_Rules):
 
     name: str
     versions: tuple[str, ...] = Field(description="known versions, oldest first")
+    opsets: tuple[int, ...] = Field(default=(), description="ONNX opsets that the vendor's compiler takes; () any")
+    most_outputs: int | None = Field(default=None, description="outputs of a model at most")
 
 
 class Activation(_Rules):

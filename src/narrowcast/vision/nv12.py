@@ -44,14 +44,19 @@ def bgr_to_nv12(image: NDArray[np.uint8], levels: str) -> NDArray[np.uint8]:
     height, width = image.shape[:2]
     _check(height, width)
     offset, luma_gain, chroma_gain = _gains(levels)
-    blue, green, red = (image[..., channel].astype(np.float32) for channel in range(3))
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
-    chroma = np.stack([(blue - luma) / 1.772, (red - luma) / 1.402], axis=-1)
-    small = chroma.reshape(height // 2, 2, width // 2, 2, 2).mean(axis=(1, 3))
+    pixels = image.astype(np.float32)
+    luma = np.array([[0.114, 0.587, 0.299]])  # of blue, green, red
+    # (blue - luma) / 1.772 and (red - luma) / 1.402
+    chroma = (np.array([[1.0, 0, 0], [0, 0, 1.0]]) - luma) / np.array([[1.772], [1.402]])
+    small = cv2.resize(pixels, (width // 2, height // 2), interpolation=cv2.INTER_AREA)  # linear, so the order is free
     buffer = np.empty((height * 3 // 2, width), np.float32)
-    buffer[:height] = luma * luma_gain + offset
-    buffer[height:] = (small * chroma_gain + 128).reshape(height // 2, width)
-    return np.clip(np.rint(buffer), 0, 255).astype(np.uint8)
+    buffer[:height] = cv2.transform(pixels, _affine(luma * luma_gain, offset))
+    buffer[height:] = cv2.transform(small, _affine(chroma * chroma_gain, 128)).reshape(height // 2, width)
+    return np.clip(np.rint(buffer, out=buffer), 0, 255, out=buffer).astype(np.uint8)
+
+
+def _affine(matrix: NDArray[np.float64], offset: float) -> NDArray[np.float64]:
+    return np.hstack([matrix, np.full((len(matrix), 1), offset)])
 
 
 def nv12_to_bgr(buffer: NDArray[np.uint8], height: int, width: int, levels: str) -> NDArray[np.uint8]:

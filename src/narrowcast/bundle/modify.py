@@ -1,0 +1,331 @@
+"""A bundle whose ends are integers: dequantize, quantize and passive nodes removed, as ``hb_model_modifier`` does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from narrowcast.bundle.folder import check_out, new_folder
+from narrowcast.bundle.manifest import Manifest, OutputInfo
+from narrowcast.bundle.store import (
+    FLOAT_FILE,
+    INTEGER_FILE,
+    NODES_FILE,
+    PLAN_FILE,
+    PREPARED_FILE,
+    QDQ_FILE,
+    Bundle,
+    open_bundle,
+)
+from narrowcast.errors import UserError
+from narrowcast.graph.ends import REMOVABLE, Removed, nearest_of, remove_ends, transposed_layout
+from narrowcast.graph.units import inline_units
+from narrowcast.lower import lower_qdq
+from narrowcast.lower.ends import with_integer_input, with_integer_outputs
+from narrowcast.lower.factors import Factors, undo_factors, with_factors
+from narrowcast.lower.integer import integer_bytes, lower_integer
+from narrowcast.plan import Encoding, Plan, edge_key, plan_to_json
+from narrowcast.plan.parameters import bias_encoding
+from narrowcast.plan.structure import ACCUMULATING
+from narrowcast.targets import Target, load_target
+
+__all__ = ["ALL", "KINDS", "modify"]
+
+ALL = "all"
+#: What ``remove`` takes.
+KINDS = ("Quantize", "Dequantize", *REMOVABLE)
+#: How hb_mapper names the node behind an output.
+_SUFFIXES = ("_HzDequantize", "_Dequantize")
+
+
+def modify(
+    bundle: Bundle,
+    *,
+    out: str | Path,
+    remove_dequantize: Sequence[str] = (),
+    remove: Sequence[str] = (),
+    nodes: Sequence[str] = (),
+    force: bool = False,
+    lenient: bool = False,
+) -> Bundle:
+    """Write a bundle with other ends.
+
+    Args:
+        bundle: to start from; not changed.
+        out: folder to write; with ``force`` it may be the bundle's own.
+        remove_dequantize: outputs (or ``"all"``) that leave every graph but the float one as integers, in the type
+            of the plan. A name may end in ``_HzDequantize``; a node that writes an output, or the output's name
+            before the decode head was cut off, names the output too.
+        remove: kinds of nodes (:data:`KINDS`) to take off the ends, in this order. ``Quantize``: the input becomes
+            the quantized image. ``Dequantize``: as ``remove_dequantize`` of all.
+        nodes: nodes to take off the ends, by name; names that end in ``_HzDequantize`` are outputs.
+        force: replace an existing bundle.
+        lenient: kinds of nodes that stand at no end are passed over.
+
+    Returns:
+        The new bundle; its quantized graphs were run beside the old ones on a random image.
+
+    Raises:
+        UserError: nothing to remove, an unknown name, or an output without an encoding.
+    """
+    if not (remove_dequantize or remove or nodes):
+        raise UserError("nothing to remove is named", "give --remove-dequantize all, or --remove with a kind of node")
+    for kind in remove:
+        if kind not in KINDS:
+            raise UserError(f"{kind} nodes cannot be removed", nearest_of(kind, KINDS))
+    path = check_out(out, force)
+    target = load_target(bundle.manifest.target)
+    ends = tuple(kind for kind in remove if kind not in ("Quantize", "Dequantize"))
+    inner = [name for name in nodes if not name.endswith(_SUFFIXES)]
+    state = _State.of(bundle, target)
+    if ends or inner:
+        state = _shortened(state, bundle, ends, inner, lenient)
+    if "Quantize" in remove:
+        state = _integer_input(state)
+    wanted = [ALL] if "Dequantize" in remove and (not lenient or _has_integers(state.manifest)) else []
+    wanted += [*remove_dequantize, *(name for name in nodes if name.endswith(_SUFFIXES))]
+    names = _outputs(state, wanted)
+    before = tuple(state.manifest.modified.get("dequantize", ()))
+    merged = tuple(o.name for o in state.manifest.outputs if o.name in {*before, *names})
+    state = state.with_modified(dequantize=list(merged))
+    return _write(path, state, bundle)
+
+
+@dataclass(frozen=True)
+class _State:
+    """A bundle on its way: its manifest, the graph that is lowered, and the files that changed, by name."""
+
+    manifest: Manifest
+    model: ir.Model
+    plan: Plan
+    target: Target
+    factors: Factors
+    files: Mapping[str, bytes]
+    gone: tuple[str, ...] = ()
+    shortened: bool = False
+
+    @classmethod
+    def of(cls, bundle: Bundle, target: Target) -> _State:
+        return cls(bundle.manifest, bundle.prepared.ir, bundle.plan, target, bundle.factors, {})
+
+    def with_modified(self, **entries: Any) -> _State:
+        return replace(self, manifest=replace(self.manifest, modified={**self.manifest.modified, **entries}))
+
+    @property
+    def integer_input(self) -> bool:
+        return bool(self.manifest.modified.get("input_rounding"))
+
+
+def _has_integers(manifest: Manifest) -> bool:
+    return any(out.scale is not None for out in manifest.outputs)
+
+
+def _aliases(graph: ir.Graph) -> dict[str, str]:
+    """Other names of the outputs: the node that writes one, and what exporters call its result."""
+    found = {}
+    for value in graph.outputs:
+        node = value.producer()
+        if node is not None and len(node.outputs) == 1:
+            found.update({str(node.name): str(value.name), f"{node.name}_output_0": str(value.name)})
+    return found
+
+
+def _outputs(state: _State, wanted: Sequence[str]) -> list[str]:
+    """Names of outputs that a person asked for."""
+    known, aliases = {out.name: out for out in state.manifest.outputs}, _aliases(state.model.graph)
+    names: list[str] = []
+    for entry in wanted:
+        if entry == ALL:
+            names += [out.name for out in state.manifest.outputs if out.scale is not None]
+            continue
+        plain = next((entry.removesuffix(suffix) for suffix in _SUFFIXES if entry.endswith(suffix)), entry)
+        name = plain if plain in known else aliases.get(plain, plain)
+        if name not in known:
+            raise UserError(f"no output of this bundle is named {entry}", nearest_of(entry, [*known, ALL]))
+        if known[name].scale is None:
+            raise UserError(f"{name} is computed in float, so it has no integers", "remove the float node behind it")
+        names.append(name)
+    if wanted and not names:
+        raise UserError("all outputs are computed in float", "remove the float nodes at the tail first")
+    return names
+
+
+def _shortened(state: _State, bundle: Bundle, kinds: Sequence[str], nodes: Sequence[str], lenient: bool) -> _State:
+    model, removed = remove_ends(state.model, kinds, nodes, lenient=lenient)
+    if not removed:
+        return state
+    plan = _restricted(state.plan, model, state.target)
+    names = [entry.node for entry in removed]
+    files = {PLAN_FILE: plan_to_json(plan).encode()}
+    files[FLOAT_FILE] = _float_bytes(remove_ends(bundle.model.ir, (), names)[0])
+    if PREPARED_FILE in bundle.manifest.files:
+        files[PREPARED_FILE] = _float_bytes(model)
+    gone = tuple(name for name in bundle.manifest.files if name.endswith(".espdl"))
+    manifest = _described(state.manifest, state.model, model, plan, removed)
+    if gone:
+        manifest = replace(manifest, notes=(*manifest.notes, f"{', '.join(gone)} left out: its ends are the old ones"))
+    left = {out.name for out in manifest.outputs}
+    factors = {name: values for name, values in state.factors.items() if name in left}
+    changed = replace(
+        state, manifest=manifest, model=model, plan=plan, factors=factors, files=files, gone=gone, shortened=True
+    )
+    earlier = list(state.manifest.modified.get("removed", ()))
+    return changed.with_modified(removed=[*earlier, *({"node": r.node, "type": r.op_type} for r in removed)])
+
+
+def _float_bytes(model: ir.Model) -> bytes:
+    return bytes(inline_units(ir.to_proto(model)).SerializeToString(deterministic=True))
+
+
+def _restricted(plan: Plan, model: ir.Model, target: Target) -> Plan:
+    """The plan for what is left of the graph; new outputs that are sums of products leave as accumulators."""
+    graph = model.graph
+    nodes = {str(node.name): node for node in graph}
+    values = {str(v.name) for v in graph.inputs} | {str(name) for name in graph.initializers}
+    values |= {str(value.name) for node in graph for value in node.outputs}
+    tensors = {name: encoding for name, encoding in plan.tensors.items() if name in values}
+    for value in graph.outputs:
+        producer = value.producer()
+        if str(value.name) in tensors or producer is None or target.outputs.type != "accumulator":
+            continue
+        if producer.op_type in ACCUMULATING and plan.nodes[str(producer.name)].type != "float32":
+            operands = [
+                plan.edges.get(edge_key(str(producer.name), index), tensors[str(operand.name)])
+                for index, operand in enumerate(producer.inputs[:2])
+                if operand is not None
+            ]
+            product = bias_encoding(*operands)
+            tensors[str(value.name)] = product if product.axis is None else replace(product, axis=1)
+    edges = {key: encoding for key, encoding in plan.edges.items() if key.rsplit("#", 1)[0] in nodes}
+    return replace(plan, tensors=tensors, edges=edges, nodes={n: p for n, p in plan.nodes.items() if n in nodes})
+
+
+def _described(
+    manifest: Manifest, before: ir.Model, after: ir.Model, plan: Plan, removed: Sequence[Removed]
+) -> Manifest:
+    """The manifest of the shorter graph."""
+    spec = manifest.preprocess
+    for entry in removed:
+        if entry.end == "head":
+            node = next(node for node in before.graph if node.name == entry.node)
+            layout = transposed_layout(node)
+            if layout is None:
+                raise UserError(f"{entry.node} is no change between NCHW and NHWC", "keep it")
+            spec = replace(spec, layout=layout)
+    known = {out.name: out for out in manifest.outputs}
+    outputs = tuple(known.get(str(value.name)) or _output(value, plan) for value in after.graph.outputs)
+    names = {out.name for out in outputs}
+    softmax = any(entry.op_type == "Softmax" and entry.end == "tail" for entry in removed)
+    listed = ", ".join(f"{entry.op_type} {entry.node}" for entry in removed)
+    return replace(
+        manifest,
+        input_shape=tuple(int(dim) for dim in after.graph.inputs[0].shape or ()),
+        preprocess=spec,
+        outputs=outputs,
+        softmax_missing=manifest.softmax_missing or (manifest.task == "classify" and softmax),
+        comparison=[row for row in manifest.comparison if row["name"] in names],
+        qdq_distance=[row for row in manifest.qdq_distance if row["name"] in names],
+        notes=(*manifest.notes, f"removed: {listed}"),
+    )
+
+
+def _output(value: ir.Value, plan: Plan) -> OutputInfo:
+    shape = tuple(int(dim) for dim in value.shape or ())
+    name, layout = str(value.name), "NCHW" if len(shape) == 4 else ""
+    coded = plan.tensors.get(name)
+    if coded is None:
+        return OutputInfo(name, shape, layout, "float32")
+    return OutputInfo(name, shape, layout, coded.dtype, coded.scale, coded.zero_point, coded.axis)
+
+
+def _integer_input(state: _State) -> _State:
+    if state.plan.tensors.get(state.manifest.input_name) is None:
+        raise UserError(f"the input {state.manifest.input_name} is read in float", "keep its Quantize node")
+    note = f"the quantized graphs take {state.manifest.input_name} as integers"
+    manifest = replace(state.manifest, notes=(*state.manifest.notes, note))
+    return replace(state, manifest=manifest).with_modified(input_rounding=state.target.quantize_rounding)
+
+
+def _encoding(out: OutputInfo) -> Encoding:
+    assert out.scale is not None
+    return Encoding(out.chip_dtype, out.scale, out.zero_point, out.axis)
+
+
+def _quantized_files(state: _State, bundle: Bundle) -> dict[str, bytes]:
+    """The QDQ and the integer graph with the wanted ends."""
+    changed = state.shortened or state.integer_input
+    as_made = not changed and not bundle.manifest.modified
+    if as_made:
+        qdq = onnx.load(str(bundle.path / QDQ_FILE))
+    else:
+        qdq = undo_factors(lower_qdq(state.model, state.plan)[0], state.factors)
+    if state.integer_input:
+        qdq = with_integer_input(qdq, state.plan.tensors[state.manifest.input_name])
+    names = state.manifest.modified.get("dequantize", ())
+    qdq = with_integer_outputs(qdq, {out.name: _encoding(out) for out in state.manifest.outputs if out.name in names})
+    files = {QDQ_FILE: bytes(qdq.SerializeToString(deterministic=True))}
+    if changed and INTEGER_FILE in bundle.manifest.files:
+        integers = lower_integer(state.model, state.plan, state.target, integer_input=state.integer_input)
+        files[INTEGER_FILE] = integer_bytes(with_factors(integers, state.factors))
+    return files
+
+
+def _write(path: Path, state: _State, bundle: Bundle) -> Bundle:
+    files = {**state.files, **_quantized_files(state, bundle)}
+    if state.shortened:
+        kept = set(state.plan.tensors)
+        rows = json.loads((bundle.path / NODES_FILE).read_text())
+        files[NODES_FILE] = (json.dumps([row for row in rows if row["name"] in kept], indent=1) + "\n").encode()
+    hashes = {name: digest for name, digest in bundle.manifest.files.items() if name not in state.gone}
+    unchanged = [name for name in hashes if name not in files]
+    hashes |= {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    manifest = replace(state.manifest, files=hashes)
+    with new_folder(path) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        for name in unchanged:
+            (folder / name).write_bytes((bundle.path / name).read_bytes())
+        (folder / "manifest.json").write_text(manifest.to_json())
+        _compare(bundle, open_bundle(folder))
+    return open_bundle(path)
+
+
+def _compare(before: Bundle, after: Bundle) -> None:
+    """Run old and new graphs on a random image: what both give out must be the same numbers."""
+    shape = before.manifest.input_shape
+    tensor = np.random.default_rng(0).random(shape, dtype=np.float32)
+    other = tensor
+    if after.manifest.preprocess.layout != before.manifest.preprocess.layout:
+        other = tensor.transpose((0, 3, 1, 2) if after.manifest.preprocess.layout == "NCHW" else (0, 2, 3, 1))
+    for engine in before.engines:
+        old, new = _reals(before, engine, tensor), _reals(after, engine, np.ascontiguousarray(other))
+        for name in old.keys() & new.keys():
+            step = float(np.max(after.manifest.encodings[name].scale)) if name in after.manifest.encodings else 0.0
+            allowed = step * 0.51 + 1e-5 * float(np.abs(old[name]).max(initial=0.0))
+            if not np.abs(old[name] - new[name]).max(initial=0.0) <= allowed:
+                raise UserError(f"{name} of the engine {engine} changed with its ends", "please report the model")
+
+
+def _reals(bundle: Bundle, engine: str, tensor: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+    predictor = bundle.engine(engine, 1)
+    encodings = predictor.encodings or {}
+    found: dict[str, NDArray[np.float64]] = {}
+    for name, values in predictor.run(tensor).items():
+        real = values.astype(np.float64)
+        if name in encodings:
+            code = encodings[name]
+            scale = np.asarray(code.scale, np.float64)
+            if code.axis is not None:
+                scale = scale.reshape([-1 if axis == code.axis else 1 for axis in range(real.ndim)])
+            real = (real - code.zero_point) * scale
+        found[name] = real
+    return found

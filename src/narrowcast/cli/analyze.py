@@ -1,0 +1,225 @@
+"""The command ``analyze``."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from narrowcast.cli.tables import decibel, print_json, print_table, say
+from narrowcast.errors import UserError
+
+if TYPE_CHECKING:
+    from narrowcast.analyze import Analysis, Subject
+    from narrowcast.analyze.measure import Effect
+    from narrowcast.analyze.pictures import Pair
+    from narrowcast.bundle import Bundle
+    from narrowcast.calibrate import ImageSet
+
+__all__ = ["print_analysis", "run", "subject_of"]
+
+#: Rows of a table on the terminal; the report has all.
+_ROWS = 12
+#: Pictures in the report.
+_PICTURES = 4
+
+
+def run(
+    path: Path,
+    images: Path | None,
+    limit: int,
+    *,
+    graphwise: bool = False,
+    layerwise: bool = False,
+    ablate: bool = False,
+    sensitivity: bool = False,
+    evaluation: Path | None = None,
+    out: Path | None = None,
+    json: bool = False,
+    quiet: bool = False,
+    force: bool = False,
+    threads: int = 0,
+) -> None:
+    """Measure, print, write the report.
+
+    Without one of the four kinds named: cumulative error, ablation, and every convolution alone. ``layerwise`` takes
+    every quantized node instead of the convolutions only.
+    """
+    from narrowcast.analyze import analyze
+    from narrowcast.analyze.report import write_report
+    from narrowcast.bundle import open_bundle
+    from narrowcast.progress import set_quiet
+
+    set_quiet(quiet or json)
+    bundle = open_bundle(path)
+    file = out or path.absolute().parent / f"{path.absolute().name}-report.html"
+    if file.exists() and not force:
+        raise UserError(f"{file} exists", "choose another --out, or add --force to replace it")
+    scores = _evaluation(evaluation)
+    chosen, notes = _images(bundle, images, limit)
+    everything = not (graphwise or layerwise or ablate or sensitivity)
+    result = analyze(
+        subject_of(bundle, chosen),
+        graph=graphwise or everything,
+        layers="all" if layerwise else "products" if everything else "none",
+        parts=ablate or everything,
+        wide=sensitivity,
+        threads=threads,
+        notes=tuple(notes),
+    )
+    if json:
+        print_json(result.to_dict())
+    else:
+        print_analysis(result, bundle.manifest.target)
+    write_report(
+        file, result, json_module.loads(bundle.manifest.to_json()), bundle.plan, _pictures(bundle, chosen), scores
+    )
+    if not json:
+        say(f"report: {file}")
+
+
+def subject_of(bundle: Bundle, images: ImageSet) -> Subject:
+    """A bundle and images as the analysis takes them."""
+    from narrowcast.analyze import Subject
+    from narrowcast.targets import load_target
+
+    manifest = bundle.manifest
+    return Subject(
+        model=bundle.prepared.ir,
+        plan=bundle.plan,
+        target=load_target(manifest.target),
+        task=manifest.task,
+        head=manifest.head,
+        softmax_missing=manifest.softmax_missing,
+        inputs=list(images),
+        input_size=(manifest.preprocess.height, manifest.preprocess.width),
+        source=None if bundle.prepared is bundle.model else bundle.model.ir,
+        factors=bundle.factors,
+    )
+
+
+def _images(bundle: Bundle, path: Path | None, limit: int) -> tuple[ImageSet, list[str]]:
+    """Images that calibration has not seen, and what a person should know about them."""
+    import onnx
+
+    from narrowcast.analyze.images import telling, unseen
+    from narrowcast.calibrate import images as find_images
+    from narrowcast.zoo import sample
+
+    manifest = bundle.manifest
+    given = path or sample("classify" if manifest.task == "classify" else "pose").validation
+    found = find_images(given, manifest.preprocess)
+    left, excluded = unseen(found, manifest.calibration.get("images", ()))
+    proto = onnx.load(str(bundle.path / "float.onnx"))
+    chosen = telling(left, limit, proto, manifest.task, manifest.head)
+    notes = [f"{len(chosen)} images of {len(found)}; {excluded} left out because they were used for calibration"]
+    if path is None:
+        notes.append("these are drawings that come with narrowcast: give photographs with --images")
+    return chosen, notes
+
+
+def _evaluation(file: Path | None) -> dict[str, Any] | None:
+    """What ``narrowcast evaluate --json`` printed."""
+    if file is None:
+        return None
+    try:
+        data = json_module.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}", "give what 'narrowcast evaluate --json' printed") from error
+    if not isinstance(data, dict) or not isinstance(data.get("rows"), list):
+        raise UserError(f"{file} is no evaluation", "give what 'narrowcast evaluate --json' printed")
+    return data
+
+
+def _pictures(bundle: Bundle, images: ImageSet) -> list[Pair]:
+    """Float beside quantized; none where the images are tensors or the outputs have no meaning."""
+    import numpy as np
+
+    from narrowcast.analyze.pictures import pair
+    from narrowcast.vision import read_image
+
+    manifest = bundle.manifest
+    if manifest.task == "generic":
+        return []
+    found: list[Pair] = []
+    for source in images.sources:
+        if (isinstance(source, np.ndarray) and source.dtype != np.uint8) or str(source).endswith(".npy"):
+            continue
+        pixels = source if isinstance(source, np.ndarray) else read_image(source)
+        name = source.name if isinstance(source, Path) else f"image {len(found) + 1}"
+        results = bundle.floating.predict(pixels), bundle.quantized.predict(pixels)
+        found.append(pair(name, pixels, *results, manifest.classes, manifest.skeleton))
+    found.sort(key=lambda entry: (-entry.difference, entry.name))
+    return found[:_PICTURES]
+
+
+def _task_columns(effects: list[Effect]) -> list[tuple[str, str, str]]:
+    """Field, heading and format of what the task has."""
+    known = [
+        ("keypoint_pixels", "keypoint px", "{:.2f}"), ("oks_loss", "1-OKS", "{:.4f}"),
+        ("mask_iou_loss", "1-mask IoU", "{:.4f}"), ("box_pixels", "box px", "{:.2f}"), ("iou_loss", "1-IoU", "{:.4f}"),
+        ("probability", "prob.", "{:.4f}"), ("candidate_probability", "cand. prob.", "{:.4f}"),
+        ("top1_disagreement", "top-1 differs", "{:.1%}"), ("divergence", "KL", "{:.4f}"),
+    ]  # fmt: skip
+    return [entry for entry in known if any(getattr(effect.task, entry[0]) is not None for effect in effects)]
+
+
+def _effect_table(title: str, effects: list[Effect], first: str) -> None:
+    columns = _task_columns(effects)
+    rows = [
+        (
+            effect.name,
+            f"{effect.task.loss:.4f}",
+            *(
+                form.format(value) if (value := getattr(effect.task, name)) is not None else "-"
+                for name, _, form in columns
+            ),
+            f"{effect.noise_ratio:.2e}",
+            decibel(effect.worst_db),
+            f"{effect.cosine:.5f}",
+        )
+        for effect in effects
+    ]
+    headings = (first, "task loss", *(heading for _, heading, _ in columns), "noise/signal", "worst dB", "worst cos")
+    print_table(title, headings, rows)
+
+
+def print_analysis(result: Analysis, target: str) -> None:
+    """Tables, then findings."""
+    for note in result.notes:
+        say(f"- {note}")
+    if result.resolution:
+        rows = [(r.name, r.dtype, r.quantity, f"{r.per_lsb:.3g} {r.unit}") for r in result.resolution]
+        print_table(f"what one step of an output is worth on {target}", ("output", "type", "of", "one step"), rows, 3)
+    parts = [entry.only for entry in result.ablation] or [result.everything]
+    _effect_table(f"with only this quantized ({result.detections} objects)", parts, "part")
+    without = [entry for entry in result.ablation if entry.without is not None]
+    if without:
+        _effect_table("with everything quantized but this", [e.without for e in without if e.without], "part")
+    if result.layers:
+        worst = sorted(result.layers, key=lambda effect: (-effect.task.loss, effect.name))[:_ROWS]
+        _effect_table(f"only this node quantized, the worst {len(worst)} of {len(result.layers)}", worst, "node")
+    if result.tensors:
+        noisy = sorted(result.tensors, key=lambda entry: (entry.noise.sqnr_db, entry.name))[:_ROWS]
+        cells = [
+            (
+                t.name,
+                t.op,
+                t.dtype,
+                decibel(t.noise.sqnr_db),
+                decibel(t.own_db),
+                f"{t.clipped:.3%}",
+                f"{t.unused_bits:.1f}",
+            )
+            for t in noisy
+        ]
+        headings = ("tensor", "of", "type", "so far dB", "own dB", "clipped", "unused bits")
+        print_table(f"the noisiest {len(noisy)} of {len(result.tensors)} tensors", headings, cells, 3)
+    if result.sensitivity:
+        best = sorted(result.sensitivity, key=lambda entry: (-entry.gain, entry.name))[:_ROWS]
+        chosen = {entry.name for entry in result.chosen}
+        rows = [(e.name, "yes" if e.name in chosen else "", f"{e.gain:.4f}", f"{e.cost:.2%}") for e in best]
+        print_table("at 16 bits, everything else as planned", ("node", "chosen", "gain", "of all MACs"), rows, 2)
+    say("")
+    for index, finding in enumerate(result.findings, 1):
+        say(f"{index}. {finding.text}")

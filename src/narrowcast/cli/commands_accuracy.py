@@ -1,0 +1,72 @@
+"""Commands about accuracy. Heavy imports happen inside the commands, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from narrowcast.cli.root import Force, Json, Quiet, Threads, app
+
+
+@app.command()
+def analyze(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Images, not those of the calibration; no labels [embedded ones]."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="How many of them.", min=1)] = 8,
+    graphwise: Annotated[bool, typer.Option("--graphwise", help="Error of every tensor, all quantized.")] = False,
+    layerwise: Annotated[bool, typer.Option("--layerwise", help="Error of the outputs, one node quantized.")] = False,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Weights, activations, head, backbone, branches alone.")
+    ] = False,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="What 16 bits at one node buy and cost.")] = False,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Report of 'evaluate --json', for the verdict on top.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file [<bundle>-report.html].")] = None,
+    force: Force = False,
+    threads: Threads = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say where the accuracy goes, what to do about it, and write report.html."""
+    from narrowcast.cli import analyze as command
+
+    command.run(
+        bundle, images, limit, graphwise=graphwise, layerwise=layerwise, ablate=ablate, sensitivity=sensitivity,
+        evaluation=evaluation, out=out, json=json, quiet=quiet, force=force, threads=threads,
+    )  # fmt: skip
+
+
+@app.command()
+def tune(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    images: Annotated[Path, typer.Option(help="Images; no labels needed, better with them.")],
+    annotations: Annotated[Path | None, typer.Option(help="COCO JSON: instances or person_keypoints.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="For classifiers: lines of 'file index'.")] = None,
+    max_drop: Annotated[str, typer.Option(help="The most that the metric may drop against float.")] = "1%",
+    int16_budget: Annotated[str, typer.Option(help="What may run at 16 bits: a share or a count.")] = "10%",
+    budget_unit: Annotated[str, typer.Option(help="What the budget counts: convolutions or macs.")] = "convolutions",
+    metric: Annotated[str | None, typer.Option(help="keypoints.AP, box.AP, mask.AP or top1 [the task's own].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [<bundle>-tuned].")] = None,
+    limit: Annotated[int, typer.Option(help="Labelled images at most; half choose, half report.", min=2)] = 200,
+    loss_images: Annotated[int | None, typer.Option(help="Images on which sets are compared.", min=2)] = None,
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Annotated images may be missing.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Images in work at once [one a core].", min=1)] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from an interrupted run.")] = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give the nodes 16 bits that buy the most accuracy for their cost, until the drop is small enough."""
+    from narrowcast.cli import tune as command
+
+    command.run(
+        bundle, images, annotations=annotations, labels=labels, max_drop=max_drop, int16_budget=int16_budget,
+        budget_unit=budget_unit, metric=metric, out=out, limit=limit, loss_images=loss_images,
+        skip_missing=skip_missing, workers=workers, fresh=fresh, force=force, json=json, quiet=quiet,
+    )  # fmt: skip

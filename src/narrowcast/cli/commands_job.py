@@ -1,0 +1,204 @@
+"""The commands of the main job. Heavy imports happen inside the commands, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from narrowcast.cli.root import Attention, Force, Json, KeepHead, Quiet, Runtime, Size, TargetName, app
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for what the demo writes.")] = Path("narrowcast-demo"),
+    target: TargetName = "esp32p4",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do the whole job on embedded models and images, offline."""
+    from narrowcast.cli import demo as command
+
+    command.run(out, target, force, quiet)
+
+
+@app.command()
+def targets(json: Json = False) -> None:
+    """List the chips."""
+    from narrowcast.cli import tables
+
+    tables.targets(json)
+
+
+@app.command()
+def check(
+    model: Annotated[Path, typer.Argument(help="ONNX file.")],
+    target: TargetName = "onnx",
+    size: Size = None,
+    keep_head: KeepHead = False,
+    attention: Attention = "keep",
+    runtime: Runtime = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every node, not only those that need attention.")] = False,
+    json: Json = False,
+) -> None:
+    """Say where every node will run, and what to do about those that cannot; takes a second."""
+    from narrowcast.cli import check as command
+
+    command.run(model, target, size, keep_head, runtime, everything, json, attention)
+
+
+@app.command()
+def prepare(
+    model: Annotated[Path, typer.Argument(help="ONNX file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="ONNX file to write.")],
+    attention: Attention = "keep",
+    size: Size = None,
+    keep_head: KeepHead = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write the tidied float graph that quantize works on: head cut off, constants folded, stock operators."""
+    from narrowcast.cli import prepare as command
+
+    command.run(model, out, attention, size, keep_head, force=force, json=json)
+
+
+@app.command()
+def quantize(
+    model: Annotated[
+        Path | None, typer.Argument(help="Float model: ONNX file, or .pt with your own 'yolo' command.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Calibration images: a folder, a list file, or a .npy batch of model inputs.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with any of these settings; options win.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", help="Chip: a name (see 'targets') or a YAML file [onnx]."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Calibration: auto, minmax, mean-minmax, percentile, kl, mse or lp [auto].")
+    ] = None,
+    percentile: Annotated[float | None, typer.Option(help="For the method 'percentile' [99.99].")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most this many images, spread evenly.", min=1)] = None,
+    plan: Annotated[Path | None, typer.Option(help="Edited plan.json whose types and pins are kept.")] = None,
+    int16: Annotated[list[str] | None, typer.Option(help="Node (or pattern with *) to run at 16 bits.")] = None,
+    float_: Annotated[list[str] | None, typer.Option("--float", help="Node (or pattern) to leave in float.")] = None,
+    size: Size = None,
+    mean: Annotated[str | None, typer.Option(help="Subtracted, pixel units: one value, or one a channel.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Factor after the mean: one value, or one a channel.")] = None,
+    color: Annotated[str | None, typer.Option(help="What the model eats: rgb, bgr or gray.")] = None,
+    resize: Annotated[str | None, typer.Option(help="letterbox, stretch or center-crop.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Simulate the board's camera: nv12-full or nv12-studio.")] = None,
+    keep_head: KeepHead = False,
+    attention: Annotated[
+        str | None, typer.Option(help="keep, or rewrite: Softmax as operators that stay on the chip [keep].")
+    ] = None,
+    effort: Annotated[
+        str | None, typer.Option(help="fast: ranges only; standard: corrected weights too; max: longer [standard].")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option(help="What the method auto tries: auto, or hb-mapper's candidates too [auto].")
+    ] = None,
+    runtime: Runtime = None,
+    force: Force = False,
+    threads: Annotated[int | None, typer.Option(help="Threads of onnxruntime; 0 for all cores.", min=0)] = None,
+    save_intermediates: Annotated[
+        Path | None, typer.Option(help="Folder for the four models under hb_mapper's names.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print a table of all tensors.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize a model and compare it with the float one on images held back from calibration."""
+    from narrowcast.cli import quantize as command
+
+    options = {
+        "model": model, "images": images, "out": out, "target": target, "method": method, "percentile": percentile,
+        "limit": limit, "plan": plan, "int16": int16, "float": float_, "size": size, "mean": mean, "scale": scale,
+        "color": color, "resize": resize, "camera": camera, "keep_head": keep_head or None, "runtime": runtime,
+        "threads": threads, "attention": attention, "effort": effort, "search": search,
+    }  # fmt: skip
+    command.run(
+        config, options, force=force, verbose=verbose, json=json, quiet=quiet, save_intermediates=save_intermediates
+    )
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, float ONNX file, or any .espdl file.")],
+    nodes: Annotated[bool, typer.Option("--nodes", help="Also every node: unit, type, scale, noise.")] = False,
+    json: Json = False,
+) -> None:
+    """Show inputs, outputs, scales, placement and sizes."""
+    from narrowcast.cli import inspect as command
+
+    command.run(bundle, nodes, json)
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or a float ONNX file.")],
+    images: Annotated[Path, typer.Option(help="Folder of the labelled images.")],
+    annotations: Annotated[Path | None, typer.Option(help="COCO JSON: instances or person_keypoints.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="For classifiers: lines of 'file index'.")] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Graph to score, several times: float, integer, qdq [float and integer].")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="ultralytics (score 0.001, NMS 0.7) or rdk (score 0.25, NMS 0.7).")
+    ] = "ultralytics",
+    conf: Annotated[float | None, typer.Option(help="Least score, instead of the protocol's.")] = None,
+    iou: Annotated[float | None, typer.Option(help="Overlap above which two boxes are one object.")] = None,
+    max_detections: Annotated[int | None, typer.Option(help="Detections an image at most [300].")] = None,
+    limit: Annotated[int | None, typer.Option(help="Score this many images, drawn at random.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw and of the intervals.", min=0)] = 0,
+    camera: Annotated[
+        str | None, typer.Option(help="What the board's camera format costs: rgb, nv12-full or nv12-studio.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Subtracted, pixel units: one value, or one a channel.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Factor after the mean: one value, or one a channel.")] = None,
+    color: Annotated[str | None, typer.Option(help="What the model eats: rgb, bgr or gray.")] = None,
+    resize: Annotated[str | None, typer.Option(help="letterbox, stretch or center-crop.")] = None,
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Annotated images may be missing.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Images in work at once [one a core].", min=1)] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from an interrupted evaluation.")] = False,
+    save_predictions: Annotated[
+        Path | None, typer.Option(help="COCO result JSON to write; '-float' and so on is added for several graphs.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure AP or top-1 on labelled images, float and quantized side by side, with 95 % intervals."""
+    from narrowcast.cli import evaluate as command
+
+    command.run(
+        bundle, images, annotations, labels, engine or [],
+        {"camera": camera, "mean": mean, "scale": scale, "color": color, "resize": resize},
+        protocol=protocol, conf=conf, iou=iou, max_detections=max_detections, limit=limit, seed=seed,
+        skip_missing=skip_missing, workers=workers, fresh=fresh, save_predictions=save_predictions, json=json,
+        quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or a float ONNX file.")],
+    image: Annotated[Path, typer.Argument(help="Image, folder of images, or video.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Picture, folder of pictures or .mp4 to write.")
+    ] = None,
+    conf: Annotated[float, typer.Option(help="Least score, 0..1.")] = 0.25,
+    iou: Annotated[float, typer.Option(help="Overlap above which two boxes are one object.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Classes to show, for classifiers.", min=1)] = 5,
+    engine: Annotated[str | None, typer.Option(help="integer, qdq or float [the first that the bundle has].")] = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Detect in images or a video: pictures with boxes, masks and skeletons, and JSON on --json."""
+    from narrowcast.cli import predict as command
+
+    command.run(bundle, image, out, conf=conf, iou=iou, top_k=top_k, engine=engine, force=force, json=json, quiet=quiet)

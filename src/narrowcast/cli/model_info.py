@@ -1,0 +1,147 @@
+"""Inputs and outputs of a bundle as ``hrt_model_exec model_info`` shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from narrowcast.cli.tables import print_table, say
+
+if TYPE_CHECKING:
+    from narrowcast.bundle import Manifest
+
+__all__ = ["TensorInfo", "describe_input", "print_tensors", "scale_text", "tensor_info"]
+
+_BYTES = {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "float32": 4, "int64": 8}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output on the chip.
+
+    Attributes:
+        direction: ``"input"`` or ``"output"``.
+        name, shape, layout: as in the manifest; the chip aligns nothing at its ends, so this is the aligned shape too.
+        type: ``"int8"``, ``"int16"``, ``"int32"`` or ``"float32"``.
+        quanti_type: ``"NONE"``; ``"SHIFT"`` where every scale is a power of two; ``"SCALE"``.
+        scale_data: scales, one or one a channel; empty for floats.
+        zero_point: the integer that stands for 0.
+        quantize_axis: channel axis of the scales.
+        byte_size: of the whole tensor.
+        strides: bytes from one index to the next, by axis.
+    """
+
+    direction: str
+    name: str
+    shape: tuple[int, ...]
+    layout: str
+    type: str
+    quanti_type: str
+    scale_data: tuple[float, ...]
+    zero_point: int
+    quantize_axis: int | None
+    byte_size: int
+    strides: tuple[int, ...]
+
+
+def _info(
+    direction: str,
+    name: str,
+    shape: tuple[int, ...],
+    layout: str,
+    kind: str,
+    scale: float | Sequence[float] | None,
+    zero_point: int,
+    axis: int | None,
+) -> TensorInfo:
+    scales = () if scale is None else (float(scale),) if isinstance(scale, (int, float)) else tuple(map(float, scale))
+    shifts = bool(scales) and all(math.frexp(value)[0] == 0.5 for value in scales)
+    size = _BYTES[kind]
+    strides = tuple(size * math.prod(shape[index + 1 :]) for index in range(len(shape)))
+    quanti = "NONE" if not scales else "SHIFT" if shifts else "SCALE"
+    bytes_ = size * math.prod(shape)
+    return TensorInfo(direction, name, shape, layout, kind, quanti, scales, zero_point, axis, bytes_, strides)
+
+
+def tensor_info(manifest: Manifest) -> list[TensorInfo]:
+    """The input, then the outputs in order."""
+    coding = manifest.input_encoding
+    layout = manifest.preprocess.layout if len(manifest.input_shape) == 4 else ""
+    first = _info(
+        "input",
+        manifest.input_name,
+        manifest.input_shape,
+        layout,
+        str(coding["dtype"]) if coding else "float32",
+        coding["scale"] if coding else None,
+        int(coding["zero_point"]) if coding else 0,
+        None,
+    )
+    return [
+        first,
+        *(
+            _info("output", o.name, o.shape, o.layout, o.chip_dtype, o.scale, o.zero_point, o.axis)
+            for o in manifest.outputs
+        ),
+    ]
+
+
+def describe_input(manifest: Manifest) -> str:
+    """How an image becomes the input, in one line."""
+    spec = manifest.preprocess
+    camera = "" if spec.camera == "rgb" else f", through {spec.camera}"
+    return (
+        f"image  {spec.resize} {spec.height}x{spec.width}, {spec.color.upper()}, "
+        f"(pixel - {_list(spec.mean)}) * {_list(spec.scale)}{camera}"
+    )
+
+
+def _list(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.6g}" for value in values)
+
+
+def scale_text(scale: float | Sequence[float] | None) -> str:
+    """A scale, or how many there are and between what."""
+    if scale is None or (not isinstance(scale, (int, float)) and not scale):
+        return "-"
+    if isinstance(scale, (int, float)):
+        return f"{scale:.6g}"
+    return f"{scale[0]:.6g}" if len(scale) == 1 else f"{len(scale)}: {min(scale):.3g} to {max(scale):.3g}"
+
+
+def _scale_cell(info: TensorInfo) -> str:
+    if not info.scale_data:
+        return "-"
+    low, high = min(info.scale_data), max(info.scale_data)
+    text = f"{low:.6g}" if len(info.scale_data) == 1 else f"{low:.2g}..{high:.2g}"
+    text += f", zero {info.zero_point}" if info.zero_point else ""
+    return text if info.quantize_axis is None else f"{text} axis {info.quantize_axis}"
+
+
+def print_tensors(manifest: Manifest) -> None:
+    """The table; at most 100 columns wide with names of ordinary length."""
+    rows = [
+        (
+            t.name,
+            "x".join(map(str, t.shape)),
+            t.layout or "-",
+            f"{t.type} {t.quanti_type}",
+            _scale_cell(t),
+            f"{t.byte_size}",
+            " ".join(map(str, t.strides)),
+        )
+        for t in tensor_info(manifest)
+    ]
+    columns = ("tensor", "shape", "layout", "type, quanti", "scale", "bytes", "strides, bytes")
+    print_table("Input and outputs on the chip", columns, rows, 5)
+    removed = manifest.modified.get("dequantize", ())
+    quantized = [out.name for out in manifest.outputs if out.scale is not None]
+    if quantized and len(removed) < len(quantized):
+        left = len(quantized) - len(removed)
+        say(f"qdq.onnx dequantizes {left} of {len(quantized)} integer outputs; 'narrowcast modify' removes that")
+    elif removed:
+        say("dequantize nodes are removed: every quantized graph gives these integers")
+    if "input_rounding" in manifest.modified:
+        say("the quantize node is removed: every quantized graph takes the image as these integers")

@@ -1,0 +1,96 @@
+"""The tables that users of hb_mapper know: nodes, outputs, and the candidates of the calibration search."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from narrowcast.cli.tables import decibel, print_table, say
+
+if TYPE_CHECKING:
+    from narrowcast.bundle import Bundle
+
+__all__ = ["NODE_COLUMNS", "node_rows", "node_table", "output_table", "search_table"]
+
+NODE_COLUMNS = ("Node", "ON", "Subgraph", "Type", "Cosine", "SQNR dB", "Threshold", "In/Out DataType")
+
+
+def node_rows(bundle: Bundle) -> list[tuple[str, ...]]:
+    """One row a node: name, unit, subgraph, operator, cosine, SQNR, threshold of its input, types.
+
+    The threshold is what the vendor prints: the largest real number that the input's encoding holds (scale * 127 at
+    8 bits). ``--`` stands where a tensor exists only in float, in an accumulator or inside a fused unit.
+    """
+    from narrowcast.bundle.store import NODES_FILE
+    from narrowcast.plan import edge_key
+    from narrowcast.targets import load_target
+    from narrowcast.targets.placement import place, subgraphs
+
+    graph, plan = bundle.model.ir.graph, bundle.plan
+    target = load_target(bundle.manifest.target)
+    pinned = {name: entry.type for name, entry in plan.nodes.items()}
+    ids = subgraphs(graph, target, place(graph, target, None, pinned.get))
+    noise = {entry["name"]: entry for entry in json.loads((bundle.path / NODES_FILE).read_text())}
+    noise |= {entry["name"]: entry for entry in bundle.manifest.comparison}
+    rows: list[tuple[str, ...]] = []
+    for node in graph:
+        name, placement = str(node.name), plan.nodes[str(node.name)]
+        first, output = node.inputs[0], str(node.outputs[0].name)
+        source = plan.edges.get(edge_key(name, 0), plan.tensors.get(str(first.name)) if first is not None else None)
+        result = plan.tensors.get(output)
+        entry = noise.get(output)
+        threshold = "--" if source is None or source.axis is not None else f"{source.qmax * float(source.scales):.6g}"
+        kinds = f"{source.dtype if source else 'float'}/{result.dtype if result else placement.type}"
+        rows.append(
+            (
+                name, placement.unit, ids[name], node.op_type, f"{entry['cosine']:.6f}" if entry else "--",
+                decibel(entry["sqnr_db"]) if entry else "--", threshold, kinds,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def node_table(bundle: Bundle) -> None:
+    """Print :func:`node_rows`."""
+    print_table("Nodes, float against integers on held-back images", NODE_COLUMNS, node_rows(bundle), 4)
+
+
+def output_table(bundle: Bundle) -> None:
+    """Cosine, L1, L2 and Chebyshev distance of every output as the vendor prints them, and the SQNR.
+
+    L1 is the mean absolute difference, L2 the Euclidean norm of the differences divided by their number (inferred
+    from published tables), Chebyshev the largest difference.
+    """
+    sizes = {out.name: math.prod(out.shape) for out in bundle.manifest.outputs}
+    rows = []
+    for entry in bundle.manifest.comparison:
+        rms = entry.get("rms", 0.0)
+        second = rms / math.sqrt(sizes.get(entry["name"], 1))
+        rows.append(
+            (
+                entry["name"], f"{entry['cosine']:.6f}", f"{entry['mean_abs']:.6f}", f"{second:.6f}",
+                f"{entry['max_abs']:.6f}", decibel(entry["sqnr_db"]),
+            )
+        )  # fmt: skip
+    held = len(bundle.manifest.calibration["held_back"])
+    title = f"Outputs on {held} held-back image{'s' if held != 1 else ''}"
+    print_table(title, ("Output", "Cosine", "L1", "L2", "Chebyshev", "SQNR dB"), rows)
+
+
+def search_table(search: Mapping[str, Any] | None, scores: Mapping[str, float]) -> None:
+    """The vendor's default search and the method ``auto``, candidate by candidate; nothing without a search."""
+    if search is None:
+        return
+    rows = []
+    for entry in search["candidates"]:
+        name = entry["name"]
+        cosine = "--" if entry["cosine"] is None else f"{entry['cosine']:.6f}"
+        score = f"{scores[name]:.2f}" if name in scores else "--"
+        mark = "selected by the vendor's rule" if name == search["selected"] else entry["skipped"]
+        rows.append((name, mark, cosine, score))
+    tried = {entry["name"] for entry in search["candidates"]}
+    rows += [(name, "auto", "--", f"{value:.2f}") for name, value in scores.items() if name not in tried]
+    print_table("Calibration search", ("candidate", "", "cosine, first sample", "SQNR dB, outputs"), rows, 2)
+    say("- the cosine ends the vendor's search; ranges are kept by the SQNR on several images")

@@ -1,0 +1,42 @@
+"""The application that all commands register on, and the options that several of them have."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Attention", "Force", "Json", "KeepHead", "Quiet", "Runtime", "Size", "TargetName", "Threads", "app",
+]  # fmt: skip
+
+app = typer.Typer(
+    name="narrowcast",
+    help="Turn a trained vision model into 8/16-bit integers for an edge chip, and see what the chip will compute.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+TargetName = Annotated[
+    str, typer.Option("--target", "-t", help="Chip: a name (see 'narrowcast targets') or a YAML file.")
+]
+Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the input, for a model with dynamic axes.")]
+KeepHead = Annotated[bool, typer.Option("--keep-head", help="Do not cut the decode arithmetic off.")]
+Runtime = Annotated[str | None, typer.Option(help="Version of the chip's runtime; the newest known by default.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Threads = Annotated[int, typer.Option(help="Threads of onnxruntime; 0 for all cores.", min=0)]
+Attention = Annotated[str, typer.Option(help="keep, or rewrite: Softmax as operators that stay on the chip.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from narrowcast import __version__
+
+        sys.stdout.write(f"narrowcast {__version__}\n")
+        raise typer.Exit

@@ -1,0 +1,165 @@
+"""The command ``tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from narrowcast.cli.interrupt import on_interrupt
+from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.errors import UserError
+
+if TYPE_CHECKING:
+    from narrowcast.bundle import Bundle
+    from narrowcast.deploy.tune import Wish
+    from narrowcast.evaluate import CocoData, ImageNetData
+
+__all__ = ["print_tuned", "run"]
+
+
+def run(
+    path: Path,
+    images: Path,
+    *,
+    annotations: Path | None = None,
+    labels: Path | None = None,
+    max_drop: str = "1%",
+    int16_budget: str = "10%",
+    budget_unit: str = "convolutions",
+    metric: str | None = None,
+    out: Path | None = None,
+    limit: int = 200,
+    loss_images: int | None = None,
+    skip_missing: bool = False,
+    workers: int | None = None,
+    fresh: bool = False,
+    force: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Choose nodes for 16 bits, write the new bundle, print what each step bought.
+
+    Options are those of the command; ``loss_images`` is how many images compare sets in task units.
+    """
+    from narrowcast.bundle import open_bundle
+    from narrowcast.bundle.folder import check_out
+    from narrowcast.calibrate import images as find_images
+    from narrowcast.deploy.tune import tune
+    from narrowcast.progress import set_quiet
+
+    set_quiet(quiet or json)
+    bundle = open_bundle(path)
+    labelled = annotations is not None or labels is not None
+    wish = _wish(bundle, max_drop, int16_budget, budget_unit, metric, labelled)
+    folder = out or path.absolute().parent / f"{path.absolute().name}-tuned"
+    check_out(folder, force)
+    data = _data(images, annotations, labels, limit, skip_missing)
+    found = find_images(images, bundle.manifest.preprocess)
+    command = ["narrowcast", "tune", "--max-drop", max_drop, "--int16-budget", int16_budget]
+    command += ["--budget-unit", budget_unit, *(["--metric", metric] if metric is not None else [])]
+    with on_interrupt("interrupted: measurements are kept, the same command goes on from there"):
+        tuned = tune(
+            bundle, found, out=folder, wish=wish, data=data, loss_images=loss_images, workers=workers or 0,
+            fresh=fresh, force=force, command=command,
+        )  # fmt: skip
+    if json:
+        print_json({"bundle": str(folder), **tuned.manifest.calibration["tune"]})
+    else:
+        print_tuned(tuned)
+        say(f"{folder} written")
+
+
+def _wish(bundle: Bundle, max_drop: str, budget: str, unit: str, metric: str | None, labelled: bool) -> Wish:
+    """The options, checked."""
+    from narrowcast.deploy.tune import Wish, known_metrics
+    from narrowcast.improve.tune import parse_share
+    from narrowcast.improve.tune_candidates import BUDGET_UNITS
+
+    drop, relative = parse_share(max_drop, "--max-drop")
+    if not relative:
+        raise UserError(f"--max-drop {max_drop} is no share below 1", "write it as 1% or 0.01")
+    target, task = bundle.manifest.target, bundle.manifest.task
+    if unit not in BUDGET_UNITS:
+        why = f"{target} has no cost model" if unit == "latency" else f"a budget cannot count {unit!r}"
+        raise UserError(why, f"use {' or '.join(BUDGET_UNITS)}")
+    number, is_share = parse_share(budget, "--int16-budget")
+    if unit == "macs" and not is_share:
+        raise UserError(f"--int16-budget {budget} is no share of the multiplications", "write it as 10%")
+    known = known_metrics(task)
+    if metric is not None and metric not in known:
+        raise UserError(f"a {task} model has no metric {metric!r}", f"use {', '.join(known) or 'none'}")
+    if metric is not None and not labelled:
+        kind = "--labels" if task == "classify" else "--annotations"
+        raise UserError(f"{metric} needs labelled images", f"give {kind}, or leave --metric out to tune without")
+    return Wish(drop, number, unit, known[metric] if metric is not None else None)
+
+
+def _data(
+    images: Path, annotations: Path | None, labels: Path | None, limit: int, skip_missing: bool
+) -> CocoData | ImageNetData | None:
+    from narrowcast.evaluate import coco, imagenet
+
+    if annotations is not None and labels is not None:
+        raise UserError("both --annotations and --labels are given", "give the one that fits the model")
+    if limit < 2:
+        raise UserError(f"a limit of {limit} labelled images cannot be halved", "give 2 or more")
+    if annotations is not None:
+        return coco(images, annotations, limit=limit, skip_missing=skip_missing)
+    return imagenet(images, labels, limit=limit) if labels is not None else None
+
+
+def print_tuned(tuned: Bundle) -> None:
+    """What each step bought, then the result in one line."""
+    record = tuned.manifest.calibration["tune"]
+    unit = record["wish"]["unit"]
+    rows = []
+    for index, step in enumerate(record["steps"]):
+        drop = "" if step["drop"] is None else f"{step['drop']:.2%}"
+        kept = "kept" if index <= record["kept_steps"] else "not needed"
+        cost = f"{step['cost']:.0f}" if unit == "convolutions" else f"{step['share']:.2%}"
+        gain = f"{step['gain']:.4f}" if index else ""
+        rows.append(
+            (step["action"], step["name"], kept, gain, f"{step['loss']:.4f}", drop, cost, f"{step['share']:.1%}")
+        )
+    images = len(record["images"]["choose"])
+    columns = ("step", "of", "", "gain", "task loss", "drop", unit, "share")
+    print_table(f"16 bits on {tuned.manifest.target}, chosen on {images} images", columns, rows, 3)
+    for text in _report(record["report"]):
+        say(f"- {text}")
+    say(_last(record))
+
+
+def _report(report: dict[str, Any]) -> list[str]:
+    """What the images say that chose nothing."""
+    before, after = report["before"], report["after"]
+    found = [f"on images that chose nothing the task loss goes from {before['loss']:.4f} to {after['loss']:.4f}"]
+    for row in report.get("metrics", {}).get("rows", ()):
+        for metrics in row["metrics"]:
+            name, value = next(iter(metrics["values"].items()))
+            if metrics["retention"] is not None and value is not None:
+                low, high = metrics["retention_interval"] or (0.0, 0.0)
+                kept = f"{metrics['retention']:.1%} of float [{low:.1%}, {high:.1%}]"
+                found.append(f"{row['name']}: {metrics['family']} {name} {value:.2%}, {kept}")
+    return found
+
+
+def _last(record: dict[str, Any]) -> str:
+    """The result in one line."""
+    steps, report = record["steps"], record["report"]
+    convolutions, macs = (record["cost"][unit] for unit in ("convolutions", "macs"))
+    wide = f"{convolutions['wide']:.0f} of {convolutions['total']:.0f} convolutions at 16 bits"
+    wide += f", {macs['share']:.1%} of MACs"
+    drop = steps[record["kept_steps"]]["drop"]
+    allowed = record["wish"]["max_drop"]
+    met = "met" if drop is not None and drop <= allowed else "not met within the budget"
+    before, after = report["before"]["drop"], report["after"]["drop"]
+    if "metrics" in report:
+        before, after = (1 - _retention(report, name) for name in ("before", "after"))
+    return f"drop {before:.2%} -> {after:.2%} (at most {allowed:.2%} wanted: {met} on the choosing half); {wide}"
+
+
+def _retention(report: dict[str, Any], name: str) -> float:
+    """Of the first metric of a row."""
+    row = next(row for row in report["metrics"]["rows"] if row["name"] == name)
+    value = row["metrics"][0]["retention"]
+    return 1.0 if value is None else float(value)
