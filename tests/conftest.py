@@ -28,4 +28,6 @@ def classify_model() -> Model:
 @pytest.fixture(scope="session")
 def pose_bundle(pose_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     found = images(sample("pose").calibration, pose_model.preprocess, limit=12)
-    return quantize(pose_model, found, "esp32p4", out=tmp_path_factory.mktemp("bundle") / "pose", method="mse")
+    return quantize(
+        pose_model, found, "esp32p4", out=tmp_path_factory.mktemp("bundle") / "pose", method="mse", effort="fast"
+    )
