@@ -13,6 +13,8 @@ from narrowcast.cli.prepare import attention_choice
 from narrowcast.cli.tables import print_json, print_table, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from narrowcast.deploy.espdl import RuntimeRow
     from narrowcast.graph import Model
     from narrowcast.targets import Target
@@ -62,8 +64,8 @@ def run(
                 7,
             )
         if findings:
-            cells = [(f.severity, f.node, f.op_type, f.type, f.problem, f.remedy) for f in findings]
-            print_table(f"{chip.runtime.name}", ("", "Node", "Type", "Data", "Problem", "What to do"), cells, 6)
+            cells = _grouped(findings)
+            print_table(chip.runtime.name, ("", "Nodes", "Type", "Data", "Problem", "What to do"), cells, 6)
         subgraphs = len({row.subgraph for row in rows if row.subgraph != "--"})
         say(
             f"{len(rows)} nodes: {len(rows) - len(refused) - len(elsewhere)} on {first} in {subgraphs} subgraph"
@@ -80,6 +82,17 @@ def _runtime_rows(model: Model, chip: Target, runtime: str | None, known: set[st
     from narrowcast.deploy.espdl import check_runtime
 
     return [row for row in check_runtime(model.ir, chip, None, runtime) if row.node not in known]
+
+
+def _grouped(findings: Sequence[RuntimeRow]) -> list[tuple[str, ...]]:
+    """One row for each problem, however many nodes have it."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in findings:
+        groups.setdefault((row.severity, row.op_type, row.type, row.problem, row.remedy), []).append(row.node)
+    return [
+        (severity, nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes, first {nodes[0]}", *others)
+        for (severity, *others), nodes in groups.items()
+    ]
 
 
 def _compiler_notes(model: Model, chip: Target) -> list[str]:

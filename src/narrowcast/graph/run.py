@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "keep_quantization"]
 
 _LEVELS = {
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -33,8 +33,7 @@ class Runner:
         options.intra_op_num_threads = threads
         options.graph_optimization_level = _LEVELS[level]
         options.log_severity_level = 3
-        # two pairs in a row are a requantization of the plan, which this would drop even at "basic"
-        options.add_session_config_entry("session.disable_double_qdq_remover", "1")
+        keep_quantization(options)
         source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
         self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         (image,) = self.session.get_inputs()
@@ -48,3 +47,13 @@ class Runner:
         if not wanted:  # onnxruntime reads an empty list as all outputs
             return {}
         return dict(zip(wanted, self.session.run(wanted, {self.input_name: tensor}), strict=True))
+
+
+def keep_quantization(options: onnxruntime.SessionOptions) -> None:
+    """Make onnxruntime run QuantizeLinear and DequantizeLinear where a plan put them and nowhere else.
+
+    Two pairs in a row are a requantization of the plan, which it would drop even at "basic"; and it would quantize
+    the float weights of a node whose neighbours are quantized.
+    """
+    options.add_session_config_entry("session.disable_double_qdq_remover", "1")
+    options.add_session_config_entry("session.disable_quant_qdq", "1")

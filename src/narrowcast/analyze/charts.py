@@ -1,0 +1,133 @@
+"""Small SVG charts as text; colours come from the page's style sheet, so that they follow its theme."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from markupsafe import Markup, escape
+
+__all__ = ["depth", "histogram", "scatter"]
+
+_WIDTH, _HEIGHT = 960, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 34
+
+
+def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that cover low to high."""
+    span = max(high - low, 1e-12)
+    step = 10 ** math.floor(math.log10(span / count))
+    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= count)
+    first = math.ceil(low / step - 1e-9)
+    return [round(step * k, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _frame(body: str, label: str, height: int = _HEIGHT) -> Markup:
+    return Markup(f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">{body}</svg>')
+
+
+def _axes(
+    xs: Sequence[tuple[float, str]], ys: Sequence[tuple[float, str]], titles: tuple[str, str], height: int = _HEIGHT
+) -> str:
+    """Grid lines with numbers; positions in pixels."""
+    parts = []
+    for y, text in ys:
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+    for x, text in xs:
+        parts.append(f'<text x="{x:.1f}" y="{height - 18}" text-anchor="middle">{escape(text)}</text>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{height - 3}" text-anchor="middle" class="axis">{escape(titles[0])}</text>')
+    parts.append(f'<text x="{_LEFT + 4}" y="{_TOP + 6}" class="axis">{escape(titles[1])}</text>')
+    return "".join(parts)
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    span = high - low or 1.0
+    return lambda value: start + (value - low) / span * (end - start)
+
+
+def depth(names: Sequence[str], lines: Sequence[tuple[str, Sequence[float]]], unit: str) -> Markup:
+    """Lines over the position in the graph.
+
+    Args:
+        names: of the positions, for tooltips.
+        lines: CSS class and values, one a position.
+        unit: of the values.
+    """
+    values = [value for _, line in lines for value in line]
+    if not values:
+        return Markup("")
+    low, high = min(0.0, *values), max(values)
+    place = _scale(0, max(1, len(names) - 1), _LEFT, _WIDTH - _RIGHT)
+    level = _scale(low, high, _HEIGHT - _BOTTOM, _TOP)
+    ys = [(level(tick), f"{tick:g}") for tick in _ticks(low, high)]
+    xs = [(place(tick), f"{tick:g}") for tick in _ticks(0, max(1, len(names) - 1), 8)]
+    parts = [_axes(xs, ys, ("position in the graph", unit))]
+    for kind, line in lines:
+        points = " ".join(f"{place(i):.1f},{level(value):.1f}" for i, value in enumerate(line))
+        parts.append(f'<polyline class="line {kind}" points="{points}"/>')
+        parts += [
+            f'<circle class="dot {kind}" cx="{place(i):.1f}" cy="{level(value):.1f}" r="2.6">'
+            f"<title>{escape(names[i])}: {value:.1f} {escape(unit)}</title></circle>"
+            for i, value in enumerate(line)
+        ]
+    return _frame("".join(parts), f"{unit} along the graph")
+
+
+def scatter(points: Sequence[tuple[str, float, float, str]], titles: tuple[str, str]) -> Markup:
+    """Gain against cost, the cost on a logarithmic axis.
+
+    Args:
+        points: name, cost above 0, gain, CSS class.
+        titles: of the axes.
+    """
+    if not points:
+        return Markup("")
+    costs = [math.log10(max(cost, 1e-6)) for _, cost, _, _ in points]
+    most = max(max(gain for _, _, gain, _ in points), 0.0)
+    least = -most if most > 0 else -math.inf  # a node that 16 bits hurt badly must not flatten the rest
+    gains = [max(gain, least) for _, _, gain, _ in points]
+    place = _scale(min(costs) - 0.1, max(costs) + 0.1, _LEFT, _WIDTH - _RIGHT)
+    level = _scale(min(0.0, *gains), max(0.0, *gains), _HEIGHT + 60 - _BOTTOM, _TOP)
+    powers = range(math.floor(min(costs)), math.ceil(max(costs)) + 1)
+    decades = [float(power) for power in powers if min(costs) - 0.1 <= power <= max(costs) + 0.1]
+    xs = [(place(power), f"{100 * 10**power:g} %") for power in decades]
+    ys = [(level(tick), f"{tick:g}") for tick in _ticks(min(0.0, *gains), max(0.0, *gains))]
+    dots = [
+        f'<circle class="mark {kind}" cx="{place(cost):.1f}" cy="{level(max(gain, least)):.1f}" r="4.5">'
+        f"<title>{escape(name)}: gain {gain:.4f}, {100 * share:.2f} % of the multiplications</title></circle>"
+        for cost, (name, share, gain, kind) in zip(costs, points, strict=True)
+    ]
+    return _frame(_axes(xs, ys, titles, _HEIGHT + 60) + "".join(dots), "gain against cost", _HEIGHT + 60)
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], low: float, high: float, label: str) -> Markup:
+    """Bars on a logarithmic count axis, with the clip points where they lie in sight.
+
+    Args:
+        edges: borders of the bars, one more than counts.
+        counts: values in each.
+        low, high: clip points.
+        label: for readers of the screen.
+    """
+    width, height = 320, 120
+    first, last = min(edges[0], low), max(edges[-1], high)
+    reach = edges[-1] - edges[0]
+    first, last = max(first, edges[0] - 0.6 * reach), min(last, edges[-1] + 0.6 * reach)
+    place = _scale(first, last, 4, width - 4)
+    top = math.log1p(max(counts, default=1)) or 1.0
+    parts = [
+        f'<rect class="bar" x="{place(a):.1f}" width="{max(0.6, place(b) - place(a) - 0.4):.1f}" '
+        f'y="{height - 20 - 92 * math.log1p(count) / top:.1f}" height="{92 * math.log1p(count) / top:.1f}"/>'
+        for a, b, count in zip(edges, edges[1:], counts, strict=False)
+        if count
+    ]
+    parts += [
+        f'<line class="clip" x1="{place(limit):.1f}" x2="{place(limit):.1f}" y1="4" y2="{height - 20}"/>'
+        for limit in (low, high)
+        if first <= limit <= last
+    ]
+    parts.append(f'<text x="4" y="{height - 5}">{edges[0]:.3g}</text>')
+    parts.append(f'<text x="{width - 4}" y="{height - 5}" text-anchor="end">{edges[-1]:.3g}</text>')
+    return Markup(f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>')

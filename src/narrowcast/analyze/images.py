@@ -1,0 +1,68 @@
+"""Which images an analysis may use, and which say most."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx
+
+from narrowcast.analyze.task_units import TaskJudge
+from narrowcast.calibrate.images import ImageSet
+from narrowcast.errors import UserError
+from narrowcast.graph.run import Runner
+from narrowcast.progress import track
+from narrowcast.vision.heads import HeadSpec
+
+__all__ = ["telling", "unseen"]
+
+
+def unseen(images: ImageSet, used: Collection[str]) -> tuple[ImageSet, int]:
+    """Images that calibration has not seen.
+
+    Args:
+        images: those given.
+        used: SHA-256 of the calibration images.
+
+    Returns:
+        What remains, and how many were left out.
+
+    Raises:
+        UserError: nothing remains.
+    """
+    known = set(used)
+    keep = [index for index, digest in enumerate(images.hashes()) if digest not in known]
+    if not keep:
+        raise UserError(
+            f"all {len(images)} images were used for calibration", "analyze on others, or calibrate on fewer of them"
+        )
+    return images.subset(keep), len(images) - len(keep)
+
+
+def telling(images: ImageSet, limit: int, proto: onnx.ModelProto, task: str, head: HeadSpec | None) -> ImageSet:
+    """At most ``limit`` images, those in which the float model finds something first.
+
+    An image in which nothing is found only tells about false positives. Up to four times as many images are looked
+    at, spread evenly.
+
+    Args:
+        images: to choose from.
+        limit: how many.
+        proto: float graph.
+        task: of the model.
+        head: of the model; without one the images are spread evenly.
+    """
+    count = len(images)
+    wanted = min(limit, count)
+    seen = min(count, wanted if head is None else 4 * limit)
+    spread = images.subset([index * count // seen for index in range(seen)])
+    if head is None or seen <= wanted:
+        return spread
+    size = spread.preprocess.height, spread.preprocess.width
+    runner = Runner(proto, 0, "basic")
+    found = []
+    for tensor in track(spread, "choose", seen):
+        found.append(TaskJudge(task, head, [runner.run(tensor)], input_size=size).detections[0] > 0)
+    order = sorted(range(seen), key=lambda index: (not found[index], index))
+    first = [index for index in order if found[index]]
+    chosen = [first[i * len(first) // wanted] for i in range(wanted)] if len(first) >= wanted else order[:wanted]
+    return spread.subset(sorted(chosen))

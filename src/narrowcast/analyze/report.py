@@ -1,0 +1,254 @@
+"""report.html: one file that needs no network, from an analysis."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from narrowcast import __version__
+from narrowcast.analyze import charts
+from narrowcast.analyze.measure import Effect
+from narrowcast.analyze.pictures import Pair
+from narrowcast.analyze.result import Analysis
+from narrowcast.analyze.tensors import Tensor
+from narrowcast.errors import UserError
+from narrowcast.plan.types import Plan
+
+__all__ = ["render", "write_report"]
+
+#: Tensors whose histogram is shown.
+_HISTOGRAMS = 9
+_MOST_DB = 70.0
+#: An option with its value, in escaped text.
+_OPTION = re.compile(r"--[a-z0-9-]+( &#39;.*?&#39;| (?:minmax|mse|auto|max|DIR|\d+%?)(?=[ .,;]|$))?")
+#: Field of the task error, heading, decimals, unit of the tile.
+TASK_COLUMNS = (
+    ("keypoint_pixels", "keypoint px", 2, "pixels: how far a keypoint moves"),
+    ("oks_loss", "1 - OKS", 4, "lost keypoint similarity (1 - OKS)"),
+    ("mask_iou_loss", "1 - mask IoU", 4, "lost mask overlap (1 - IoU)"),
+    ("box_pixels", "box px", 2, "pixels: how far a box side moves"),
+    ("iou_loss", "1 - IoU", 4, "lost box overlap (1 - IoU)"),
+    ("probability", "probability", 4, "of class probability"),
+    ("candidate_probability", "candidates", 4, "of probability on all candidates"),
+    ("top1_disagreement", "top-1 differs", 4, "of images get another best class"),
+    ("divergence", "KL", 4, "nats between the class probabilities (KL)"),
+    ("noise_ratio", "noise/signal", 5, "noise-to-signal ratio of the outputs"),
+)
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("narrowcast.analyze", "."),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+
+
+def write_report(
+    file: Path,
+    analysis: Analysis,
+    manifest: Mapping[str, Any],
+    plan: Plan,
+    pictures: Sequence[Pair] = (),
+    evaluation: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the report; a file that is there is replaced when the new one is complete.
+
+    Args:
+        file: to write.
+        analysis: from :func:`narrowcast.analyze.analyze`.
+        manifest: of the bundle, as in ``manifest.json``.
+        plan: of the bundle.
+        pictures: float beside quantized.
+        evaluation: what ``narrowcast evaluate --json`` gave, or ``None``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = render(analysis, manifest, plan, pictures, evaluation)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.absolute().parent)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+        Path(name).chmod(0o644)
+        os.replace(name, file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}", "choose another --out") from error
+
+
+def render(
+    analysis: Analysis,
+    manifest: Mapping[str, Any],
+    plan: Plan,
+    pictures: Sequence[Pair] = (),
+    evaluation: Mapping[str, Any] | None = None,
+) -> str:
+    """The report as text; the same arguments give the same bytes. Arguments as :func:`write_report`."""
+    effects = [analysis.everything, *analysis.layers, *(entry.only for entry in analysis.ablation)]
+    columns = [entry for entry in TASK_COLUMNS if any(getattr(e.task, entry[0]) is not None for e in effects)]
+    return _TEMPLATES.get_template("report.html.j2").render(
+        version=__version__,
+        analysis=analysis,
+        manifest=manifest,
+        columns=columns,
+        headings=_headings,
+        tiles=_tiles(analysis.everything, columns),
+        scores=_scores(evaluation),
+        scored_images=(evaluation or {}).get("images"),
+        depth=_depth(analysis.tensors),
+        bars=_bars(analysis),
+        scatter=_scatter(analysis),
+        chosen=[entry.name for entry in analysis.chosen],
+        histograms=_histograms(analysis),
+        kinds=_kinds(plan),
+        nodes=_nodes(plan, analysis),
+        tensors=_encodings(plan),
+        pictures=[{"name": p.name, "words": p.words, "left": _uri(p.left), "right": _uri(p.right)} for p in pictures],
+        number=_number,
+        decibel=_decibel,
+    )
+
+
+def _options(text: str) -> Markup:
+    """Command-line options in a sentence, set as code."""
+    marked = _OPTION.sub(r"<code>\g<0></code>", str(escape(text)))
+    return Markup(marked)
+
+
+_TEMPLATES.filters["options"] = _options
+
+
+def _headings(columns: Sequence[tuple[str, str, int, str]], ratio: bool = True) -> list[tuple[str, int]]:
+    """Of the cells that the template's ``effect_cells`` writes."""
+    last = [("noise/signal", 0)] * ratio + [("worst dB", 0), ("worst cosine", 0)]
+    return [*((heading, 0) for _, heading, _, _ in columns), *last]
+
+
+def _uri(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _decibel(value: float | None) -> str:
+    return "equal" if value is None or math.isinf(value) else f"{value:.1f}"
+
+
+def _tiles(effect: Effect, columns: Sequence[tuple[str, str, int, str]]) -> list[dict[str, str]]:
+    tiles = []
+    for name, _, digits, words in columns:
+        value = getattr(effect.task, name)
+        if value is not None:
+            share = name == "top1_disagreement"
+            tiles.append({"value": f"{value:.1%}" if share else f"{value:.{min(digits, 3)}f}", "words": words})
+    return tiles
+
+
+def _scores(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """One row a metric family and graph: value, interval, what is kept."""
+    rows = []
+    for row in (evaluation or {}).get("rows", []):
+        for metrics in row["metrics"]:
+            name, value = next(iter(metrics["values"].items()))
+            kept = metrics.get("retention")
+            rows.append(
+                {
+                    "family": metrics["family"], "graph": row["name"], "name": name, "value": _percent(value),
+                    "interval": _range(metrics["interval"]), "kept": _percent(kept) if kept is not None else "",
+                    "kept_interval": _range(metrics.get("retention_interval")),
+                }
+            )  # fmt: skip
+    return sorted(rows, key=lambda entry: entry["family"])
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f} %"
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+def _depth(tensors: Sequence[Tensor]) -> str:
+    lines = [
+        ("total", [min(t.noise.sqnr_db, _MOST_DB) for t in tensors]),
+        ("own", [min(t.own_db, _MOST_DB) for t in tensors]),
+    ]
+    return charts.depth([f"{t.name} ({t.op})" for t in tensors], lines, "dB")
+
+
+def _bars(analysis: Analysis) -> list[dict[str, Any]]:
+    """Layers by task loss with the width of their bars in percent."""
+    layers = sorted(analysis.layers, key=lambda effect: (-effect.task.loss, effect.name))
+    loss = max((effect.task.loss for effect in layers), default=0.0) or 1.0
+    ratio = max((effect.noise_ratio for effect in layers), default=0.0) or 1.0
+    return [
+        {
+            "effect": effect,
+            "loss": f"{100 * effect.task.loss / loss:.1f}",
+            "ratio": f"{100 * effect.noise_ratio / ratio:.1f}",
+            "region": analysis.regions.get(effect.name, ""),
+        }
+        for effect in layers
+    ]
+
+
+def _scatter(analysis: Analysis) -> str:
+    chosen = {entry.name for entry in analysis.chosen}
+    points = [
+        (entry.name, entry.cost, entry.gain, "chosen" if entry.name in chosen else "group" if entry.group else "single")
+        for entry in analysis.sensitivity
+    ]
+    return charts.scatter(points, ("share of the multiplications, logarithmic", "gain in task loss"))
+
+
+def _histograms(analysis: Analysis) -> list[dict[str, Any]]:
+    """The tensors with the most noise of their own, weighed by what their node costs."""
+    cost = {effect.name: effect.task.loss for effect in analysis.layers}
+    order = sorted(analysis.tensors, key=lambda t: (-cost.get(t.node, 0.0), t.own_db, t.name))[:_HISTOGRAMS]
+    return [
+        {"tensor": t, "svg": charts.histogram(t.edges, t.counts, t.low, t.high, f"values of {t.name}")} for t in order
+    ]
+
+
+def _kinds(plan: Plan) -> list[dict[str, Any]]:
+    """Unit and type of the nodes, most frequent first, with a number for the colour."""
+    counts: dict[tuple[str, str], int] = {}
+    for place in plan.nodes.values():
+        counts[place.unit, place.type] = counts.get((place.unit, place.type), 0) + 1
+    order = sorted(counts, key=lambda key: (-counts[key], key))
+    return [{"unit": unit, "type": kind, "count": counts[unit, kind]} for unit, kind in order]
+
+
+def _nodes(plan: Plan, analysis: Analysis) -> list[dict[str, Any]]:
+    total = sum(analysis.macs.values()) or 1
+    return [
+        {
+            "name": name, "unit": place.unit, "type": place.type, "reason": place.reason,
+            "region": analysis.regions.get(name, ""), "share": 100 * analysis.macs.get(name, 0) / total,
+        }
+        for name, place in plan.nodes.items()
+    ]  # fmt: skip
+
+
+def _encodings(plan: Plan) -> list[dict[str, Any]]:
+    rows = []
+    for name, encoding in plan.tensors.items():
+        scales = encoding.scales.reshape(-1)
+        rows.append(
+            {
+                "name": name, "dtype": encoding.dtype, "low": float(scales.min()), "high": float(scales.max()),
+                "channels": len(scales) if encoding.axis is not None else 0, "zero_point": encoding.zero_point,
+            }
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,205 @@
+"""What is analyzed, and plans that quantize only a part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from narrowcast.graph.units import constant_of
+from narrowcast.lower.qdq import lower_qdq
+from narrowcast.plan.structure import ACCUMULATING, activation_inputs, is_passive
+from narrowcast.plan.types import Encoding, Plan, edge_key
+from narrowcast.targets.schema import Target
+from narrowcast.vision.heads import HeadSpec
+
+__all__ = ["Subject", "subplan"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A quantized model and the images to analyze it on.
+
+    Attributes:
+        model: the prepared graph that the plan was made for; not changed.
+        plan: of it.
+        target: its target.
+        task: of the model, e.g. ``"pose"``.
+        head: layout of its raw outputs, ``None`` for a whole graph.
+        softmax_missing: class scores leave as logits.
+        inputs: model inputs, each (1, C, H, W) or (1, H, W, C) float32; none of them used for calibration.
+        input_size: height and width of the input in pixels.
+        source: the same graph before its weights were corrected; ``None`` where they were not.
+        factors: of the channels of outputs by name, (C,): what the graph gives there is the true value times these.
+    """
+
+    model: ir.Model
+    plan: Plan
+    target: Target
+    task: str
+    head: HeadSpec | None
+    softmax_missing: bool
+    inputs: Sequence[NDArray[np.float32]]
+    input_size: tuple[int, int]
+    source: ir.Model | None = None
+    factors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    @cached_property
+    def nodes(self) -> dict[str, ir.Node]:
+        """Every node by name, in graph order."""
+        return {str(node.name): node for node in self.model.graph}
+
+    @cached_property
+    def model_proto(self) -> onnx.ModelProto:
+        """The prepared graph as it is, with its activation units."""
+        return ir.to_proto(self.model)
+
+    @cached_property
+    def float_graph(self) -> onnx.ModelProto:
+        """The graph with nothing quantized, in standard operators."""
+        return self.lower(Plan(self.plan.target))
+
+    @cached_property
+    def quantized_graph(self) -> onnx.ModelProto:
+        """The graph with everything quantized."""
+        return self.lower(self.plan)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Of the graph, in order."""
+        return [str(value.name) for value in self.model.graph.outputs]
+
+    @property
+    def output_encodings(self) -> dict[str, Encoding]:
+        """Of the outputs that are quantized, as a program reads them: factors of channels divided out."""
+        found = {name: self.plan.tensors[name] for name in self.output_names if name in self.plan.tensors}
+        for name, factors in self.factors.items():
+            scales = tuple(float(scale) for scale in np.broadcast_to(found[name].scales, factors.shape) / factors)
+            found[name] = replace(found[name], scale=scales, axis=1)
+        return found
+
+    def true_outputs(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs of any lowering of the graph with the factors of channels divided out."""
+        found = dict(outputs)
+        for name, factors in self.factors.items():
+            shape = (1, -1, *[1] * (found[name].ndim - 2))
+            found[name] = (found[name] / factors.reshape(shape)).astype(np.float32)
+        return found
+
+    @cached_property
+    def _uncorrected(self) -> dict[str, onnx.TensorProto]:
+        """Constants that were corrected, as they were before, times the factors of their output."""
+        if self.source is None:
+            return {}
+        before = {str(node.name): node for node in self.source.graph}
+        found: dict[str, onnx.TensorProto] = {}
+        for name, node in self.nodes.items():
+            factors = self.factors.get(str(node.outputs[0].name))
+            for index, value in enumerate(node.inputs[1:3], 1):
+                after, old = constant_of(value), constant_of(before[name].inputs[index]) if name in before else None
+                if value is None or after is None or old is None or after.shape != old.shape:
+                    continue
+                if factors is not None:
+                    old = old * factors.reshape(
+                        [-1 if axis == _out_axis(node, index) else 1 for axis in range(old.ndim)]
+                    )
+                if not np.array_equal(after, old):
+                    key = str(value.name)
+                    found[key] = onnx.numpy_helper.from_array(np.asarray(old, after.dtype), key)
+        return found
+
+    def lower(self, plan: Plan) -> onnx.ModelProto:
+        """The graph under another plan; what that leaves in float has its weights from before any correction."""
+        proto = lower_qdq(self.model, plan)[0]
+        for tensor in proto.graph.initializer:
+            if tensor.name in self._uncorrected:
+                tensor.CopyFrom(self._uncorrected[tensor.name])
+        return proto
+
+    def quantized_nodes(self) -> list[str]:
+        """Nodes that compute something in integers, in graph order."""
+        return [
+            name
+            for name, node in self.nodes.items()
+            if self.plan.nodes[name].type != "float32" and not is_passive(node, self.target)
+        ]
+
+    def products(self) -> list[str]:
+        """Those of them that are convolutions or other sums of products with a constant weight."""
+        return [
+            name
+            for name in self.quantized_nodes()
+            if self.nodes[name].op_type in ACCUMULATING and constant_of(self.nodes[name].inputs[1]) is not None
+        ]
+
+
+def _out_axis(node: ir.Node, index: int) -> int:
+    """Axis of output channels of a weight (input 1) or bias (input 2)."""
+    if index == 2 or node.op_type == "Conv":
+        return 0
+    return 0 if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else 1
+
+
+def subplan(
+    subject: Subject, chosen: Collection[str], *, weights: bool = True, activations: bool = True, alone: bool = True
+) -> Plan:
+    """The plan with nothing quantized but some nodes.
+
+    A node is quantized with its weights and bias, its output, and what it reads: other readers of the same tensor keep
+    the float values. Where the chip runs a node and the next as one unit, the output is the unit's.
+
+    Args:
+        subject: the model.
+        chosen: names of nodes.
+        weights: quantize constants.
+        activations: quantize what is computed.
+        alone: also what the nodes read from nodes that are not chosen.
+    """
+    plan, names = subject.plan, set(chosen)
+    tensors: dict[str, Encoding] = {}
+    edges: dict[str, Encoding] = {}
+    for name, node in subject.nodes.items():
+        if name not in names:
+            continue
+        if weights:
+            constants = [
+                str(value.name) for value in node.inputs if value is not None and value.const_value is not None
+            ]
+            tensors.update({entry: plan.tensors[entry] for entry in constants if entry in plan.tensors})
+        if activations:
+            for output in _unit_outputs(node, plan):
+                if str(output.name) in plan.tensors:
+                    tensors[str(output.name)] = plan.tensors[str(output.name)]
+    if activations:
+        for name in names:
+            _read_edges(subject, name, tensors, edges, alone)
+    return replace(plan, tensors=tensors, edges=edges)
+
+
+def _unit_outputs(node: ir.Node, plan: Plan) -> list[ir.Value]:
+    """Outputs of the node, or of the last node of the chain that runs as one unit with it."""
+    outputs = list(node.outputs)
+    while len(outputs) == 1 and str(outputs[0].name) not in plan.tensors and not outputs[0].is_graph_output():
+        users = list(outputs[0].uses())
+        if len(users) != 1 or plan.nodes[str(users[0].node.name)].type == "float32":
+            break
+        outputs = list(users[0].node.outputs)
+    return outputs
+
+
+def _read_edges(
+    subject: Subject, name: str, tensors: dict[str, Encoding], edges: dict[str, Encoding], alone: bool
+) -> None:
+    plan = subject.plan
+    for index, value in activation_inputs(subject.nodes[name]):
+        key = edge_key(name, index)
+        if key in plan.edges:
+            edges[key] = plan.edges[key]
+        elif alone and str(value.name) in plan.tensors and str(value.name) not in tensors:
+            edges[key] = plan.tensors[str(value.name)]
