@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from narrowcast.graph import Model, Runner, load
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.lower.verify import verify
-from narrowcast.plan import Pins, Plan, draft, finish
+from narrowcast.plan import Encoding, Pins, Plan, draft, finish
 from narrowcast.targets import load_target
 
 RNG = np.random.default_rng(3)
@@ -77,3 +78,42 @@ def test_biases_of_16_bit_nodes_have_their_own_width(net: Model, tmp_path: Path)
     bias = first.inputs[2].const_value.numpy()
     assert np.abs(bias / wide.tensors["b0"].scales).max() > 2**19
     assert not [note for note in notes if "saturate" in note]
+
+
+def test_biases_beyond_32_bits_are_kept_in_the_qdq_graph(net: Model) -> None:
+    plan, _ = planned(net, "esp32p4", {"first": "int16"})
+    fine = plan.tensors["b0"]
+    tiny = Encoding("int32", tuple(float(scale) * 2.0**-24 for scale in fine.scales), 0, 0)
+    assert np.abs(net.ir.graph.initializers["b0"].const_value.numpy() / tiny.scales).max() > 2**32
+    for image in IMAGES:
+        outputs = [
+            Runner(lower_qdq(net.ir, each)[0], 1, "basic").run(image)["y"]
+            for each in (plan, replace(plan, tensors={**plan.tensors, "b0": tiny}))
+        ]
+        # 31 bits of a bias of about 1 are below the rounding of the 16-bit output behind it
+        np.testing.assert_allclose(*outputs, atol=float(plan.tensors["y"].scales))
+
+
+def test_16_bit_ranges_before_a_table_suit_the_table(tmp_path: Path) -> None:
+    """A convolution that reaches -100 before SiLU: the table keeps 11 bits, which the flat side must not have."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], name="first"),
+        helper.make_node("Sigmoid", ["c0"], ["s0"], name="sigmoid"),
+        helper.make_node("Mul", ["c0", "s0"], ["a0"], name="silu"),
+        helper.make_node("Conv", ["a0", "w1", "b1"], ["y"], name="last"),
+    ]
+    rng = np.random.default_rng(1)
+    kernels = np.concatenate([np.full((8, 16, 1, 1), -4.0), rng.normal(0, 0.4, (8, 16, 1, 1))])
+    wide = constant("w0", kernels.astype(np.float32))
+    constants = [
+        wide, constant("b0", np.full(16, -1, np.float32)), weights(rng, "w1", 16, 16, 1, 1), weights(rng, "b1", 16)
+    ]  # fmt: skip
+    silu = load(save(model(nodes, constants, shape=(1, 16, 8, 8)), tmp_path / "m.onnx"))
+    images = [np.abs(image) for image in IMAGES]
+    pins = Pins({str(node.name): "int16" for node in list(silu.ir.graph)[:2]})
+    for target in ("esp32p4", "bayes-e"):
+        drafted = draft(silu.ir.graph, load_target(target), pins)
+        plan, _ = finish(drafted, collect(silu.to_proto(), drafted.wanted_statistics(), images), "minmax")
+        reach = float(plan.tensors["c0"].scales) * 32768
+        assert plan.tensors["c0"].dtype == "int16"
+        assert (reach <= 32) == (target == "esp32p4"), reach

@@ -7,8 +7,9 @@ nothing quantized inside.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -131,12 +132,27 @@ def _quantize_parameters(state: _Lowering) -> None:
         if encoding is None or array is None:
             continue
         name = str(value.name)
+        if encoding.dtype == "int32":
+            encoding = _fitting(encoding, array)
         users = list(value.uses())
         stored = state.constant(f"{name}_quantized", encoding.quantize(array))
         dequantize = state.node("DequantizeLinear", stored, encoding, f"{name}_dequantized")
         state.graph.insert_before(users[0].node, dequantize)
         value.replace_all_uses_with(dequantize.outputs[0])
         del state.graph.initializers[name]
+
+
+def _fitting(encoding: Encoding, array: NDArray[Any]) -> Encoding:
+    """The encoding of a bias, with its scale doubled until int32 holds the values.
+
+    Chips add the biases of 16-bit nodes with up to 40 bits, ONNX stores them in 32; 31 bits of each are kept.
+    """
+    excess = float(np.abs(array / encoding.broadcast(array.ndim)).max(initial=0.0)) / (encoding.qmax - 1)
+    if excess <= 1:
+        return encoding
+    factor = 2.0 ** math.ceil(math.log2(excess))
+    scale = encoding.scale
+    return replace(encoding, scale=tuple(s * factor for s in scale) if isinstance(scale, tuple) else scale * factor)
 
 
 def _quantize_activations(state: _Lowering, image: ir.Value) -> None:

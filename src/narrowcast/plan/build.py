@@ -9,14 +9,14 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
-from narrowcast.calibrate.ranges import RangeSpec, choose_range
 from narrowcast.calibrate.statistics import TensorStatistics
 from narrowcast.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.plan.parameters import bias_encoding, constant_encoding, weight_encoding
 from narrowcast.plan.pins import Pins
+from narrowcast.plan.ranging import choose_encoding
 from narrowcast.plan.structure import ACCUMULATING, Group, Structure, activation_inputs, is_passive, structure
-from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, edge_key
+from narrowcast.plan.types import Encoding, Placement, Plan, edge_key
 from narrowcast.targets.placement import place
 from narrowcast.targets.schema import Target
 
@@ -45,6 +45,10 @@ class Draft:
     def nodes_by_name(self) -> dict[str, ir.Node]:
         """Every node by its name."""
         return {str(node.name): node for node in self.graph}
+
+    def on(self, graph: ir.Graph) -> Draft:
+        """The same draft for a copy of the graph with other weights."""
+        return replace(self, graph=graph)
 
     def is_passive(self, node: ir.Node) -> bool:
         """Whether the node only moves bytes."""
@@ -128,17 +132,6 @@ def finish(
     return Plan(target.name, tensors, edges, dict(drafted.placement)), notes
 
 
-def _range_spec(target: Target, dtype: str, method: str, percentile: float) -> RangeSpec:
-    qmin, qmax = DTYPES[dtype]
-    activation = target.activation
-    if activation.restricted_range and activation.symmetric:
-        qmin = -qmax
-    wide = dtype == "int16"  # a histogram bin is wider than an int16 step, so only the range itself is meaningful
-    return RangeSpec(
-        qmin, qmax, activation.symmetric, activation.scale == "power-of-two", "minmax" if wide else method, percentile
-    )
-
-
 def _group_encoding(
     group: Group, drafted: Draft, statistics: Mapping[str, TensorStatistics], method: str, percentile: float
 ) -> Encoding:
@@ -146,9 +139,8 @@ def _group_encoding(
     dtype = pinned.dtype if pinned is not None and pinned.dtype else group.type
     if pinned is not None and pinned.scale is not None:
         return Encoding(dtype, pinned.scale, pinned.zero_point)
-    spec = _range_spec(drafted.target, dtype, method, percentile)
-    scale, zero_point = choose_range([statistics[name] for name in group.sources], spec, group.through)
-    return Encoding(dtype, scale, zero_point)
+    sources = [statistics[name] for name in group.sources]
+    return choose_encoding(sources, drafted.target, dtype, method, percentile, group.through)
 
 
 def _source_encoding(key: str, drafted: Draft, tensors: Mapping[str, Encoding]) -> Encoding | None:
@@ -182,9 +174,8 @@ def _type_edges(
                 result[key] = Encoding("int16", float(current.scales) / 256)
             else:
                 group = drafted.structure.of[str(value.name)]
-                spec = _range_spec(drafted.target, "int8", method, percentile)
-                scale, zero_point = choose_range([statistics[name] for name in group.sources], spec)
-                result[key] = Encoding("int8", scale, zero_point)
+                sources = [statistics[name] for name in group.sources]
+                result[key] = choose_encoding(sources, drafted.target, "int8", method, percentile)
     return result
 
 
