@@ -11,13 +11,15 @@ import onnx
 import pytest
 
 from builders import save, silu_net
-from narrowcast.bundle import Bundle, open_bundle, quantize
+from narrowcast.bundle import Bundle, modify, open_bundle, quantize
 from narrowcast.bundle import make as making
 from narrowcast.bundle.compare import compare_tensors
 from narrowcast.bundle.folder import new_folder
 from narrowcast.calibrate import ImageSet, images
 from narrowcast.errors import UserError
 from narrowcast.graph import Model, load
+from narrowcast.lower.verify import verify
+from narrowcast.targets import load_target
 from narrowcast.vision import Detections
 from narrowcast.zoo import sample
 
@@ -48,9 +50,24 @@ def test_content(pose_bundle: Bundle) -> None:
     assert [out.name for out in manifest.outputs][:3] == ["box_s8", "cls_s8", "kpt_s8"]
     assert all(out.chip_dtype == "int8" and out.scale for out in manifest.outputs)
     assert len(manifest.calibration["images"]) + len(manifest.calibration["held_back"]) == 12
-    assert set(manifest.files) == {"float.onnx", "qdq.onnx", "integer.onnx", "plan.json", "nodes.json"}
+    files = {"float.onnx", "qdq.onnx", "integer.onnx", "plan.json", "nodes.json", "target.json"}
+    assert set(manifest.files) - {"prepared.onnx"} == files
     for name in ("float.onnx", "qdq.onnx", "integer.onnx"):
         onnx.checker.check_model(str(pose_bundle.path / name), full_check=True)
+
+
+def test_a_chip_of_ones_own_is_needed_once(net: Model, batch: ImageSet, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("schema_version: 1\nextends: esp32p4\nname: mine\nbias: {bits: 24}\n")
+    quantize(net, batch, str(file), out=tmp_path / "b", method="minmax", effort="fast")
+    file.unlink()
+    bundle = open_bundle(tmp_path / "b")
+    assert bundle.manifest.target == bundle.target.name == "mine"
+    assert bundle.target.bias.bits == 24 and bundle.target.table16 == load_target("esp32p4").table16
+    rows = verify(bundle.prepared.ir, bundle.plan, bundle.target, bundle.integer_graph, [next(iter(batch))])
+    assert sum(row.differing for row in rows) == 0
+    modify(bundle, out=tmp_path / "m", remove=["Quantize"])
+    assert open_bundle(tmp_path / "m").target == bundle.target
 
 
 def test_quantized_predicts_what_float_predicts(pose_bundle: Bundle) -> None:
@@ -77,9 +94,12 @@ def test_comparison_numbers_against_plain_numpy(net: Model, batch: ImageSet, tmp
 
 
 def test_auto_keeps_the_best_method(net: Model, batch: ImageSet, tmp_path: Path) -> None:
-    record = quantize(net, batch, "esp32p4", out=tmp_path / "b").manifest.calibration
+    record = quantize(net, batch, "esp32p4", out=tmp_path / "b", effort="fast").manifest.calibration
     scores = record["mean_output_sqnr_db"]
-    assert set(scores) == set(making.AUTO_METHODS) and scores[record["method"]] == max(scores.values())
+    assert set(scores) - {"refined"} == set(making.AUTO_METHODS)
+    best = max(making.AUTO_METHODS, key=lambda name: scores[name])
+    assert record["method"].split(",")[0] == best and max(scores, key=lambda name: scores[name]) in (best, "refined")
+    assert "steps" not in record
 
 
 def test_existing_folder_is_refused_and_replaced_only_when_asked(net: Model, batch: ImageSet, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def find(
     confidence: float,
     candidate: float,
     most: int,
+    overlap: float = _OVERLAP,
 ) -> Found:
     """Decode float outputs of one image and remember where every detection came from.
 
@@ -72,6 +73,7 @@ def find(
         confidence: least probability of a detection.
         candidate: least probability of a candidate.
         most: detections at most.
+        overlap: above which two boxes of a class are one object; 1 keeps every cell.
     """
     maps = [np.asarray(outputs[f"cls_s{stride}"][0], np.float32) for stride in head.strides]
     rows = []
@@ -92,7 +94,7 @@ def find(
     )  # fmt: skip
     every.boxes = boxes_at(outputs, head, every, input_size)
     order = np.argsort(-every.scores, kind="stable")
-    kept = order[non_maximum_suppression(every.boxes[order], every.classes[order], _OVERLAP, most)]
+    kept = order[non_maximum_suppression(every.boxes[order], every.classes[order], overlap, most)]
     names = ("levels", "cells", "classes", "strides", "x", "y", "scores", "boxes")
     found = replace(every, **{name: getattr(every, name)[kept] for name in names})
     if head.keypoint_shape is not None:

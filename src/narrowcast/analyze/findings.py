@@ -158,7 +158,7 @@ def _branches(measured: Measured) -> list[Finding]:
         if entry.part == BACKBONE:
             remedy = "Quantize with --effort max, or let narrowcast tune choose its nodes for 16 bits."
         why = f"alone it costs {entry.only.task.loss:.3f}, its noise is {_parts(entry.only)}"
-        what = f"The {entry.part} costs {gain:.3f} of the task loss of {measured.loss:.3f}"
+        what = f"Quantizing the {entry.part} costs {gain:.3f} of the task loss of {measured.loss:.3f}"
         result.append(Finding(gain, what, why, remedy, entry.part))
     return result
 
@@ -221,7 +221,8 @@ def _fits(measured: Measured) -> list[Finding]:
     clipped = [entry for entry in measured.tensors if entry.clipped > 0.005]
     if clipped:
         worst = max(clipped, key=lambda entry: entry.clipped)
-        what = f"{len(clipped)} tensors lose more than 0.5 % of their values to clipping, most {worst.name}"
+        many = "tensors lose" if len(clipped) > 1 else "tensor loses"
+        what = f"{len(clipped)} {many} more than 0.5 % of values to clipping, most {worst.name}"
         why = f"{worst.clipped:.1%} of it is beyond {worst.low:.3g} to {worst.high:.3g}"
         remedy = "Calibrate on more, more varied images, or with --method minmax."
         result.append(Finding(_layer_cost(measured, worst.node), what, why, remedy, worst.name))

@@ -59,6 +59,8 @@ class TaskJudge:
         confidence: least probability of what counts as found by the float model.
         candidate: least probability, float or quantized, of a cell whose class probability is compared.
         most: detections an image at most.
+        overlap: above which two boxes of a class are one object; 1 keeps every cell that is sure enough, which gives
+            several times as many samples of the same image.
 
     Attributes:
         detections: how many objects the float model finds in each image.
@@ -76,6 +78,7 @@ class TaskJudge:
         confidence: float = 0.15,
         candidate: float = 0.1,
         most: int = 60,
+        overlap: float = 0.7,
     ) -> None:
         self.head = head
         self.softmax_missing = softmax_missing
@@ -84,7 +87,7 @@ class TaskJudge:
         self.kind = task if task == "classify" or head is not None else "generic"
         self._found: list[Found] = []
         if head is not None and task != "classify":
-            self._found = [find(entry, head, input_size, confidence, candidate, most) for entry in references]
+            self._found = [find(entry, head, input_size, confidence, candidate, most, overlap) for entry in references]
             if not any(len(found.cells) or len(found.candidates) for found in self._found):
                 self.kind = "generic"
         self.detections = [len(found.cells) for found in self._found]

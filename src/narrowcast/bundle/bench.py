@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
+from narrowcast.graph.run import keep_quantization
 from narrowcast.vision.preprocess import preprocess
 
 __all__ = ["STAGES", "BenchResult", "NodeTime", "Timing", "bench", "profile"]
@@ -191,7 +192,7 @@ def profile(file: Path, tensor: NDArray[Any], *, frames: int = 20, level: str = 
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if level == "all" else levels.ORT_ENABLE_BASIC
-    options.add_session_config_entry("session.disable_double_qdq_remover", "1")
+    keep_quantization(options)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory(prefix="narrowcast-profile-") as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")

@@ -26,6 +26,7 @@ class Comparison:
         cosine: cosine similarity, 1 is equal.
         sqnr_db: signal-to-quantization-noise ratio, 10 log10(sum x^2 / sum (x - y)^2), in dB; infinite when equal.
         mean_abs, max_abs: absolute difference, in the tensor's unit.
+        rms: root of the mean squared difference, in the tensor's unit.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Comparison:
     sqnr_db: float
     mean_abs: float
     max_abs: float
+    rms: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; an infinite ratio is ``null``."""
@@ -64,7 +66,8 @@ class _Sums:
         cosine = min(1.0, self.product / norm) if norm else float(self.signal == self.other)
         ratio = self.signal / self.noise if self.noise else math.inf
         sqnr = 10 * math.log10(ratio) if ratio > 0 else -math.inf
-        return Comparison(name, cosine, sqnr, self.absolute / max(1, self.count), self.largest)
+        count = max(1, self.count)
+        return Comparison(name, cosine, sqnr, self.absolute / count, self.largest, math.sqrt(self.noise / count))
 
 
 def compare_tensors(

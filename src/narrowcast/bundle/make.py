@@ -5,55 +5,45 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 
-from narrowcast.bundle.compare import Comparison, compare_tensors, mean_sqnr
+from narrowcast.bundle.choosing import AUTO_METHODS, Candidate, Job, check_effort, choose, vendor_search
+from narrowcast.bundle.compare import Comparison, compare_tensors
 from narrowcast.bundle.folder import check_out, new_folder
 from narrowcast.bundle.manifest import VERSION, Manifest, OutputInfo, versions
-from narrowcast.bundle.store import FLOAT_FILE, INTEGER_FILE, NODES_FILE, PLAN_FILE, QDQ_FILE, Bundle
-from narrowcast.calibrate import METHODS, ImageSet, TensorStatistics, collect
-from narrowcast.calibrate.statistics import with_outputs
+from narrowcast.bundle.store import (
+    FLOAT_FILE,
+    INTEGER_FILE,
+    NODES_FILE,
+    PLAN_FILE,
+    PREPARED_FILE,
+    QDQ_FILE,
+    TARGET_FILE,
+    Bundle,
+)
+from narrowcast.calibrate import METHODS, ImageSet, collect
 from narrowcast.errors import UserError
 from narrowcast.graph.model import Model
-from narrowcast.graph.run import Runner
 from narrowcast.graph.units import inline_units
-from narrowcast.improve import refine_ranges
-from narrowcast.lower import lower_qdq
+from narrowcast.improve import State
 from narrowcast.lower.distance import qdq_distance
+from narrowcast.lower.factors import factored, undo_factors, with_factors
 from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes, lower_integer
-from narrowcast.plan import Draft, Encoding, Pins, Plan, draft, finish, plan_to_json
+from narrowcast.plan import Draft, Encoding, Pins, Plan, draft, plan_to_json
 from narrowcast.progress import track
-from narrowcast.targets import Target, load_target
+from narrowcast.targets import Target, load_target, write_target
 
 __all__ = ["AUTO_METHODS", "quantize"]
 
-#: What the method "auto" tries. Which is best depends on the model (docs/calibration.md), so it is measured.
-AUTO_METHODS = ("mse", "lp", "percentile", "mean-minmax")
-#: Calibration images on which "auto" compares methods.
-AUTO_IMAGES = 6
-#: Images and trials of the refinement that follows. With three images it fitted them and lost on others (measured).
-REFINE_IMAGES, REFINE_TRIALS = 6, 24
-
-
-#: Makes further files of a bundle.
+#: Makes further files of a bundle from the graph that was lowered, which is the user's or one with corrected weights.
 Extra = Callable[[Model, Plan, Target], Mapping[str, bytes]]
 #: Held-back images on which the QDQ graph is compared with the exact integers.
 DISTANCE_IMAGES = 2
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    method: str
-    plan: Plan
-    notes: list[str]
-    proto: onnx.ModelProto
-    contrib: bool
 
 
 def quantize(
@@ -70,6 +60,8 @@ def quantize(
     threads: int = 0,
     command: Sequence[str] = (),
     extra: Extra | None = None,
+    search: str = "auto",
+    effort: str = "standard",
 ) -> Bundle:
     """Quantize a model and write the bundle.
 
@@ -78,7 +70,7 @@ def quantize(
         images: calibration images, from :func:`narrowcast.images`; a tenth is held back for the comparison.
         target: name of a target, or the path of a target file.
         out: folder to write.
-        method: calibration method, or ``"auto"`` to try several and keep the one with the least noise at the outputs.
+        method: calibration method, or ``"auto"`` to try several and keep the best one.
         percentile: for the method of that name, in percent.
         pins: types and encodings to fix.
         runtime: version of the chip's runtime.
@@ -86,6 +78,9 @@ def quantize(
         threads: of onnxruntime; 0 for all cores.
         command: recorded in the manifest.
         extra: makes further files for the bundle, such as the chip's own model file.
+        search: ``"hb-mapper"``: the method ``"auto"`` also tries what the vendor's default search tries.
+        effort: ``"fast"`` chooses ranges only; ``"standard"`` and ``"max"`` also correct weights, biases and outputs,
+            each where it lowers the loss in task units on calibration images that it was not made from.
 
     Returns:
         The bundle on disk.
@@ -97,6 +92,7 @@ def quantize(
         raise UserError(f"unknown calibration method {method!r}", f"use auto, {', '.join(METHODS)}")
     if not 50 < percentile <= 100:
         raise UserError(f"a percentile of {percentile} keeps too little", "use a value from 99 to 100")
+    check_effort(effort)
     path = check_out(out, force)
     drafted = draft(model.ir.graph, load_target(target), pins, runtime)
     calibration, held = images.hold_back()
@@ -109,118 +105,68 @@ def quantize(
         statistics = collect(float_model, wanted, track(calibration, "calibrate", len(calibration)), threads=threads)
     except FloatingPointError as error:
         raise UserError(f"{model.source} computes {error}", "check the model and the image") from error
-    chosen, scores = _choose(model, drafted, statistics, method, percentile, calibration, float_model, threads)
-    chip = load_target(target)
-    integers, why_not = _integers(model, chosen.plan, chip)
+    job = Job(model, float_model, drafted, statistics, calibration, method, percentile, threads)
+    vendor = vendor_search(job) if search != "auto" else None
+    choice = choose(job, effort, vendor)
+    chosen, state, chip = choice.candidate, choice.candidate.state, load_target(target)
+    integers, why_not = _integers(state, chip)
     lowered = dequantized(integers) if integers is not None else chosen.proto
     outputs = compare_tensors(
         float_model, lowered, {n: n for n in model.output_names}, track(held, "compare", len(held)), threads
     )
-    nodes = compare_tensors(float_model, chosen.proto, _node_pairs(drafted, chosen.plan), islice(held, 4), threads)
+    lowered_from = undo_factors(ir.to_proto(state.model), state.factors)
+    nodes = compare_tensors(lowered_from, chosen.proto, _node_pairs(drafted, chosen.plan), islice(held, 4), threads)
     record = {
         "method": chosen.method,
         "requested": method,
-        "mean_output_sqnr_db": scores,
+        "effort": effort,
+        **choice.record,
         "images": calibration.hashes(),
         "held_back": held.hashes(),
         "seed": 0,
+        **({"hb_search": vendor.to_dict()} if vendor is not None else {}),
     }
     manifest = _manifest(model, drafted, chosen, record, outputs, runtime, command)
-    notes = (*manifest.notes, *([f"no {INTEGER_FILE}: {why_not}"] if integers is None else integers.notes))
+    reason = [f"no {INTEGER_FILE}: {why_not}"] if integers is None else integers.notes
     distance = [] if integers is None else _distance(integers, chosen, held, threads)
+    notes = (*manifest.notes, *choice.notes, *reason)
     manifest = replace(manifest, difference_to_source=difference, notes=notes, qdq_distance=distance)
     files = {} if integers is None else {INTEGER_FILE: integer_bytes(integers)}
     if extra is not None:
         try:
-            files.update(extra(model, chosen.plan, chip))
+            files.update(extra(replace(model, ir=state.model), chosen.plan, chip))
         except UserError as error:  # the bundle is good for everything else
             manifest = replace(manifest, notes=(*manifest.notes, f"no model file for the chip: {error}"))
-    return _write(path, manifest, model, chosen, nodes, files)
+    return _write(path, manifest, model, chosen, nodes, {TARGET_FILE: write_target(chip).encode(), **files})
 
 
-def _integers(model: Model, plan: Plan, target: Target) -> tuple[IntegerGraph | None, str]:
+def _integers(state: State, target: Target) -> tuple[IntegerGraph | None, str]:
     """The exact integer graph, or why there is none."""
     try:
-        return lower_integer(model.ir, plan, target), ""
+        return with_factors(lower_integer(state.model, state.plan, target), state.factors), ""
     except UserError as error:
         return None, str(error)
 
 
-def _distance(integers: IntegerGraph, chosen: _Candidate, images: ImageSet, threads: int) -> list[dict[str, Any]]:
+def _distance(integers: IntegerGraph, chosen: Candidate, images: ImageSet, threads: int) -> list[dict[str, Any]]:
     """How far the usual QDQ graph is from the integers at the outputs."""
     few = islice(images, DISTANCE_IMAGES)
     rows = qdq_distance(integers, chosen.proto, few, threads=threads)
-    return [{"name": r.tensor, "differing": round(r.share, 6), "largest": r.largest, "unit": r.unit} for r in rows]
+    return [
+        {
+            "name": r.tensor,
+            "differing": round(r.share, 6),
+            "largest": r.largest,
+            "relative": round(r.relative, 8),
+            "unit": r.unit,
+        }
+        for r in rows
+    ]
 
 
 def _first_difference(model: Model, images: ImageSet) -> dict[str, float]:
     """The prepared graph against the original on a real image."""
     return model.compare(next(iter(images)))
-
-
-def _choose(
-    model: Model,
-    drafted: Draft,
-    statistics: dict[str, TensorStatistics],
-    method: str,
-    percentile: float,
-    calibration: ImageSet,
-    float_model: onnx.ModelProto,
-    threads: int,
-) -> tuple[_Candidate, dict[str, float]]:
-    """The plan of the asked method, or of the best of :data:`AUTO_METHODS`, refined, and scores in dB."""
-    names = AUTO_METHODS if method == "auto" else (method,)
-    few = list(islice(calibration, AUTO_IMAGES))
-    pairs = _scored(model, drafted)
-    found: dict[str, _Candidate] = {}
-    scores: dict[str, float] = {}
-    for name in track(names, "ranges"):
-        found[name] = _candidate(model, drafted, statistics, name, percentile)
-        scores[name] = round(mean_sqnr(compare_tensors(float_model, found[name].proto, pairs, few, threads)), 3)
-    best = max(found.values(), key=lambda candidate: scores[candidate.method])
-    if method != "auto":
-        return best, scores
-    runner = Runner(with_outputs(float_model, list(pairs)), threads, "basic")
-    chosen, _, score = refine_ranges(
-        model.ir,
-        drafted,
-        best.plan,
-        [candidate.plan for candidate in found.values() if candidate is not best],
-        few[:REFINE_IMAGES],
-        [runner.run(tensor, list(pairs)) for tensor in few[:REFINE_IMAGES]],
-        outputs=pairs,
-        trials=REFINE_TRIALS,
-        threads=threads,
-    )
-    if not chosen:
-        return best, scores
-    refined = _candidate(model, drafted, statistics, best.method, percentile, chosen)
-    scores["refined"] = round(score, 3)
-    return replace(refined, method=f"{best.method}, {len(chosen)} of them refined"), scores
-
-
-def _scored(model: Model, drafted: Draft) -> dict[str, str]:
-    """What methods are judged by: the outputs, or the logits where probabilities leave.
-
-    A probability of a few images says next to nothing of the classes that they do not show.
-    """
-    last = model.ir.graph.outputs[0].producer()
-    if model.task != "classify" or last is None or last.op_type != "Softmax" or last.inputs[0] is None:
-        return {name: name for name in model.output_names}
-    logits = str(last.inputs[0].name)
-    return {logits: f"{logits}_dequantized" if logits in drafted.structure.of else logits}
-
-
-def _candidate(
-    model: Model,
-    drafted: Draft,
-    statistics: dict[str, TensorStatistics],
-    method: str,
-    percentile: float,
-    chosen: Mapping[int, Encoding] | None = None,
-) -> _Candidate:
-    plan, notes = finish(drafted, statistics, method, percentile, chosen)
-    return _Candidate(method, plan, notes, *lower_qdq(model.ir, plan))
 
 
 def _node_pairs(drafted: Draft, plan: Plan) -> dict[str, str]:
@@ -239,10 +185,21 @@ def _shape(value: ir.Value) -> tuple[int, ...]:
     return tuple(int(dim) for dim in value.shape or ())
 
 
+def _output(value: ir.Value, state: State) -> OutputInfo:
+    name, shape = str(value.name), _shape(value)
+    layout = "NCHW" if len(shape) == 4 else ""
+    coded: Encoding | None = state.plan.tensors.get(name)
+    if coded is None:
+        return OutputInfo(name, shape, layout, "float32")
+    if name in state.factors:
+        coded = factored(coded, state.factors[name])
+    return OutputInfo(name, shape, layout, coded.dtype, coded.scale, coded.zero_point, coded.axis)
+
+
 def _manifest(
     model: Model,
     drafted: Draft,
-    chosen: _Candidate,
+    chosen: Candidate,
     calibration: dict[str, Any],
     comparison: Sequence[Comparison],
     runtime: str | None,
@@ -250,16 +207,7 @@ def _manifest(
 ) -> Manifest:
     image = model.ir.graph.inputs[0]
     encoding = chosen.plan.tensors.get(model.input_name)
-    outputs = []
-    for value in model.ir.graph.outputs:
-        name = str(value.name)
-        shape = _shape(value)
-        layout = "NCHW" if len(shape) == 4 else ""
-        coded = chosen.plan.tensors.get(name)
-        if coded is None:
-            outputs.append(OutputInfo(name, shape, layout, "float32"))
-        else:
-            outputs.append(OutputInfo(name, shape, layout, coded.dtype, coded.scale, coded.zero_point, coded.axis))
+    outputs = [_output(value, chosen.state) for value in model.ir.graph.outputs]
     int16 = any(entry.dtype == "int16" for entry in chosen.plan.tensors.values())
     return Manifest(
         version=VERSION,
@@ -283,7 +231,7 @@ def _manifest(
         comparison=[entry.to_dict() for entry in comparison],
         qdq_distance=[],
         int16_domain="" if not int16 else "com.microsoft" if chosen.contrib else "ai.onnx",
-        notes=(*model.notes, *chosen.notes),
+        notes=(*model.notes, *chosen.state.notes),
         command=tuple(command),
         versions=versions(),
     )
@@ -293,12 +241,13 @@ def _write(
     path: Path,
     manifest: Manifest,
     model: Model,
-    chosen: _Candidate,
+    chosen: Candidate,
     nodes: Sequence[Comparison],
     more: Mapping[str, bytes],
 ) -> Bundle:
     files = {
         FLOAT_FILE: inline_units(model.to_proto()).SerializeToString(deterministic=True),
+        **_prepared(chosen.state),
         QDQ_FILE: chosen.proto.SerializeToString(deterministic=True),
         PLAN_FILE: plan_to_json(chosen.plan).encode(),
         **more,
@@ -310,3 +259,10 @@ def _write(
             (folder / name).write_bytes(data)
         (folder / "manifest.json").write_text(manifest.to_json())
     return Bundle(path, manifest)
+
+
+def _prepared(state: State) -> dict[str, bytes]:
+    """The float graph that the integers come from, where it is not the user's."""
+    if not state.changed:
+        return {}
+    return {PREPARED_FILE: inline_units(ir.to_proto(state.model)).SerializeToString(deterministic=True)}

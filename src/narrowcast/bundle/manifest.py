@@ -68,6 +68,7 @@ class Manifest:
     command: tuple[str, ...]
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    modified: dict[str, Any] = field(default_factory=dict)  # what `narrowcast modify` changed
 
     def to_json(self) -> str:
         """As text, keys in the order above."""
@@ -75,6 +76,11 @@ class Manifest:
         data["preprocess"] = self.preprocess.to_dict()
         data["head"] = self.head.to_dict() if self.head is not None else None
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def integer_outputs(self) -> dict[str, OutputEncoding]:
+        """Those of :attr:`encodings` whose dequantize nodes ``modify`` removed from the QDQ graph."""
+        return {name: code for name, code in self.encodings.items() if name in self.modified.get("dequantize", ())}
 
     @property
     def encodings(self) -> dict[str, OutputEncoding]:

@@ -36,7 +36,7 @@ from narrowcast.lower.integer import integer_bytes, lower_integer
 from narrowcast.plan import Encoding, Plan, edge_key, plan_to_json
 from narrowcast.plan.parameters import bias_encoding
 from narrowcast.plan.structure import ACCUMULATING
-from narrowcast.targets import Target, load_target
+from narrowcast.targets import Target
 
 __all__ = ["ALL", "KINDS", "modify"]
 
@@ -83,7 +83,7 @@ def modify(
         if kind not in KINDS:
             raise UserError(f"{kind} nodes cannot be removed", nearest_of(kind, KINDS))
     path = check_out(out, force)
-    target = load_target(bundle.manifest.target)
+    target = bundle.target
     ends = tuple(kind for kind in remove if kind not in ("Quantize", "Dequantize"))
     inner = [name for name in nodes if not name.endswith(_SUFFIXES)]
     state = _State.of(bundle, target)

@@ -12,19 +12,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from narrowcast.bundle.integer_input import open_runner
 from narrowcast.bundle.manifest import Manifest, read_manifest
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
 from narrowcast.graph.model import Model, load
-from narrowcast.graph.run import Runner
 from narrowcast.lower.integer import IntegerGraph, open_integer
 from narrowcast.plan import Plan, read_plan
+from narrowcast.targets import Target, load_target, read_target
 from narrowcast.vision.types import Classification, Detections
 
-__all__ = ["ENGINE_FILES", "FLOAT_FILE", "INTEGER_FILE", "NODES_FILE", "PLAN_FILE", "QDQ_FILE", "Bundle", "open_bundle"]
+__all__ = [
+    "ENGINE_FILES",
+    "FLOAT_FILE",
+    "INTEGER_FILE",
+    "NODES_FILE",
+    "PLAN_FILE",
+    "PREPARED_FILE",
+    "QDQ_FILE",
+    "TARGET_FILE",
+    "Bundle",
+    "open_bundle",
+]
 
 FLOAT_FILE, QDQ_FILE, INTEGER_FILE = "float.onnx", "qdq.onnx", "integer.onnx"
 PLAN_FILE, NODES_FILE = "plan.json", "nodes.json"
+#: The float graph that the integers come from, where corrections changed weights; its outputs may have factors.
+PREPARED_FILE = "prepared.onnx"
+#: The chip's rules when the bundle was made, so that a target file of one's own is needed only once.
+TARGET_FILE = "target.json"
 #: Engine to the graph that it runs, the most exact quantized one first.
 ENGINE_FILES = {"float": FLOAT_FILE, "integer": INTEGER_FILE, "qdq": QDQ_FILE}
 
@@ -48,8 +64,35 @@ class Bundle:
 
     @cached_property
     def model(self) -> Model:
-        """The prepared float graph, to which the plan belongs. Its outputs are raw, so its task is generic."""
+        """The user's float graph, prepared. Its outputs are raw, so its task is generic."""
         return load(self._checked(FLOAT_FILE), keep_head=True)
+
+    @cached_property
+    def prepared(self) -> Model:
+        """The float graph that the plan belongs to and that is lowered: the user's, or one with corrected weights.
+
+        Where :attr:`factors` has an entry, that output is multiplied by it here.
+        """
+        if PREPARED_FILE not in self.manifest.files:
+            return self.model
+        return load(self._checked(PREPARED_FILE), keep_head=True)
+
+    @cached_property
+    def target(self) -> Target:
+        """The rules of the chip that it was made for."""
+        if TARGET_FILE not in self.manifest.files:
+            return load_target(self.manifest.target)
+        return read_target(self._checked(TARGET_FILE))
+
+    @cached_property
+    def factors(self) -> dict[str, NDArray[np.float64]]:
+        """Factors of the channels of outputs, folded into the weights of :attr:`prepared`; (C,) by output."""
+        found = {}
+        for out in self.manifest.outputs:
+            inner = self.plan.tensors.get(out.name)
+            if out.scale is not None and inner is not None and inner.scales.ndim < np.ndim(out.scale):
+                found[out.name] = inner.scales / np.asarray(out.scale, np.float64)
+        return found
 
     @cached_property
     def integer_graph(self) -> IntegerGraph:
@@ -89,8 +132,8 @@ class Bundle:
         manifest = self.manifest
         path = self._checked(file)
         # "basic" keeps QuantizeLinear and DequantizeLinear where the plan put them
-        runner = Runner(path, threads, "basic" if file == QDQ_FILE else "all")
-        encodings = manifest.encodings if file == INTEGER_FILE else None
+        runner = open_runner(path, threads, "basic" if file == QDQ_FILE else "all", manifest)
+        encodings = {INTEGER_FILE: manifest.encodings, QDQ_FILE: manifest.integer_outputs}.get(file)
         return Predictor(
             manifest.task, manifest.head, manifest.classes, manifest.skeleton, manifest.preprocess, runner,
             manifest.softmax_missing, encodings, manifest.files[file],

@@ -81,13 +81,12 @@ def run(
 def subject_of(bundle: Bundle, images: ImageSet) -> Subject:
     """A bundle and images as the analysis takes them."""
     from narrowcast.analyze import Subject
-    from narrowcast.targets import load_target
 
     manifest = bundle.manifest
     return Subject(
         model=bundle.prepared.ir,
         plan=bundle.plan,
-        target=load_target(manifest.target),
+        target=bundle.target,
         task=manifest.task,
         head=manifest.head,
         softmax_missing=manifest.softmax_missing,

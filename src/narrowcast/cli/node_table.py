@@ -25,11 +25,10 @@ def node_rows(bundle: Bundle) -> list[tuple[str, ...]]:
     """
     from narrowcast.bundle.store import NODES_FILE
     from narrowcast.plan import edge_key
-    from narrowcast.targets import load_target
     from narrowcast.targets.placement import place, subgraphs
 
     graph, plan = bundle.model.ir.graph, bundle.plan
-    target = load_target(bundle.manifest.target)
+    target = bundle.target
     pinned = {name: entry.type for name, entry in plan.nodes.items()}
     ids = subgraphs(graph, target, place(graph, target, None, pinned.get))
     noise = {entry["name"]: entry for entry in json.loads((bundle.path / NODES_FILE).read_text())}

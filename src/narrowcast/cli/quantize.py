@@ -156,6 +156,9 @@ def report(bundle: Bundle, verbose: bool) -> None:
     search_table(record.get("hb_search"), record["mean_output_sqnr_db"])
     scores = ", ".join(f"{name} {value:.1f}" for name, value in record["mean_output_sqnr_db"].items())
     say(f"- ranges by {record['method']} (mean output SQNR in dB: {scores})")
+    for step in record.get("steps", []):
+        kept = "" if step["kept"] else ", not kept"
+        say(f"- {step['step']}: task loss {step['loss_before']:.4f} -> {step['loss_after']:.4f}{kept}")
     held = len(record["held_back"])
     if verbose:
         node_table(bundle)

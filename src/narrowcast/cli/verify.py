@@ -36,13 +36,12 @@ def run(path: Path, images: Path | None, limit: int, everything: bool, json: boo
     from narrowcast.bundle import open_bundle
     from narrowcast.lower.verify import verify
     from narrowcast.progress import set_quiet, track
-    from narrowcast.targets import load_target
 
     set_quiet(quiet or json)
     bundle = open_bundle(path)
     graph = bundle.integer_graph
     inputs = some_inputs(bundle, images, limit)
-    target = load_target(bundle.manifest.target)
+    target = bundle.target
     rows = verify(bundle.prepared.ir, bundle.plan, target, graph, track(inputs, "verify", len(inputs)))
     wrong = [row for row in rows if row.differing]
     differing, total = sum(row.differing for row in rows), sum(row.total for row in rows)

@@ -15,7 +15,6 @@ from narrowcast.deploy.espdl import deploy_espdl
 from narrowcast.deploy.rdk import deploy_rdk
 from narrowcast.deploy.tros import deploy_tros
 from narrowcast.errors import UserError
-from narrowcast.targets import load_target
 
 __all__ = ["KITS", "Kit", "chosen_kit", "deploy", "recorded_images"]
 
@@ -106,7 +105,7 @@ def chosen_kit(bundle: Bundle, kit: str | None) -> str:
     Raises:
         UserError: an unknown kit, or one that the chip does not offer.
     """
-    target = load_target(bundle.manifest.target)
+    target = bundle.target
     offered = [name for name in target.kits if name in KITS]
     if not offered:
         raise UserError(f"there is no kit for {target.name}", "the bundle's ONNX files run as they are")

@@ -8,16 +8,13 @@ Scales and zero points are inputs of the trial graph, so a trial costs only its 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
-from narrowcast.calibrate.statistics import with_outputs
-from narrowcast.lower.qdq import SCALE_INPUT, ZERO_POINT_INPUT, lower_qdq
+from narrowcast.improve.trial import Parameters, Trial
 from narrowcast.plan.build import Draft
 from narrowcast.plan.structure import Group
 from narrowcast.plan.types import Encoding, Plan
@@ -29,8 +26,6 @@ __all__ = ["refine_ranges"]
 LEAST_GAIN = 0.06
 #: Better than this is not counted, so that one perfect output does not outweigh the others; in dB.
 CAP = 60.0
-
-Parameters = dict[str, NDArray[Any]]
 
 
 def refine_ranges(
@@ -63,12 +58,13 @@ def refine_ranges(
         the mean output SQNR in dB before and after.
     """
     groups = drafted.structure.groups
-    trial = _Trial(model, drafted, plan, inputs, references, outputs, threads)
-    best = start = trial.score(trial.current)
+    trial = Trial(model, drafted, plan, list(outputs.values()), inputs, threads=threads)
+    score_of = _Score(trial, list(outputs), references)
+    best = start = score_of.of(trial.current)
     chosen: dict[int, Encoding] = {}
     for index, encoding in track(_proposals(groups, plan, alternatives)[:trials], "refine"):
         changed = trial.with_encoding(index, encoding)
-        score = trial.score(changed)
+        score = score_of.of(changed)
         if score > best + LEAST_GAIN:
             best, trial.current, chosen[index] = score, changed, encoding
     return chosen, start, best
@@ -91,57 +87,22 @@ def _proposals(groups: Sequence[Group], plan: Plan, alternatives: Sequence[Plan]
     return [(index, encoding) for _, index, encoding in sorted(found, key=lambda entry: entry[:2])]
 
 
-class _Trial:
-    """The QDQ graph with scales as inputs, and the score of a set of scales."""
+class _Score:
+    """The output SQNR of a set of scales."""
 
     def __init__(
         self,
-        model: ir.Model,
-        drafted: Draft,
-        plan: Plan,
-        inputs: Sequence[NDArray[np.float32]],
+        trial: Trial,
+        names: Sequence[str],
         references: Sequence[Mapping[str, NDArray[Any]]],
-        outputs: Mapping[str, str],
-        threads: int,
     ) -> None:
-        names = {id(group): str(index) for index, group in enumerate(drafted.structure.groups)}
-        tunable = {name: names[id(group)] for name, group in drafted.structure.of.items()}
-        edges = {key: plan.tensors[group.values[0]] for key, group in drafted.structure.edges.items()}
-        tunable.update({key: names[id(group)] for key, group in drafted.structure.edges.items()})
-        # biases depend on the input scales and lose next to nothing at 32 bits: they stay float here
-        tensors = {name: encoding for name, encoding in plan.tensors.items() if encoding.dtype != "int32"}
-        other_edges = {key: value for key, value in plan.edges.items() if key not in edges}
-        trial_plan = replace(plan, tensors=tensors, edges={**edges, **other_edges})
-        proto = with_outputs(lower_qdq(model, trial_plan, tunable)[0], list(outputs.values()))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        self.session = onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self.known = {entry.name for entry in self.session.get_inputs()}
-        self.image = str(model.graph.inputs[0].name)
-        self.inputs, self.references, self.outputs = inputs, references, outputs
-        self.current: Parameters = {}
-        for index, group in enumerate(drafted.structure.groups):
-            self.current = self.with_encoding(index, plan.tensors[group.values[0]])
+        self.trial, self.names, self.references = trial, names, references
 
-    def with_encoding(self, index: int, encoding: Encoding) -> Parameters:
-        """The current parameters with another encoding for one group."""
-        values = {
-            f"{SCALE_INPUT}{index}": np.asarray(encoding.scale, np.float32),
-            f"{ZERO_POINT_INPUT}{index}": np.asarray(encoding.zero_point, encoding.dtype),
-        }
-        return {**self.current, **{name: value for name, value in values.items() if name in self.known}}
-
-    def score(self, parameters: Parameters) -> float:
+    def of(self, parameters: Parameters) -> float:
         """Mean over outputs of the SQNR over all inputs, in dB."""
-        names = list(self.outputs)
-        signal, noise = np.zeros(len(names)), np.full(len(names), 1e-30)
-        for tensor, reference in zip(self.inputs, self.references, strict=True):
-            outputs = self.session.run(list(self.outputs.values()), {self.image: tensor, **parameters})
-            for position, (name, actual) in enumerate(zip(names, outputs, strict=True)):
+        signal, noise = np.zeros(len(self.names)), np.full(len(self.names), 1e-30)
+        for outputs, reference in zip(self.trial.run(parameters), self.references, strict=True):
+            for position, (name, actual) in enumerate(zip(self.names, outputs, strict=True)):
                 expected = reference[name].reshape(-1)
                 difference = expected - actual.reshape(-1)
                 signal[position] += float(np.dot(expected, expected))

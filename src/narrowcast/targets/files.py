@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from narrowcast.errors import UserError
 from narrowcast.targets.schema import Target
 
-__all__ = ["load_target", "target_names"]
+__all__ = ["load_target", "read_target", "target_names", "write_target"]
 
 _FOLDER = Path(__file__).parent
 
@@ -40,6 +40,20 @@ def load_target(name: str) -> Target:
     near = difflib.get_close_matches(name, target_names(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"there is no target named {name!r}", f"{hint}known are {', '.join(target_names())}")
+
+
+def read_target(file: Path) -> Target:
+    """Read a file that :func:`write_target` made, or that a person wrote.
+
+    Raises:
+        UserError: a file that cannot be read or breaks the schema.
+    """
+    return _validated(file)
+
+
+def write_target(target: Target) -> str:
+    """The target as JSON (which is YAML too), whole: nothing is left to a file that it extends."""
+    return target.model_dump_json(indent=1, exclude_defaults=True) + "\n"
 
 
 def _validated(file: Path) -> Target:

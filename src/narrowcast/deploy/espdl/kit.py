@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from narrowcast.bundle import Bundle
 from narrowcast.deploy.espdl.writer import make_test_vectors, write_espdl
 from narrowcast.errors import UserError
-from narrowcast.targets import load_target
 from narrowcast.writing import write_file
 
 __all__ = ["deploy_espdl"]
@@ -39,7 +38,7 @@ def deploy_espdl(
     """
     if Path(out).exists() and not force:
         raise UserError(f"{out} exists", "choose another --out, or add --force")
-    target = load_target(bundle.manifest.target)
+    target = bundle.target
     if "espdl" not in target.kits:
         raise UserError(f"{bundle.path} was quantized for {target.name}", "quantize for a target with the kit espdl")
     model, plan = bundle.prepared.ir, bundle.plan

@@ -13,7 +13,7 @@ from narrowcast.config.yaml_files import parse_yaml
 from narrowcast.errors import UserError
 from narrowcast.plan import Plan, draft, edge_key
 from narrowcast.plan.structure import activation_inputs, is_passive
-from narrowcast.targets import Target, load_target
+from narrowcast.targets import Target
 from narrowcast.vision import Preprocess
 
 __all__ = ["WORKING_DIR", "Decisions", "check_camera", "decisions", "hb_settings", "hb_yaml", "prefix"]
@@ -117,7 +117,7 @@ def hb_settings(bundle: Bundle, model: str, data: str, dtype: str) -> tuple[Quan
     manifest = bundle.manifest
     spec = manifest.preprocess
     check_camera(spec)
-    found = decisions(bundle.model.ir.graph, bundle.plan, load_target(manifest.target))
+    found = decisions(bundle.model.ir.graph, bundle.plan, bundle.target)
     method = str(manifest.calibration["method"])
     values = {
         "model": model, "images": data, "calibration_data": dtype, "out": f"{WORKING_DIR}/{prefix(bundle)}",

@@ -1,0 +1,233 @@
+"""The best plan (and weights) for a model: several calibration methods measured, then the steps of recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import onnx
+
+from narrowcast.analyze.task_error import combine
+from narrowcast.bundle.compare import compare_tensors, mean_sqnr
+from narrowcast.calibrate import METHODS, ImageSet, TensorStatistics
+from narrowcast.calibrate.statistics import with_outputs
+from narrowcast.errors import UserError
+from narrowcast.graph.model import Model
+from narrowcast.graph.run import Runner
+from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, Planner, State, recover, refine_ranges, split
+from narrowcast.improve.hb_search import HbSearch, hb_search
+from narrowcast.improve.judge import loss_of
+from narrowcast.plan import Draft, Plan, finish
+from narrowcast.progress import track
+
+__all__ = ["AUTO_METHODS", "Candidate", "Choice", "Job", "check_effort", "choose", "vendor_search"]
+
+#: What the method "auto" tries. Which is best depends on the model (docs/calibration.md), so it is measured.
+AUTO_METHODS = ("mse", "lp", "percentile", "mean-minmax")
+#: Calibration images on which "auto" compares methods.
+AUTO_IMAGES = 6
+#: Images and trials of the refinement of the effort "fast". With three images it fitted them and lost on others.
+REFINE_IMAGES, REFINE_TRIALS = 6, 24
+
+
+@dataclass(frozen=True)
+class Job:
+    """What there is to choose for.
+
+    Attributes:
+        model: the user's model.
+        float_model: the same as ONNX.
+        drafted: its structure on the target.
+        statistics: of the draft's tensors.
+        calibration: the images.
+        method: calibration method, or ``"auto"``.
+        percentile: for the method of that name.
+        threads: of onnxruntime; 0 for all cores.
+    """
+
+    model: Model
+    float_model: onnx.ModelProto
+    drafted: Draft
+    statistics: dict[str, TensorStatistics]
+    calibration: ImageSet
+    method: str
+    percentile: float
+    threads: int
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """What is judged, float name to QDQ name: the outputs, or the logits where probabilities leave.
+
+        A probability of a few images says next to nothing of the classes that they do not show.
+        """
+        model = self.model
+        last = model.ir.graph.outputs[0].producer()
+        if model.task != "classify" or last is None or last.op_type != "Softmax" or last.inputs[0] is None:
+            return {name: name for name in model.output_names}
+        logits = str(last.inputs[0].name)
+        return {logits: f"{logits}_dequantized" if logits in self.drafted.structure.of else logits}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A quantized network and its QDQ graph.
+
+    Attributes:
+        method: calibration method.
+        state: graph, plan and factors.
+        proto: QDQ graph whose outputs are those of the user's model.
+        contrib: it uses the contrib domain.
+    """
+
+    method: str
+    state: State
+    proto: onnx.ModelProto
+    contrib: bool
+
+    @classmethod
+    def of(cls, method: str, state: State) -> Candidate:
+        """Lower a state."""
+        return cls(method, state, *state.lower())
+
+    @property
+    def plan(self) -> Plan:
+        """How every tensor is represented."""
+        return self.state.plan
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Result of :func:`choose`.
+
+    Attributes:
+        candidate: the best one.
+        record: for the manifest: ``mean_output_sqnr_db`` by method and, where steps were taken, ``task_loss`` by method
+            and ``steps``.
+        notes: for a person.
+    """
+
+    candidate: Candidate
+    record: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def check_effort(effort: str) -> None:
+    """Raise now if there is no such effort.
+
+    Raises:
+        UserError: it is unknown.
+    """
+    if effort not in ("fast", *EFFORTS):
+        raise UserError(f"unknown effort {effort!r}", f"use fast, {', '.join(EFFORTS)}")
+
+
+def vendor_search(job: Job) -> HbSearch:
+    """What the vendor's own search would choose."""
+    first = next(iter(job.calibration))
+    return hb_search(
+        job.model.ir, job.drafted, job.statistics, job.float_model, first, job.pairs, threads=job.threads
+    )  # fmt: skip
+
+
+def choose(job: Job, effort: str, vendor: HbSearch | None = None) -> Choice:
+    """The plan of the asked method, or of the best one, improved as far as the effort goes.
+
+    Args:
+        job: what to choose for.
+        effort: ``"fast"``, or a key of :data:`narrowcast.improve.EFFORTS`.
+        vendor: further candidates for the method ``"auto"``.
+    """
+    check_effort(effort)
+    few = list(islice(job.calibration, AUTO_IMAGES))
+    found: dict[str, Candidate] = {}
+    scores: dict[str, float] = {}
+    names = AUTO_METHODS if job.method == "auto" else (job.method,)
+    states = {name: _plain(job, name) for name in names}
+    if vendor is not None and job.method == "auto":
+        states.update({name: State(job.model.ir, plan, tuple(n)) for name, (plan, n) in vendor.plans.items()})
+    for name in track(list(states), "ranges"):
+        found[name] = Candidate.of(name, states[name])
+        rows = compare_tensors(job.float_model, found[name].proto, job.pairs, few, job.threads)
+        scores[name] = round(mean_sqnr(rows), 3)
+    if effort != "fast" and len(job.calibration) >= LEAST_IMAGES:
+        return _recovered(job, found, scores, EFFORTS[effort])
+    notes = () if effort == "fast" else (f"under {LEAST_IMAGES} calibration images: nothing is corrected",)
+    best = max(found.values(), key=lambda candidate: scores[candidate.method])
+    if job.method == "auto":
+        best = _refined(job, best, found, scores, few[:REFINE_IMAGES])
+    return Choice(best, {"mean_output_sqnr_db": scores}, notes)
+
+
+def _plain(job: Job, method: str) -> State:
+    plan, notes = finish(job.drafted, job.statistics, method, job.percentile)
+    return State(job.model.ir, plan, tuple(notes))
+
+
+def _planner(job: Job, best: Candidate) -> Planner:
+    """Makes plans as the chosen method does, for graphs with other weights too."""
+    known = best.method if best.method in METHODS else "minmax"  # a vendor's name: all its encodings are given
+    groups = enumerate(job.drafted.structure.groups)
+    given = {} if known == best.method else {i: best.plan.tensors[group.values[0]] for i, group in groups}
+
+    def make(state: State) -> tuple[Plan, list[str]]:
+        drafted = job.drafted.on(state.model.graph)
+        statistics = {**job.statistics, **state.statistics}
+        return finish(drafted, statistics, known, job.percentile, {**given, **state.chosen})
+
+    return make
+
+
+def _refined(
+    job: Job, best: Candidate, found: Mapping[str, Candidate], scores: dict[str, float], few: list[Any]
+) -> Candidate:
+    """Today's effort "fast": ranges on which methods disagree, by output noise."""
+    runner = Runner(with_outputs(job.float_model, list(job.pairs)), job.threads, "basic")
+    chosen, _, score = refine_ranges(
+        job.model.ir,
+        job.drafted,
+        best.plan,
+        [candidate.plan for candidate in found.values() if candidate is not best],
+        few,
+        [runner.run(tensor, list(job.pairs)) for tensor in few],
+        outputs=job.pairs,
+        trials=REFINE_TRIALS,
+        threads=job.threads,
+    )
+    if not chosen:
+        return best
+    scores["refined"] = round(score, 3)
+    state = replace(best.state, chosen=chosen).planned(_planner(job, best))
+    return Candidate.of(f"{best.method}, {len(chosen)} of them refined", state)
+
+
+def _recovered(job: Job, found: Mapping[str, Candidate], scores: dict[str, float], effort: Effort) -> Choice:
+    """The method with the least loss on some images, then the steps, judged on others."""
+    teaching, judging = split(len(job.calibration), effort)
+    teachers = list(job.calibration.subset(teaching))
+    own = Judge(job.model, job.pairs, teachers, job.threads)
+    judge = Judge(job.model, job.pairs, list(job.calibration.subset(judging)), job.threads)
+    # every method saw all images, so all of them may compare methods
+    losses = {
+        name: loss_of(combine([judged.error_of(candidate.proto) for judged in (own, judge)]))
+        for name, candidate in found.items()
+    }
+    best = min(found.values(), key=lambda candidate: losses[candidate.method])
+    others = [candidate.plan for candidate in found.values() if candidate is not best]
+    rest = job.calibration.subset([index for index in range(len(job.calibration)) if index not in judging])
+    state, steps = recover(job.model, best.state, job.drafted, _planner(job, best), others, own, judge, effort, rest)
+    searched = len(set(state.chosen) - _factored(job, state))
+    record = {
+        "mean_output_sqnr_db": scores,
+        "task_loss": {name: round(loss, 6) for name, loss in losses.items()},
+        "steps": [step.to_dict() for step in steps],
+    }
+    return Choice(
+        Candidate.of(f"{best.method}, {searched} of them searched" if searched else best.method, state), record
+    )
+
+
+def _factored(job: Job, state: State) -> set[int]:
+    groups = enumerate(job.drafted.structure.groups)
+    return {index for index, group in groups if set(group.values) & set(state.factors)}

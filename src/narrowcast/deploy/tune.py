@@ -1,0 +1,348 @@
+"""Mixed precision: from a bundle to one with some nodes at 16 bits, chosen on some images and reported on others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from narrowcast.analyze.images import telling, unseen
+from narrowcast.analyze.task_units import TaskError, TaskJudge, combine
+from narrowcast.bundle import Bundle, Predictor
+from narrowcast.bundle.folder import check_out
+from narrowcast.bundle.remake import lowered, remake, state_of
+from narrowcast.calibrate import ImageSet, TensorStatistics, collect
+from narrowcast.deploy.espdl import write_espdl
+from narrowcast.deploy.make import ESPDL_FILE
+from narrowcast.deploy.tune_halves import Labelled, halves, halves_of_labels
+from narrowcast.errors import UserError
+from narrowcast.evaluate import Report
+from narrowcast.evaluate.coco_scores import FAMILIES
+from narrowcast.graph import Model, Runner
+from narrowcast.improve import State
+from narrowcast.improve.tune import Budget, Nodes, Step, first_that_meets, members, search
+from narrowcast.improve.tune_candidates import Candidate, Costs, candidates
+from narrowcast.improve.tune_meter import Memo, TaskMeter
+from narrowcast.improve.tune_plan import Widener
+from narrowcast.plan import Plan
+from narrowcast.progress import track
+from narrowcast.targets import Target
+
+__all__ = ["Labelled", "Wish", "known_metrics", "tune", "usual_metric"]
+
+#: Images at 640 x 640 on which sets are compared, and the most of a smaller input.
+LOSS_IMAGES, MOST_LOSS_IMAGES = 12, 96
+#: Images whose ranges 16-bit tensors take, at most.
+RANGE_IMAGES = 24
+#: What stands for the metric where nothing is labelled: the mean loss of similarity to what float finds.
+_UNLABELLED = {"pose": "oks_loss", "segment": "mask_iou_loss", "detect": "iou_loss", "classify": "top1_disagreement"}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for.
+
+    Attributes:
+        max_drop: the most that the metric may lose, relative to float, 0..1.
+        budget: share of what may run at 16 bits (0..1), or with ``unit`` ``"convolutions"`` a count from 1 on.
+        unit: what the budget counts, ``"convolutions"`` or ``"macs"``.
+        metric: family and name, such as ``("keypoints", "AP")``; ``None`` without labels.
+    """
+
+    max_drop: float = 0.01
+    budget: float = 0.1
+    unit: str = "convolutions"
+    metric: tuple[str, str] | None = None
+
+
+def known_metrics(task: str) -> dict[str, tuple[str, str]]:
+    """Names of the metrics of a task with their family and name in a report, the usual one first."""
+    if task == "classify":
+        return {"top1": ("classes", "top-1"), "top-1": ("classes", "top-1"), "top5": ("classes", "top-5")}
+    return {f"{family}.{name}": (family, name) for family in FAMILIES.get(task, ()) for name in ("AP", "AP50", "AP75")}
+
+
+def usual_metric(task: str) -> tuple[str, str]:
+    """What a task is judged by.
+
+    Raises:
+        UserError: the outputs of the model are not known.
+    """
+    known = known_metrics(task)
+    if not known:
+        raise UserError(f"a {task} model has no metric", "leave the labels out")
+    return next(iter(known.values()))
+
+
+def tune(
+    bundle: Bundle,
+    images: ImageSet,
+    *,
+    out: str | Path,
+    wish: Wish | None = None,
+    data: Labelled | None = None,
+    loss_images: int | None = None,
+    workers: int = 0,
+    fresh: bool = False,
+    force: bool = False,
+    command: Sequence[str] = (),
+) -> Bundle:
+    """Give 16 bits to the nodes that gain most by it.
+
+    Args:
+        bundle: to start from; not changed.
+        images: of the kind that the model will see; those used for calibration are left out. Half of them choose, the
+            other half reports.
+        out: folder to write. Until it is written, measurements are kept in ``.<name>.tune.jsonl`` beside it.
+        wish: drop and budget.
+        data: labelled images, for the metric; needed when the wish names one.
+        loss_images: on which sets are compared; 12 at 640 x 640 by default, and more of smaller ones.
+        workers: variants or images in work at once; 0 for one a core.
+        fresh: forget an interrupted run.
+        force: replace an existing bundle.
+        command: recorded in the manifest.
+
+    Returns:
+        The new bundle; its manifest's ``calibration["tune"]`` says what each step bought.
+
+    Raises:
+        UserError: a target without 16 bits, too few images, a budget that allows nothing.
+    """
+    path = check_out(out, force)
+    job = _Job.of(bundle, images, wish or Wish(), data, loss_images, workers)
+    file = path.absolute().parent / f".{path.name}.tune.jsonl"
+    if fresh:
+        file.unlink(missing_ok=True)
+    with Memo(file, job.key()) as memo:
+        record, state = job.run(memo)
+        return remake(
+            bundle, state, {"tune": record}, job.report_images,
+            out=path, force=force, command=command, extra=_extra(bundle, job.target),
+        )  # fmt: skip
+
+
+def _runtime(bundle: Bundle) -> str:
+    return bundle.manifest.runtime.rpartition(" ")[2]
+
+
+def _extra(bundle: Bundle, target: Target) -> Callable[[Model, Plan, Target], Mapping[str, bytes]] | None:
+    """The chip's own model file, where ``quantize`` writes one."""
+    if "espdl" not in target.kits:
+        return None
+    metadata = {"model": bundle.manifest.model["source"], "model_sha256": bundle.manifest.model["sha256"]}
+
+    def made(model: Model, plan: Plan, chip: Target) -> Mapping[str, bytes]:
+        return {ESPDL_FILE: write_espdl(model.ir, plan, chip, runtime=_runtime(bundle), metadata=metadata)}
+
+    return made
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run: where it starts, what it may look at.
+
+    Attributes:
+        bundle: to start from.
+        start: the network that it holds.
+        target: its target.
+        wish: what is asked for.
+        chosen_by, report_images: images that choose, and that report.
+        labelled: the same for labelled images, or nothing.
+        excluded: images left out because calibration saw them.
+        workers: in work at once; 0 for one a core.
+    """
+
+    bundle: Bundle
+    start: State
+    target: Target
+    wish: Wish
+    chosen_by: ImageSet
+    report_images: ImageSet
+    range_images: ImageSet
+    labelled: tuple[Labelled, Labelled] | None
+    excluded: int
+    workers: int
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, images: ImageSet, wish: Wish, data: Labelled | None, count: int | None, workers: int
+    ) -> _Job:
+        manifest = bundle.manifest
+        start, target = state_of(bundle), bundle.target
+        if wish.metric is not None and data is None:
+            raise UserError(f"{'.'.join(wish.metric)} needs labelled images", "give labels, or no metric")
+        if data is not None and wish.metric is None:
+            wish = replace(wish, metric=usual_metric(manifest.task))
+        used = {*manifest.calibration.get("images", ()), *manifest.calibration.get("held_back", ())}
+        left, excluded = unseen(images, used)
+        labelled = None if data is None else halves_of_labels(data, used)
+        choosing, reporting = halves(left, labelled)
+        limit = count or _loss_images(bundle)
+        floating = bundle.model.to_proto()
+        pick = partial(telling, limit=limit, proto=floating, task=manifest.task, head=manifest.head)
+        ranges = choosing.subset([i * len(choosing) // RANGE_IMAGES for i in range(RANGE_IMAGES)])
+        if len(choosing) <= RANGE_IMAGES:
+            ranges = choosing
+        few = pick(choosing), pick(reporting)
+        return cls(bundle, start, target, wish, *few, ranges, labelled, excluded, workers)
+
+    def key(self) -> dict[str, Any]:
+        """Everything that the measurements depend on."""
+        return {
+            "files": self.bundle.manifest.files,
+            "chosen_by": self.chosen_by.hashes(),
+            "ranges": self.range_images.hashes(),
+            "report": self.report_images.hashes(),
+            "family": self._family,
+            "version": 1,
+        }
+
+    def run(self, memo: Memo) -> tuple[dict[str, Any], State]:
+        """Search, choose, report: the record for the manifest, and the network."""
+        widener = Widener(self.start, self.target, self._statistics(), runtime=_runtime(self.bundle))
+        known = candidates(widener)
+        costs = Costs(self.start.model.graph, self.wish.unit)
+        budget = self._budget(costs, known, widener)
+        tensors, judge = self._judge(self.chosen_by)
+        meter = TaskMeter(widener, costs, judge, tensors, memo, self._family, self.workers)
+
+        def enough(nodes: Nodes) -> bool:
+            return self.labelled is None and self._estimate(meter.error(nodes)) <= self.wish.max_drop
+
+        steps = search(known, meter, budget, enough=enough)
+        if self.labelled is not None:
+            index, drops = self._by_metric(steps, widener, memo)
+        else:
+            index = len(steps) - 1
+            drops = {i: self._estimate(meter.error(members(steps, i))) for i in range(len(steps))}
+        nodes = members(steps, index)
+        state = widener.state(nodes)
+        record = {
+            "wish": {"max_drop": self.wish.max_drop, "budget": self.wish.budget, "unit": self.wish.unit},
+            "budget": {"limit": budget.limit, "total": budget.total},
+            "steps": [{**step.to_dict(), "drop": drops.get(i)} for i, step in enumerate(steps)],
+            "kept_steps": index,
+            "nodes": sorted(nodes),
+            "cost": {unit: self._cost(unit, state.plan) for unit in ("convolutions", "macs")},
+            "images": {"choose": self.chosen_by.hashes(), "report": self.report_images.hashes()},
+            "excluded": self.excluded,
+            "report": self._report(state),
+        }
+        return record, state
+
+    @property
+    def _family(self) -> str:
+        """Of the metric that counts, labels or not."""
+        usual = next(iter(known_metrics(self.bundle.manifest.task).values()), ("", ""))
+        return (self.wish.metric or usual)[0]
+
+    def _statistics(self) -> dict[str, TensorStatistics]:
+        images = self.range_images
+        names = Widener.tensors(self.start.model.graph)
+        return collect(ir.to_proto(self.start.model), names, track(images, "ranges", len(images)), threads=self.workers)
+
+    def _budget(self, costs: Costs, known: Sequence[Candidate], widener: Widener) -> Budget:
+        share = self.wish.budget < 1 or self.wish.unit == "macs"
+        limit = self.wish.budget * costs.total if share else self.wish.budget
+        least = min(costs.of(widener.plan(each.nodes)) for each in known)
+        if limit < least:
+            raise UserError(
+                f"a budget of {limit:.3g} of {costs.total:.3g} {self.wish.unit} allows no candidate",
+                f"the smallest needs {least / costs.total:.2%}",
+            )
+        return Budget(limit, costs.total, self.wish.unit)
+
+    def _cost(self, unit: str, plan: Plan) -> dict[str, float]:
+        costs = Costs(self.start.model.graph, unit)
+        return {"wide": costs.of(plan), "total": costs.total, "share": round(costs.share(plan), 6)}
+
+    @cached_property
+    def _floating(self) -> Runner:
+        return Runner(self.bundle.model.to_proto(), self.workers)
+
+    def _judge(self, images: ImageSet) -> tuple[list[Any], TaskJudge]:
+        manifest = self.bundle.manifest
+        tensors = list(images)
+        references = [self._floating.run(tensor) for tensor in track(tensors, "float")]
+        size = manifest.preprocess.height, manifest.preprocess.width
+        judge = TaskJudge(
+            manifest.task, manifest.head, references, softmax_missing=manifest.softmax_missing, input_size=size
+        )
+        return tensors, judge
+
+    def _estimate(self, error: TaskError) -> float:
+        """What stands for the drop of the metric without labels."""
+        value = getattr(error, _UNLABELLED.get(self.bundle.manifest.task, "noise_ratio"))
+        return error.loss if value is None else float(value)
+
+    def _by_metric(self, steps: Sequence[Step], widener: Widener, memo: Memo) -> tuple[int, dict[int, float]]:
+        """The first step at which the metric is kept, on the labelled images that choose, and the measured drops."""
+        assert self.labelled is not None and self.wish.metric is not None
+        half, metric = self.labelled[0], ".".join(self.wish.metric)
+        metric += f" {hashlib.sha256(' '.join(file.name for file in half.files).encode()).hexdigest()[:16]}"
+        floating = memo.get(f"{metric} float", lambda: self._metric(half, lambda: self.bundle.engine("float", 1)))
+        if not floating:
+            raise UserError(
+                f"the float model has a {metric.split()[0]} of 0 on these images", "check images and labels"
+            )
+        drops: dict[int, float] = {}
+
+        def drop(index: int) -> float:
+            nodes = members(steps, index)
+            make = partial(self._predictor, widener.state(nodes))
+            value = memo.get(f"{metric} {' '.join(sorted(nodes))}", lambda: self._metric(half, make))
+            drops[index] = 1 - value / floating
+            return drops[index]
+
+        index, _ = first_that_meets([step.loss for step in steps], drop(0), self.wish.max_drop, drop)
+        return index, drops
+
+    def _metric(self, data: Labelled, make: Callable[[], Predictor]) -> float:
+        assert self.wish.metric is not None
+        value = self._evaluate(data, {"tune": make}).metric("tune", *self.wish.metric)
+        return value or 0.0
+
+    def _evaluate(self, data: Labelled, graphs: Mapping[str, Callable[[], Predictor]]) -> Report:
+        return data.evaluate(graphs, workers=self.workers or None)
+
+    def _predictor(self, state: State) -> Predictor:
+        """A network, ready to run with one thread: the exact integers, or the QDQ graph where there are none."""
+        manifest = self.bundle.manifest
+        proto, exact = lowered(state, self.target)
+        digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+        runner = Runner(proto, 1, "all" if exact else "basic")
+        return Predictor(
+            manifest.task, manifest.head, manifest.classes, manifest.skeleton, manifest.preprocess, runner,
+            manifest.softmax_missing, None, digest,
+        )  # fmt: skip
+
+    def _report(self, state: State) -> dict[str, Any]:
+        """Before and after on what chose nothing, with the exact integers."""
+        graphs = {
+            "before": partial(self._predictor, self.start),
+            "after": partial(self._predictor, state),
+        }
+        tensors, judge = self._judge(self.report_images)
+        result: dict[str, Any] = {}
+        for name, make in graphs.items():
+            predictor = make()
+            errors = (judge.judge(i, predictor.run(tensor)) for i, tensor in enumerate(track(tensors, name)))
+            error = combine(errors)
+            result[name] = {**error.to_dict(), "drop": self._estimate(error)}
+        if self.labelled is not None:
+            every = {"float": partial(self.bundle.engine, "float", 1), **graphs}
+            found = self._evaluate(self.labelled[1], every)
+            result["metrics"] = {"images": found.images, "rows": found.to_dict()["rows"]}
+            for row in result["metrics"]["rows"]:
+                del row["images_per_second"]  # equal work gives equal bytes
+        return result
+
+
+def _loss_images(bundle: Bundle) -> int:
+    spec = bundle.manifest.preprocess
+    return max(LOSS_IMAGES, min(MOST_LOSS_IMAGES, LOSS_IMAGES * 640 * 640 // (spec.height * spec.width)))

@@ -1,0 +1,175 @@
+"""The steps that get accuracy back, one after the other, each kept only where it helps on images it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from narrowcast.calibrate.statistics import collect
+from narrowcast.graph.model import Model
+from narrowcast.graph.run import Runner
+from narrowcast.improve.equalize import equalize
+from narrowcast.improve.factors import output_factors
+from narrowcast.improve.judge import Judge, loss_of
+from narrowcast.improve.ranges import search_ranges
+from narrowcast.improve.reconstruct import reconstruct
+from narrowcast.improve.state import Planner, State
+from narrowcast.plan.build import Draft
+from narrowcast.plan.types import Plan
+
+__all__ = ["EFFORTS", "LEAST_IMAGES", "Effort", "Recovery", "Step", "recover", "split"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent.
+
+    Attributes:
+        teachers: images that corrections are made from.
+        judges: images that decide whether a step is kept.
+        trials: encodings tried by the range search.
+    """
+
+    teachers: int
+    judges: int
+    trials: int
+
+
+#: ``"fast"`` chooses ranges and corrects nothing.
+EFFORTS = {"standard": Effort(9, 12, 40), "max": Effort(24, 20, 400)}
+#: With fewer images there is nothing to judge by.
+LEAST_IMAGES = 6
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step and what it bought, as recorded in the manifest.
+
+    Attributes:
+        step: its name.
+        loss_before, loss_after: in task units (:class:`narrowcast.analyze.task_error.TaskError`) on the judging images.
+        kept: whether the loss fell.
+    """
+
+    step: str
+    loss_before: float
+    loss_after: float
+    kept: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; six digits."""
+        return {
+            "step": self.step,
+            "loss_before": round(self.loss_before, 6),
+            "loss_after": round(self.loss_after, 6),
+            "kept": self.kept,
+        }
+
+
+def split(count: int, effort: Effort) -> tuple[list[int], list[int]]:
+    """Indices of the images that teach and of those that judge; no image does both.
+
+    Args:
+        count: of calibration images, :data:`LEAST_IMAGES` or more.
+        effort: how many are wanted; with fewer images, half of them judge.
+    """
+    judging = min(effort.judges, count // 2)
+    judges = sorted({int(place) for place in np.linspace(1, count - 1, judging)})
+    rest = [index for index in range(count) if index not in judges]
+    chosen = np.linspace(0, len(rest) - 1, min(effort.teachers, len(rest)))
+    return [rest[int(place)] for place in chosen], judges
+
+
+class Recovery:
+    """Runs steps and keeps the best state so far.
+
+    Args:
+        state: where to start.
+        judge: on images that no step sees.
+    """
+
+    def __init__(self, state: State, judge: Judge) -> None:
+        self.state, self.judge = state, judge
+        self.loss = loss_of(judge.error_of(state.lower()[0]))
+        self.steps: list[Step] = []
+
+    def attempt(self, name: str, step: Callable[[State], State]) -> None:
+        """Take a step back unless it lowers the loss; nothing is recorded where there was nothing to do."""
+        changed = step(self.state)
+        if changed is self.state:
+            return
+        loss = loss_of(self.judge.error_of(changed.lower()[0]))
+        kept = loss < self.loss
+        self.steps.append(Step(name, self.loss, loss, kept))
+        if kept:
+            self.state, self.loss = changed, loss
+
+
+def recover(
+    model: Model,
+    state: State,
+    drafted: Draft,
+    planner: Planner,
+    alternatives: Sequence[Plan],
+    teachers: Judge,
+    judge: Judge,
+    effort: Effort,
+    images: Iterable[NDArray[np.float32]] | None = None,
+) -> tuple[State, list[Step]]:
+    """Improve a quantized network without labels.
+
+    Args:
+        model: the user's model.
+        state: where to start.
+        drafted: its structure.
+        planner: makes the plan of changed weights.
+        alternatives: plans of other calibration methods; none: ranges stay.
+        teachers: on the images that corrections are made from.
+        judge: on other images.
+        effort: how much is spent.
+        images: all inputs that do not judge, for what needs many and is cheap; those of ``teachers`` by default.
+
+    Returns:
+        The best state, and what each step did.
+    """
+    recovery = Recovery(state, judge)
+
+    def factors(before: State) -> State:
+        runner = Runner(model.to_proto(), judge.threads)
+        every = teachers.inputs if images is None else images
+        return output_factors(before, drafted, model.head, (runner.run(tensor) for tensor in every), planner)
+
+    def ranges(before: State) -> State:
+        return search_ranges(before, drafted, planner, alternatives, teachers, effort.trials)
+
+    def weights(rounding: bool, biases: bool) -> Callable[[State], State]:
+        def correct(before: State) -> State:
+            found = reconstruct(
+                before.model, before.plan, teachers.inputs, rounding=rounding, biases=biases, threads=judge.threads
+            )
+            return replace(before, model=found.model, changed=True) if found.rounded or found.shifted else before
+
+        return correct
+
+    def equalized(before: State) -> State:
+        changed, names = equalize(before.model)
+        if not names:
+            return before
+        proto = ir.to_proto(changed)
+        wanted = [name for name in names if name in drafted.wanted_statistics()]
+        statistics = collect(proto, wanted, teachers.inputs if images is None else images, threads=judge.threads)
+        return replace(before, model=changed, statistics=statistics, changed=True).planned(planner)
+
+    recovery.attempt("equalization", equalized)
+    recovery.attempt("output factors", factors)
+    if alternatives:
+        recovery.attempt("range search", ranges)
+    recovery.attempt("rounding and biases", weights(True, True))
+    if recovery.steps and not recovery.steps[-1].kept:
+        recovery.attempt("biases", weights(False, True))
+    return recovery.state, recovery.steps

@@ -1,0 +1,223 @@
+"""A finished plan with some nodes at 16 bits and everything else as it was.
+
+Planning again from statistics would move ranges that calibration chose with care. So every encoding is taken from the
+plan, and only what changes its type is made anew: a 16-bit tensor takes the whole range that float needs, a 16-bit
+weight its own least-error scale, and a bias the product of the scales around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from narrowcast.calibrate.statistics import TensorStatistics
+from narrowcast.errors import UserError
+from narrowcast.graph.units import constant_of
+from narrowcast.improve.state import State
+from narrowcast.plan import Draft, Encoding, Pins, Plan, draft, edge_key
+from narrowcast.plan.parameters import bias_encoding, constant_encoding, weight_encoding
+from narrowcast.plan.ranging import choose_encoding
+from narrowcast.plan.structure import ACCUMULATING, Group, activation_inputs
+from narrowcast.targets.schema import Target
+
+__all__ = ["Widener", "wide_products"]
+
+#: Room above the range seen, so that other images do not clip: 16 bits have it to spare.
+_MARGIN = 1.5
+_REASON = "16 bits, by tune"
+
+
+class _Exact(Pins):
+    """Pins by whole names: node names may hold characters that patterns use."""
+
+    def type_of(self, node: str) -> str | None:
+        return self.nodes.get(node)
+
+
+@dataclass
+class Widener:
+    """Makes plans with some nodes at 16 bits.
+
+    Attributes:
+        start: the graph and the plan to start from; not changed.
+        target: the chip's rules.
+        statistics: range of every tensor in float; see :meth:`tensors`.
+        runtime: version of the chip's runtime, ``None`` for the newest known.
+    """
+
+    start: State
+    target: Target
+    statistics: Mapping[str, TensorStatistics]
+    runtime: str | None = None
+    _weights: dict[str, Encoding] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> ir.Graph:
+        """The prepared graph."""
+        return self.start.model.graph
+
+    @property
+    def base(self) -> Plan:
+        """The plan to start from."""
+        return self.start.plan
+
+    def state(self, wide: Collection[str]) -> State:
+        """The network with these nodes at 16 bits; see :meth:`plan`."""
+        start = self.start
+        return State(start.model, self.plan(wide), start.notes, start.factors, changed=start.changed)
+
+    @staticmethod
+    def tensors(graph: ir.Graph) -> list[str]:
+        """Names of the tensors whose range may be needed: everything that is computed, and the input."""
+        computed = [value for node in graph for value in node.outputs if value.dtype in (None, ir.DataType.FLOAT)]
+        return [str(value.name) for value in [*graph.inputs, *computed]]
+
+    def plan(self, wide: Collection[str]) -> Plan:
+        """The plan with these nodes at 16 bits.
+
+        Args:
+            wide: node names.
+
+        Returns:
+            A plan whose other encodings are those of :attr:`base`; :attr:`base` itself for no nodes.
+
+        Raises:
+            UserError: a node that the chip cannot run with 16 bits.
+        """
+        if not wide:
+            return self.base
+        types = {name: placement.type for name, placement in self.base.nodes.items()}
+        pins = _Exact({**types, **dict.fromkeys(wide, "int16")})
+        drafted = draft(self.graph, self.target, pins, self.runtime)
+        tensors = dict(self.base.tensors)
+        encodings = {id(group): self._encoding(group) for group in drafted.structure.groups}
+        for group in drafted.structure.groups:
+            tensors.update(dict.fromkeys(group.values, encodings[id(group)]))
+        edges = {key: encodings[id(group)] for key, group in drafted.structure.edges.items()}
+        edges.update(self._type_edges(drafted, tensors, edges))
+        edges = {key: value for key, value in edges.items() if value != tensors.get(_read(key, drafted))}
+        for node in self.graph:
+            self._parameters(node, drafted, tensors, edges)
+        for name, node in drafted.structure.accumulators.items():
+            product = bias_encoding(*(_operand(node, index, tensors, edges) for index in (0, 1)))
+            tensors[name] = product if product.axis is None else replace(product, axis=1)
+        nodes = {
+            name: self.base.nodes[name] if kind == placement.type else replace(placement, reason=_REASON)
+            for (name, kind), placement in zip(types.items(), drafted.placement.values(), strict=True)
+        }
+        return replace(self.base, tensors=tensors, edges=edges, nodes=nodes)
+
+    def _encoding(self, group: Group) -> Encoding:
+        """The plan's encoding where the type stays, else the float range of all members."""
+        known = [self.base.tensors[name] for name in group.values if name in self.base.tensors]
+        same = [encoding for encoding in known if encoding.dtype == group.type]
+        if same:
+            return same[0]
+        sources = [self.statistics[name] for name in group.sources]
+        found = choose_encoding(sources, self.target, group.type, "minmax", through=group.through)
+        if group.type == "int16" and self.target.activation.scale == "free":
+            return replace(found, scale=float(found.scales) * _MARGIN)
+        return found
+
+    def _type_edges(
+        self, drafted: Draft, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]
+    ) -> dict[str, Encoding]:
+        """Operands of another type than their node's, on targets where they must have it."""
+        result: dict[str, Encoding] = {}
+        for node in self.graph if self.target.uniform_types else ():
+            wanted = drafted.placement[str(node.name)].type
+            if wanted == "float32" or drafted.is_passive(node):
+                continue
+            for index, value in activation_inputs(node):
+                key = edge_key(str(node.name), index)
+                current = edges.get(key, tensors.get(str(value.name)))
+                if current is None or current.dtype == wanted:
+                    continue
+                if wanted == "int16":  # every int8 value is an int16 value of a 256 times finer step
+                    result[key] = Encoding("int16", float(current.scales) / 256)
+                else:
+                    result[key] = self._narrow(key, value, drafted)
+        return result
+
+    def _narrow(self, key: str, value: ir.Value, drafted: Draft) -> Encoding:
+        """How 8-bit readers see a 16-bit tensor: as it was in 8 bits."""
+        name = str(value.name)
+        before = self.base.edges.get(key, self.base.tensors.get(name))
+        if before is not None and before.dtype == "int8":
+            return before
+        sources = drafted.structure.of[name].sources
+        return choose_encoding([self.statistics[each] for each in sources], self.target, "int8", "minmax")
+
+    def _parameters(
+        self, node: ir.Node, drafted: Draft, tensors: dict[str, Encoding], edges: Mapping[str, Encoding]
+    ) -> None:
+        """Encodings of the node's constants."""
+        kind = drafted.placement[str(node.name)].type
+        if kind == "float32":
+            return
+        if node.op_type in ACCUMULATING and constant_of(node.inputs[1]) is not None:
+            name = str(node.inputs[1].name)
+            dtype = self.target.weight.type_for(kind)
+            tensors[name] = self._weight(node, dtype)
+            if len(node.inputs) > 2 and node.inputs[2] is not None:
+                tensors[str(node.inputs[2].name)] = bias_encoding(_operand(node, 0, tensors, edges), tensors[name])
+        elif kind != self.base.nodes[str(node.name)].type and node.op_type in self.target.constant_operands:
+            for value in node.inputs:
+                array = constant_of(value)
+                if value is None or array is None or array.dtype != "float32":
+                    continue
+                shared = self.target.shared.get(node.op_type) == "output"
+                output = tensors.get(str(node.outputs[0].name)) if shared else None
+                tensors[str(value.name)] = output or constant_encoding(array, self.target, kind)
+
+    def _weight(self, node: ir.Node, dtype: str) -> Encoding:
+        name = str(node.inputs[1].name)
+        before = self.base.tensors.get(name)
+        if before is not None and before.dtype == dtype:
+            return before
+        if name not in self._weights:
+            self._weights[name] = weight_encoding(node, self.target, dtype)
+        return self._weights[name]
+
+
+def _read(key: str, drafted: Draft) -> str:
+    node, index = key.rsplit("#", 1)
+    value = drafted.nodes_by_name[node].inputs[int(index)]
+    return "" if value is None else str(value.name)
+
+
+def _operand(node: ir.Node, index: int, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]) -> Encoding:
+    value = node.inputs[index]
+    found = edges.get(edge_key(str(node.name), index), tensors.get(str(value.name) if value is not None else ""))
+    if found is None:
+        raise UserError(f"operand {index} of {node.name} is not quantized", "quantize the model again")
+    return found
+
+
+def wide_products(graph: ir.Graph, plan: Plan) -> list[str]:
+    """Names of the sums of products with a constant weight that compute at 16 bits, in graph order.
+
+    Such a node is pinned to 16 bits, or reads or writes a 16-bit tensor: the chip then runs its 16-bit kernel. Nodes
+    with two computed operands (MatMul of attention) count too.
+    """
+    found = []
+    for node in graph:
+        if node.op_type not in ACCUMULATING:
+            continue
+        read = [_type(node, index, plan) for index, _ in activation_inputs(node)]
+        written = plan.tensors.get(str(node.outputs[0].name))
+        placement = plan.nodes.get(str(node.name))
+        wide = placement is not None and placement.type == "int16"
+        if wide or "int16" in read or (written is not None and written.dtype == "int16"):
+            found.append(str(node.name))
+    return found
+
+
+def _type(node: ir.Node, index: int, plan: Plan) -> str:
+    value = node.inputs[index]
+    encoding = plan.edges.get(edge_key(str(node.name), index))
+    if encoding is None and value is not None:
+        encoding = plan.tensors.get(str(value.name))
+    return encoding.dtype if encoding is not None else ""

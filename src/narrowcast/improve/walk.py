@@ -1,0 +1,143 @@
+"""Run a graph node by node for several images at once, in float or under a plan.
+
+Corrections need what every node reads in the quantized network after all nodes before it were corrected. Running the
+whole network again for each node would cost the square of its depth; this walk computes every node once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from narrowcast.graph.units import constant_of, inline_units
+from narrowcast.plan.types import Encoding, Plan, edge_key
+
+__all__ = ["CORRECTABLE", "NodeRunner", "Walk", "fake_quantize", "is_correctable"]
+
+Array = NDArray[Any]
+#: Operators with a constant weight and a bias.
+CORRECTABLE = ("Conv", "ConvTranspose", "Gemm")
+
+
+def is_correctable(node: ir.Node) -> bool:
+    """Whether the node multiplies its input with a constant weight of its own."""
+    return node.op_type in CORRECTABLE and constant_of(node.inputs[1]) is not None
+
+
+def fake_quantize(values: Array, encoding: Encoding) -> NDArray[np.float32]:
+    """Real values to the nearest that the encoding holds; float32, same shape."""
+    if encoding.dtype == "int32":
+        return np.asarray(values, np.float32)  # an accumulator is exact
+    scale = encoding.broadcast(values.ndim).astype(np.float32)
+    steps = np.rint(values / scale)
+    np.clip(steps, encoding.qmin - encoding.zero_point, encoding.qmax - encoding.zero_point, out=steps)
+    steps *= scale
+    return np.asarray(steps, np.float32)
+
+
+class NodeRunner:
+    """One node as an onnxruntime session; weight and bias of a correctable node are inputs.
+
+    Args:
+        node: of a prepared graph.
+        functions: local functions of the model (Silu and the like).
+        opsets: of the model.
+        threads: of onnxruntime; 0 for all cores.
+    """
+
+    def __init__(
+        self, node: ir.Node, functions: Sequence[onnx.FunctionProto], opsets: Sequence[onnx.OperatorSetIdProto],
+        threads: int = 0,
+    ) -> None:  # fmt: skip
+        open_inputs = (1, 2) if is_correctable(node) else ()
+        self.inputs: list[tuple[int, str]] = []
+        constants: list[onnx.TensorProto] = []
+        declared: list[onnx.ValueInfoProto] = []
+        for index, value in enumerate(node.inputs):
+            if value is None or value.name in [known.name for known in (*constants, *declared)]:
+                continue
+            array = constant_of(value)
+            if array is not None and index not in open_inputs:
+                constants.append(onnx.numpy_helper.from_array(array, str(value.name)))
+                continue
+            self.inputs.append((index, str(value.name)))
+            kind = TensorProto.FLOAT if array is None else helper.np_dtype_to_tensor_dtype(array.dtype)
+            declared.append(helper.make_tensor_value_info(str(value.name), kind, None))
+        outputs = [helper.make_empty_tensor_value_info(str(output.name)) for output in node.outputs]
+        graph = helper.make_graph([ir.serde.serialize_node(node)], "node", declared, outputs, constants)
+        proto = helper.make_model(graph, opset_imports=list(opsets), functions=list(functions), ir_version=8)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(
+            inline_units(proto).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, operands: dict[int, Array]) -> list[Array]:
+        """Outputs for operands by their position."""
+        return list(self.session.run(None, {name: operands[index] for index, name in self.inputs}))
+
+
+class Walk:
+    """Values of one network for several images, node after node.
+
+    Args:
+        model: prepared graph; not changed.
+        plan: its encodings; ``None`` for float.
+        inputs: model inputs.
+    """
+
+    def __init__(self, model: ir.Model, plan: Plan | None, inputs: Sequence[Array]) -> None:
+        self.plan = plan
+        self.values: dict[str, list[Array]] = {}
+        self._last = {str(value.name): node for node in model.graph for value in node.inputs if value is not None}
+        image = str(model.graph.inputs[0].name)
+        self.values[image] = [self._encoded(image, tensor) for tensor in inputs]
+
+    def _encoded(self, name: str, values: Array) -> Array:
+        encoding = self.plan.tensors.get(name) if self.plan is not None else None
+        return values if encoding is None else fake_quantize(values, encoding)
+
+    def operand(self, node: ir.Node, index: int) -> list[Array]:
+        """What the node reads at that position, one array an image."""
+        value = node.inputs[index]
+        assert value is not None
+        values = self.values[str(value.name)]
+        edge = self.plan.edges.get(edge_key(str(node.name), index)) if self.plan is not None else None
+        return values if edge is None else [fake_quantize(each, edge) for each in values]
+
+    def compute(self, node: ir.Node, runner: NodeRunner, weight: Array | None, bias: Array | None) -> list[list[Array]]:
+        """Outputs of the node before they are encoded, one list of outputs an image."""
+        fixed: dict[int, Array] = {}
+        for index, own in ((1, weight), (2, bias)):
+            if own is not None:
+                fixed[index] = np.asarray(own, np.float32)
+        computed = {
+            index: self.operand(node, index)
+            for index, value in enumerate(node.inputs)
+            if value is not None and value.const_value is None
+        }
+        count = len(next(iter(self.values.values())))
+        return [
+            runner.run({**fixed, **{index: values[image] for index, values in computed.items()}})
+            for image in range(count)
+        ]
+
+    def keep(self, node: ir.Node, outputs: Sequence[Sequence[Array]]) -> None:
+        """Take the node's outputs in, encoded, and forget what nobody reads any more."""
+        for position, output in enumerate(node.outputs):
+            name = str(output.name)
+            self.values[name] = [self._encoded(name, each[position]) for each in outputs]
+        for value in node.inputs:
+            if value is not None and self._last.get(str(value.name)) is node:
+                self.values.pop(str(value.name), None)
+        for output in node.outputs:
+            if str(output.name) not in self._last and not output.is_graph_output():
+                self.values.pop(str(output.name), None)
