@@ -10,7 +10,7 @@ from builders import model as build
 from builders import save, weights
 from narrowcast.calibrate import collect
 from narrowcast.graph import Model, Runner, load
-from narrowcast.improve.factors import best_steps, output_factors, scale_outputs
+from narrowcast.improve.factors import best_steps, output_factors, scale_outputs, steady
 from narrowcast.improve.relevance import relevant
 from narrowcast.improve.state import State
 from narrowcast.lower.factors import factored, undo_factors, with_factors
@@ -152,3 +152,19 @@ def test_cells_that_decode_never_keeps_do_not_count() -> None:
     values, _ = relevant("kpt_s8", outputs, head)
     np.testing.assert_array_equal(values[:, 0], outputs["kpt_s8"][0, :, 1, 0])
     assert values.shape == (6, 1)
+
+
+def test_steps_are_as_large_as_on_the_other_side_and_nearly_as_at_other_strides() -> None:
+    head = HeadSpec("pose", (8, 16), 1, 16, (17, 3), 0)
+    rng = np.random.default_rng(0)
+    sizes = {"kpt_s8": 51, "kpt_s16": 51, "box_s8": 64, "cls_s8": 1}
+    steps = {name: rng.uniform(0.1, 1, size) for name, size in sizes.items()}
+    found = steady(steps, head)
+    assert found["cls_s8"] is steps["cls_s8"] and all(np.all(found[name] >= steps[name]) for name in steps)
+    first, second = (found[name].reshape(17, 3) for name in ("kpt_s8", "kpt_s16"))
+    np.testing.assert_array_equal(first[9], first[10])  # wrists
+    assert np.all(first >= 0.8 * second) and np.all(second >= 0.8 * first)
+    left, top, right, _ = found["box_s8"].reshape(4, 16)
+    np.testing.assert_array_equal(left, right)
+    np.testing.assert_array_equal(top, steps["box_s8"][16:32])
+    assert steady(steps, None) == steps

@@ -93,7 +93,7 @@ class Subject:
         return found
 
     @cached_property
-    def _uncorrected(self) -> dict[str, onnx.TensorProto]:
+    def uncorrected(self) -> dict[str, onnx.TensorProto]:
         """Constants that were corrected, as they were before, times the factors of their output."""
         if self.source is None:
             return {}
@@ -118,8 +118,8 @@ class Subject:
         """The graph under another plan; what that leaves in float has its weights from before any correction."""
         proto = lower_qdq(self.model, plan)[0]
         for tensor in proto.graph.initializer:
-            if tensor.name in self._uncorrected:
-                tensor.CopyFrom(self._uncorrected[tensor.name])
+            if tensor.name in self.uncorrected:
+                tensor.CopyFrom(self.uncorrected[tensor.name])
         return proto
 
     def quantized_nodes(self) -> list[str]:

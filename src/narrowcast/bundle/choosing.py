@@ -215,8 +215,9 @@ def _recovered(job: Job, found: Mapping[str, Candidate], scores: dict[str, float
     }
     best = min(found.values(), key=lambda candidate: losses[candidate.method])
     others = [candidate.plan for candidate in found.values() if candidate is not best]
-    rest = job.calibration.subset([index for index in range(len(job.calibration)) if index not in judging])
-    state, steps = recover(job.model, best.state, job.drafted, _planner(job, best), others, own, judge, effort, rest)
+    # the ranges of output channels need all the objects there are; what they can fit to is little
+    every = job.calibration
+    state, steps = recover(job.model, best.state, job.drafted, _planner(job, best), others, own, judge, effort, every)
     searched = len(set(state.chosen) - _factored(job, state))
     record = {
         "mean_output_sqnr_db": scores,

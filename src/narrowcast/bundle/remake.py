@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from narrowcast.bundle.compare import compare_tensors
 from narrowcast.bundle.folder import check_out, new_folder
-from narrowcast.bundle.manifest import OutputInfo, versions
+from narrowcast.bundle.manifest import Manifest, OutputInfo, versions
 from narrowcast.bundle.store import (
     FLOAT_FILE,
     INTEGER_FILE,
@@ -116,35 +116,49 @@ def remake(
     compared = compare_tensors(floating, best, names, track(images, "compare", len(images)), threads)
     own = undo_factors(ir.to_proto(state.model), state.factors)
     rows = compare_tensors(own, qdq, _pairs(state), islice(images, _TENSOR_IMAGES), threads)
-    files = {
-        QDQ_FILE: qdq.SerializeToString(deterministic=True),
-        PLAN_FILE: plan_to_json(state.plan).encode(),
-        NODES_FILE: (json.dumps([row.to_dict() for row in rows], indent=1) + "\n").encode(),
-    }
-    if state.changed:
-        files[PREPARED_FILE] = inline_units(ir.to_proto(state.model)).SerializeToString(deterministic=True)
-    notes = [note for note in bundle.manifest.notes if not note.startswith(f"no {INTEGER_FILE}")]
-    if integers is not None:
-        files[INTEGER_FILE] = integer_bytes(integers)
-    new_notes = [f"no {INTEGER_FILE}: {why_not}"] if integers is None else list(integers.notes)
+    files = {**_files(state, qdq, integers), NODES_FILE: _json([row.to_dict() for row in rows])}
+    notes = [f"no {INTEGER_FILE}: {why_not}"] if integers is None else list(integers.notes)
     if extra is not None:
         try:
             files.update(extra(model, state.plan, target))
         except UserError as error:  # the bundle is good for everything else
-            new_notes.append(f"no model file for the chip: {error}")
-    wide = any(encoding.dtype == "int16" for encoding in state.plan.tensors.values())
+            notes.append(f"no model file for the chip: {error}")
     manifest = replace(
-        bundle.manifest,
-        outputs=tuple(_output(output, state) for output in bundle.manifest.outputs),
+        _manifest(bundle.manifest, state, notes, contrib),
         calibration={**bundle.manifest.calibration, **record},
         comparison=[row.to_dict() for row in compared],
         qdq_distance=[] if integers is None else _distance(integers, qdq, images, threads),
-        int16_domain="" if not wide else "com.microsoft" if contrib else "ai.onnx",
-        notes=tuple(dict.fromkeys([*notes, *new_notes])),
         command=tuple(command),
-        versions={**bundle.manifest.versions, **versions()},
     )
     return _write(path, replace(bundle, manifest=manifest), files)
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, indent=1) + "\n").encode()
+
+
+def _files(state: State, qdq: onnx.ModelProto, integers: IntegerGraph | None) -> dict[str, bytes]:
+    """The graphs and the plan."""
+    files = {QDQ_FILE: qdq.SerializeToString(deterministic=True), PLAN_FILE: plan_to_json(state.plan).encode()}
+    if state.changed:
+        files[PREPARED_FILE] = inline_units(ir.to_proto(state.model)).SerializeToString(deterministic=True)
+    if integers is not None:
+        files[INTEGER_FILE] = integer_bytes(integers)
+    return files
+
+
+def _manifest(before: Manifest, state: State, notes: Sequence[str], contrib: bool) -> Manifest:
+    """The manifest with the new outputs and notes; those about files that are made again are replaced."""
+    made_again = (f"no {INTEGER_FILE}", "no model file for the chip")
+    kept = [note for note in before.notes if not note.startswith(made_again)]
+    wide = any(encoding.dtype == "int16" for encoding in state.plan.tensors.values())
+    return replace(
+        before,
+        outputs=tuple(_output(output, state) for output in before.outputs),
+        int16_domain="" if not wide else "com.microsoft" if contrib else "ai.onnx",
+        notes=tuple(dict.fromkeys([*kept, *notes])),
+        versions={**before.versions, **versions()},
+    )
 
 
 def _pairs(state: State) -> dict[str, str]:

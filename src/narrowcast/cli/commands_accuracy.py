@@ -70,3 +70,30 @@ def tune(
         budget_unit=budget_unit, metric=metric, out=out, limit=limit, loss_images=loss_images,
         skip_missing=skip_missing, workers=workers, fresh=fresh, force=force, json=json, quiet=quiet,
     )  # fmt: skip
+
+
+@app.command()
+def finetune(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    images: Annotated[Path, typer.Option(help="Images; no labels needed. 50 or more.")],
+    steps: Annotated[int | None, typer.Option(help="Steps of the optimizer [200].", min=1)] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step [4].", min=1)] = None,
+    scope: Annotated[str | None, typer.Option(help="all weights, or branches: those of one output each [all].")] = None,
+    rate: Annotated[float | None, typer.Option(help="Largest change of a weight in a step, in its steps.")] = None,
+    scale_rate: Annotated[float | None, typer.Option(help="The same for the logarithm of scales [0].")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most this many images, spread evenly.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Order of the images.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [<bundle>-finetuned].")] = None,
+    force: Force = False,
+    threads: Threads = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Teach the quantized network with the float one, on images without labels; needs narrowcast[finetune]."""
+    from narrowcast.cli import finetune as command
+
+    command.run(
+        bundle, images, steps=steps, batch=batch, scope=scope, rate=rate, scale_rate=scale_rate, limit=limit,
+        seed=seed, device=device, out=out, force=force, threads=threads, json=json, quiet=quiet,
+    )  # fmt: skip

@@ -9,9 +9,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 
 from narrowcast.analyze.images import telling, unseen
+from narrowcast.analyze.subject import Subject
 from narrowcast.analyze.task_units import TaskError, TaskJudge, combine
 from narrowcast.bundle import Bundle, Predictor
 from narrowcast.bundle.folder import check_out
@@ -36,7 +38,7 @@ from narrowcast.targets import Target
 __all__ = ["Labelled", "Wish", "known_metrics", "tune", "usual_metric"]
 
 #: Images at 640 x 640 on which sets are compared, and the most of a smaller input.
-LOSS_IMAGES, MOST_LOSS_IMAGES = 12, 96
+LOSS_IMAGES, MOST_LOSS_IMAGES = 20, 96
 #: Images whose ranges 16-bit tensors take, at most.
 RANGE_IMAGES = 24
 #: What stands for the metric where nothing is labelled: the mean loss of similarity to what float finds.
@@ -199,17 +201,20 @@ class _Job:
             "ranges": self.range_images.hashes(),
             "report": self.report_images.hashes(),
             "family": self._family,
-            "version": 1,
+            "version": 3,
         }
 
     def run(self, memo: Memo) -> tuple[dict[str, Any], State]:
         """Search, choose, report: the record for the manifest, and the network."""
-        widener = Widener(self.start, self.target, self._statistics(), runtime=_runtime(self.bundle))
+        tensors, judge = self._judge(self.chosen_by)
+        subject = self._subject(tensors)
+        own = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in subject.uncorrected.items()}
+        runtime = _runtime(self.bundle)
+        widener = Widener(self.start, self.target, self._statistics(), runtime=runtime, uncorrected=own)
         known = candidates(widener)
         costs = Costs(self.start.model.graph, self.wish.unit)
         budget = self._budget(costs, known, widener)
-        tensors, judge = self._judge(self.chosen_by)
-        meter = TaskMeter(widener, costs, judge, tensors, memo, self._family, self.workers)
+        meter = TaskMeter(widener, subject, costs, judge, memo, self._family, self.workers)
 
         def enough(nodes: Nodes) -> bool:
             return self.labelled is None and self._estimate(meter.error(nodes)) <= self.wish.max_drop
@@ -274,6 +279,15 @@ class _Job:
             manifest.task, manifest.head, references, softmax_missing=manifest.softmax_missing, input_size=size
         )
         return tensors, judge
+
+    def _subject(self, tensors: list[Any]) -> Subject:
+        manifest, start = self.bundle.manifest, self.start
+        size = manifest.preprocess.height, manifest.preprocess.width
+        source = self.bundle.model.ir if start.changed else None
+        return Subject(
+            start.model, start.plan, self.target, manifest.task, manifest.head, manifest.softmax_missing, tensors,
+            size, source, start.factors,
+        )  # fmt: skip
 
     def _estimate(self, error: TaskError) -> float:
         """What stands for the drop of the metric without labels."""

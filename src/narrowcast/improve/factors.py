@@ -22,12 +22,19 @@ from narrowcast.plan.build import Draft
 from narrowcast.plan.types import Encoding
 from narrowcast.vision.heads import HeadSpec
 
-__all__ = ["best_steps", "output_factors", "scale_outputs"]
+__all__ = ["best_steps", "output_factors", "scale_outputs", "steady"]
 
 #: Ranges tried for a channel, as shares of its largest value.
 SHARES = tuple(1.25 * 0.9**step for step in range(16))
 #: Objects of other images may be larger: the values also count multiplied with this, with that weight.
 LARGER, LARGER_WEIGHT = 1.3, 0.25
+#: What each box side, and each of the 17 COCO keypoints, is in a mirror.
+MIRRORED = {
+    ("box", 4): (2, 1, 0, 3),
+    ("kpt", 17): (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15),
+}
+#: Least step of a channel, as a share of the largest among the strides.
+OTHER_STRIDES = 0.8
 #: Least number of values of a channel to choose a range from.
 LEAST_VALUES = 32
 
@@ -54,14 +61,14 @@ def output_factors(
     for each in outputs:
         for name in names:
             seen[name].append(relevant(name, each, head))
-    factors = {}
+    steps = {}
     for name in names:
         values, weights = (np.concatenate(parts, axis=1) for parts in zip(*seen[name], strict=True))
         if values.shape[1] >= LEAST_VALUES:
-            encoding = state.plan.tensors[name]
-            factors[name] = float(encoding.scales) / best_steps(values, weights, encoding)
-    if not factors:
+            steps[name] = best_steps(values, weights, state.plan.tensors[name])
+    if not steps:
         return state
+    factors = {n: float(state.plan.tensors[n].scales) / each for n, each in steady(steps, head).items()}
     model = scale_outputs(state.model, factors)
     chosen = dict(state.chosen)
     for index, group in enumerate(drafted.structure.groups):
@@ -107,6 +114,32 @@ def best_steps(values: NDArray[Any], weights: NDArray[Any], encoding: Encoding) 
         error += LARGER_WEIGHT * _error(values * LARGER, weights / LARGER**2, steps, encoding)
         best, least = np.where(error < least, steps, best), np.minimum(error, least)
     return np.asarray(best, np.float64)
+
+
+def steady(steps: Mapping[str, NDArray[np.float64]], head: HeadSpec | None) -> dict[str, NDArray[np.float64]]:
+    """Steps of box and keypoint outputs that hold for other objects; those of other outputs as they are.
+
+    Few images hold few objects, and a keypoint beyond its range is off by many steps. In a mirror the left wrist is the
+    right one, and the same pose at another size meets another stride. So both sides get the larger step, and no stride
+    gets much less than another. On yolo11n-pose, 48 other images, 1 - OKS of these outputs alone: from 9 calibration
+    images 0.027 without and 0.012 with this, from 33 images 0.0069 and 0.0050, from 45 images 0.0023 and 0.0026.
+
+    Args:
+        steps: (C,) by output.
+        head: layout of the outputs.
+    """
+    if head is None:
+        return dict(steps)
+    result = dict(steps)
+    shapes = {"box": (4, head.reg_max), "kpt": head.keypoint_shape}
+    for stem, shape in shapes.items():
+        own = {name: each.reshape(shape) for name, each in steps.items() if shape and name.startswith(f"{stem}_s")}
+        mirrored = MIRRORED.get((stem, shape[0] if shape else 0))
+        if mirrored is not None:
+            own = {name: np.maximum(each, each[list(mirrored)]) for name, each in own.items()}
+        least = OTHER_STRIDES * np.max(list(own.values()), axis=0) if own else 0.0
+        result.update({name: np.maximum(each, least).reshape(-1) for name, each in own.items()})
+    return result
 
 
 def _error(

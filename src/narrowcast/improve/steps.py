@@ -132,7 +132,7 @@ def recover(
         teachers: on the images that corrections are made from.
         judge: on other images.
         effort: how much is spent.
-        images: all inputs that do not judge, for what needs many and is cheap; those of ``teachers`` by default.
+        images: for what needs many and fits little, the ranges of output channels; those of ``teachers`` by default.
 
     Returns:
         The best state, and what each step did.

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 
 from narrowcast.analyze.incremental import Variant, run_variants
+from narrowcast.analyze.subject import Subject
 from narrowcast.analyze.task_error import TaskError, combine
 from narrowcast.analyze.task_units import TaskJudge
 from narrowcast.errors import UserError
@@ -120,9 +122,9 @@ class TaskMeter:
 
     Args:
         widener: makes the plans.
+        subject: the network to start from, and the images.
         costs: what the budget counts.
         judge: holds the float outputs of the images.
-        inputs: model inputs of the images, in the order of the judge.
         memo: where measurements are kept.
         family: of the metric that counts, such as ``"keypoints"``; see :data:`OBJECTIVES`.
         workers: variants at the same time; 0 for one a core.
@@ -131,15 +133,15 @@ class TaskMeter:
     def __init__(
         self,
         widener: Widener,
+        subject: Subject,
         costs: Costs,
         judge: TaskJudge,
-        inputs: Sequence[NDArray[np.float32]],
         memo: Memo,
         family: str = "",
         workers: int = 0,
     ) -> None:
-        self.widener, self.costs = widener, costs
-        self.judge, self.inputs, self.memo, self.workers = judge, inputs, memo, workers
+        self.widener, self.subject, self.costs = widener, subject, costs
+        self.judge, self.inputs, self.memo, self.workers = judge, subject.inputs, memo, workers
         self.parts = OBJECTIVES.get(family, ())
         self._costs: dict[Nodes, float] = {}
 
@@ -157,53 +159,61 @@ class TaskMeter:
         """Error of one set over all images, run as a whole."""
         return combine(_error(entry) for entry in self._whole(nodes))
 
-    def _whole(self, nodes: Nodes) -> list[dict[str, Any]]:
-        name = f"whole {_digest(nodes)}"
-        if name not in self.memo.known:
-            self._run(nodes, {name: nodes}, "measure", len(self.inputs))
-        return list(self.memo.known[name])
-
     def _losses(self, records: Sequence[dict[str, Any]]) -> Losses:
         return tuple(objective(_error(entry), self.parts) for entry in records)
 
     def losses(self, base: Nodes, sets: Sequence[Nodes]) -> list[Losses]:
         """See :class:`narrowcast.improve.tune.Meter`."""
-        return self._measured("part", base, sets, len(self.inputs))
+        start = self.loss(frozenset())
+        return [tuple(np.subtract(start, each)) for each in self._alone(sets, len(self.inputs))]
 
     def screen(self, sets: Sequence[Nodes]) -> list[float]:
         """See :class:`narrowcast.improve.tune.Meter`: a third of the images."""
-        few = max(1, len(self.inputs) // SCREEN)
-        start, *rest = self._measured("screen", frozenset(), [frozenset(), *sets], few)
-        return [float(np.mean(start) - np.mean(each)) for each in rest]
+        return [float(np.mean(each)) for each in self._alone(sets, max(1, len(self.inputs) // SCREEN))]
 
-    def _measured(self, kind: str, base: Nodes, sets: Sequence[Nodes], images: int) -> list[Losses]:
-        names = [f"{kind} {_digest(nodes)}" for nodes in sets]
-        missing = {name: nodes for name, nodes in zip(names, sets, strict=True) if name not in self.memo.known}
+    def _whole(self, nodes: Nodes) -> list[dict[str, Any]]:
+        name = f"whole {_digest(nodes)}"
+        if name not in self.memo.known:
+            graph = self.widener.state(nodes).lower()[0]
+            self._run(graph, {name: lambda: graph}, "measure", len(self.inputs), lambda outputs: outputs)
+        return list(self.memo.known[name])
+
+    def _alone(self, sets: Sequence[Nodes], images: int) -> list[Losses]:
+        """Loss of the rounding that goes with each set, everything else in float."""
+        names = [f"alone {images} {_digest(nodes)}" for nodes in sets]
+        missing = {
+            name: partial(self._removed, nodes)
+            for name, nodes in zip(names, sets, strict=True)
+            if name not in self.memo.known
+        }
         if missing:
-            self._run(base, missing, "16 bits", images)
+            self._run(self.subject.float_graph, missing, "16 bits", images, self.subject.true_outputs)
         return [self._losses(self.memo.known[name]) for name in names]
 
-    def _graph(self, nodes: Nodes) -> onnx.ModelProto:
-        return self.widener.state(nodes).lower()[0]
+    def _removed(self, nodes: Nodes) -> onnx.ModelProto:
+        return self.subject.lower(self.widener.removed(nodes))
 
-    def _run(self, base: Nodes, sets: dict[str, Nodes], title: str, images: int) -> None:
-        found: dict[str, dict[int, TaskError]] = {name: {} for name in sets}
-
-        def make(nodes: Nodes) -> Callable[[], onnx.ModelProto]:
-            return lambda: self._graph(nodes)
+    def _run(
+        self,
+        base: onnx.ModelProto,
+        graphs: Mapping[str, Callable[[], onnx.ModelProto]],
+        title: str,
+        images: int,
+        read: Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]],
+    ) -> None:
+        found: dict[str, dict[int, TaskError]] = {name: {} for name in graphs}
 
         def consume(name: str, index: int, outputs: dict[str, NDArray[Any]], same: set[str]) -> None:
-            found[name][index] = self.judge.judge(index, outputs)
+            found[name][index] = self.judge.judge(index, read(outputs))
             if len(found[name]) == images:
                 self.memo.put(name, [found[name][i].to_dict() for i in range(images)])
 
         def shown(variants: Iterable[Variant]) -> Iterable[Variant]:
-            return track(variants, title, len(sets)) if len(sets) > 1 else variants
+            return track(variants, title, len(graphs)) if len(graphs) > 1 else variants
 
-        graph, inputs = self._graph(base), self.inputs[:images]
-        variants = iter(shown([Variant(name, make(nodes)) for name, nodes in sets.items()]))
+        variants = iter(shown([Variant(name, make) for name, make in graphs.items()]))
         while some := list(islice(variants, CHUNK)):
-            run_variants(graph, some, inputs, consume, workers=self.workers)
+            run_variants(base, some, self.inputs[:images], consume, workers=self.workers)
 
 
 def objective(error: TaskError, parts: Sequence[str]) -> float:

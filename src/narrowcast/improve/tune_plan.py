@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from narrowcast.calibrate.statistics import TensorStatistics
 from narrowcast.errors import UserError
@@ -45,12 +47,15 @@ class Widener:
         target: the chip's rules.
         statistics: range of every tensor in float; see :meth:`tensors`.
         runtime: version of the chip's runtime, ``None`` for the newest known.
+        uncorrected: weights and biases as they were before they were rounded and corrected for 8 bits, by name, with
+            the factors of outputs; a node whose weights widen goes back to them.
     """
 
     start: State
     target: Target
     statistics: Mapping[str, TensorStatistics]
     runtime: str | None = None
+    uncorrected: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     _weights: dict[str, Encoding] = field(default_factory=dict)
 
     @property
@@ -65,8 +70,28 @@ class Widener:
 
     def state(self, wide: Collection[str]) -> State:
         """The network with these nodes at 16 bits; see :meth:`plan`."""
-        start = self.start
-        return State(start.model, self.plan(wide), start.notes, start.factors, changed=start.changed)
+        start, plan = self.start, self.plan(wide)
+        return State(self._widened(plan), plan, start.notes, start.factors, changed=start.changed)
+
+    def _widened(self, plan: Plan) -> ir.Model:
+        """The graph with the own weights of all nodes whose weights widen."""
+        names = [
+            [str(value.name) for value in node.inputs[1:3] if value is not None]
+            for node in self.graph
+            if node.op_type in ACCUMULATING and self._widens(node, plan)
+        ]
+        restored = [name for pair in names for name in pair if name in self.uncorrected]
+        if not restored:
+            return self.start.model
+        copy = self.start.model.clone()
+        for name in restored:
+            copy.graph.initializers[name].const_value = ir.tensor(self.uncorrected[name], name=name)
+        return copy
+
+    def _widens(self, node: ir.Node, plan: Plan) -> bool:
+        name = str(node.inputs[1].name) if node.inputs[1] is not None else ""
+        before, after = self.base.tensors.get(name), plan.tensors.get(name)
+        return before is not None and after is not None and before.dtype != after.dtype
 
     @staticmethod
     def tensors(graph: ir.Graph) -> list[str]:
@@ -108,6 +133,33 @@ class Widener:
             for (name, kind), placement in zip(types.items(), drafted.placement.values(), strict=True)
         }
         return replace(self.base, tensors=tensors, edges=edges, nodes=nodes)
+
+    def removed(self, wide: Collection[str]) -> Plan:
+        """The rounding that goes when these nodes get 16 bits, and nothing else; a partial plan of the same graph.
+
+        That is the rounding of their weights where these widen too, and of what is read at 16 bits instead of 8. A
+        tensor that 8-bit nodes go on reading is rounded for them as before; what 8-bit nodes wrote stays 8 bits fine.
+        """
+        base, other = self.base, self.plan(wide)
+
+        def narrow(encoding: Encoding | None) -> bool:
+            return encoding is not None and encoding.dtype in ("int8", "uint8")
+
+        tensors = {}
+        for value in [*self.graph.initializers.values(), *self.graph.outputs]:
+            name = str(value.name)
+            before, after = base.tensors.get(name), other.tensors.get(name)
+            if before is not None and narrow(before) and after is not None and not narrow(after):
+                tensors[name] = before
+        edges = {}
+        for node in self.graph:
+            for index, value in activation_inputs(node):
+                key, name = edge_key(str(node.name), index), str(value.name)
+                before = base.edges.get(key, base.tensors.get(name))
+                widened = not narrow(other.tensors.get(name)) and not narrow(other.edges.get(key))
+                if before is not None and narrow(before) and widened and name not in tensors:
+                    edges[key] = before
+        return replace(base, tensors=tensors, edges=edges)
 
     def _encoding(self, group: Group) -> Encoding:
         """The plan's encoding where the type stays, else the float range of all members."""
@@ -178,7 +230,7 @@ class Widener:
         if before is not None and before.dtype == dtype:
             return before
         if name not in self._weights:
-            self._weights[name] = weight_encoding(node, self.target, dtype)
+            self._weights[name] = weight_encoding(node, self.target, dtype, self.uncorrected.get(name))
         return self._weights[name]
 
 

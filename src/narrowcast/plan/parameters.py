@@ -30,15 +30,16 @@ def output_channels_axis(node: ir.Node, target: Target) -> int | None:
     return axis
 
 
-def weight_encoding(node: ir.Node, target: Target, dtype: str) -> Encoding:
+def weight_encoding(node: ir.Node, target: Target, dtype: str, weight: NDArray[Any] | None = None) -> Encoding:
     """Symmetric encoding of a node's second input with the least squared error.
 
     Args:
         node: Conv, ConvTranspose, Gemm or MatMul with a constant weight.
         target: granularity and scale rule.
         dtype: ``"int8"`` or ``"int16"``.
+        weight: instead of the graph's own.
     """
-    weight = constant_of(node.inputs[1])
+    weight = constant_of(node.inputs[1]) if weight is None else weight
     if weight is None:
         raise ValueError(f"{node.name} has no constant weight")
     axis = output_channels_axis(node, target)

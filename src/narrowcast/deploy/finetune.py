@@ -1,0 +1,169 @@
+"""Finetune a bundle without labels: from a bundle and images to a bundle with better weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrowcast.analyze.task_error import TaskError
+from narrowcast.bundle import Bundle
+from narrowcast.bundle.folder import check_out
+from narrowcast.bundle.remake import lowered, remake, state_of
+from narrowcast.calibrate import ImageSet
+from narrowcast.deploy.espdl import write_espdl
+from narrowcast.deploy.make import ESPDL_FILE
+from narrowcast.errors import UserError
+from narrowcast.graph import Model, Runner
+from narrowcast.improve import Judge, State
+from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
+from narrowcast.plan import Plan
+from narrowcast.progress import track
+from narrowcast.targets import Target
+
+if TYPE_CHECKING:
+    from narrowcast.improve.finetune.training import Finetuned
+
+__all__ = ["JUDGES", "MOST_IMAGES", "finetune"]
+
+#: Images that decide what is kept, and report: at most, and one in so many.
+JUDGES, JUDGE_EVERY = 16, 4
+#: Images that are learned from, at most: float outputs stay in memory, 4 MB each at 640 x 640, twice with mirroring.
+MOST_IMAGES = 96
+
+
+def finetune(
+    bundle: Bundle,
+    images: ImageSet,
+    *,
+    out: str | Path,
+    settings: Settings | None = None,
+    force: bool = False,
+    threads: int = 0,
+    command: Sequence[str] = (),
+) -> Bundle:
+    """Distil the float model of a bundle into its quantized one.
+
+    Args:
+        bundle: to start from; not changed.
+        images: of the kind that the model will see; none needs a label. One in four judges, the others teach.
+        out: folder to write.
+        settings: how.
+        force: replace an existing bundle.
+        threads: of onnxruntime; 0 for all cores.
+        command: recorded in the manifest.
+
+    Returns:
+        The new bundle; its manifest's ``calibration["finetune"]`` says what was gained. Where nothing was better on the
+        judging images, its weights are those of the start.
+
+    Raises:
+        UserError: torch is missing, an operator that cannot be trained, too few images, an existing folder.
+    """
+    path = check_out(out, force)
+    require_torch()
+    settings = settings or Settings()
+    if len(images) < LEAST_IMAGES:
+        raise UserError(f"{len(images)} images are too few to finetune", f"give {LEAST_IMAGES} or more, better 50")
+    start, target = state_of(bundle), bundle.target
+    teachers, judges = _split(images)
+    gate = _Gate(bundle, start, target, list(track(judges, "read", len(judges))), threads)
+    from narrowcast.improve.finetune.training import Course, train  # needs torch
+
+    manifest = bundle.manifest
+    course = Course(
+        bundle.model.to_proto(), tuple(gate.judge.pairs), manifest.task, manifest.head, teachers, target,
+        manifest.runtime.rpartition(" ")[2],
+    )  # fmt: skip
+    found = train(start, course, gate, settings, threads)
+    images_used = {"teach": teachers.hashes(), "judge": judges.hashes()}
+    record = {"settings": settings.to_dict(), **found.to_dict(), **gate.record(found), "images": images_used}
+    return remake(
+        bundle, found.state, {"finetune": record}, judges,
+        out=path, force=force, threads=threads, command=command, extra=_chip_files(bundle, target),
+    )  # fmt: skip
+
+
+def _split(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Images that teach and images that judge, the same way every time."""
+    count = len(images)
+    judging = min(JUDGES, max(2, count // JUDGE_EVERY))
+    judges = sorted({int(place) for place in np.linspace(1, count - 1, judging)})
+    rest = [index for index in range(count) if index not in set(judges)]
+    if len(rest) > MOST_IMAGES:
+        rest = [rest[index * len(rest) // MOST_IMAGES] for index in range(MOST_IMAGES)]
+    return images.subset(rest), images.subset(judges)
+
+
+class _Gate:
+    """Loss in task units on the judging images, through the exact integers where the target has them.
+
+    Attributes:
+        judge: holds the float outputs.
+        errors: of every network so far.
+        exact: whether the last one was run as exact integers.
+    """
+
+    def __init__(
+        self, bundle: Bundle, start: State, target: Target, inputs: list[NDArray[np.float32]], threads: int
+    ) -> None:
+        self.target, self.threads = target, threads
+        self.judge = Judge(_with_task(bundle), _pairs(bundle.model, bundle), inputs, threads)
+        self.errors: list[TaskError] = []
+        self.exact = True
+
+    def record(self, found: Finetuned) -> dict[str, Any]:
+        """Errors before and after."""
+        kept = [step for step, _ in found.judged].index(found.kept)
+        return {
+            "before": self.errors[0].to_dict(),
+            "after": self.errors[kept].to_dict(),
+            "judged_by": "exact integers" if self.exact else "QDQ graph",
+        }
+
+    def __call__(self, state: State) -> float:
+        """Loss of a network."""
+        pairs = self.judge.pairs
+        proto, self.exact = lowered(state, self.target)
+        if any(name != other for name, other in pairs.items()) or set(pairs) - {o.name for o in proto.graph.output}:
+            proto, self.exact = state.lower()[0], False  # logits before a Softmax exist in the QDQ graph only
+        if self.exact:
+            runner = Runner(proto, self.threads)
+            error = self.judge.error(list(runner.run(x, list(pairs)).values()) for x in self.judge.inputs)
+        else:
+            error = self.judge.error_of(proto)
+        self.errors.append(error)
+        return error.loss
+
+
+def _with_task(bundle: Bundle) -> Model:
+    """The float model with what the manifest knows of its outputs."""
+    manifest = bundle.manifest
+    return replace(bundle.model, task=manifest.task, head=manifest.head, preprocess=manifest.preprocess)
+
+
+def _pairs(model: Model, bundle: Bundle) -> dict[str, str]:
+    """What is learned and judged, float name to QDQ name: the outputs, or the logits where probabilities leave."""
+    last = model.ir.graph.outputs[0].producer()
+    if bundle.manifest.task != "classify" or last is None or last.op_type != "Softmax" or last.inputs[0] is None:
+        return {name: name for name in model.output_names}
+    logits = str(last.inputs[0].name)
+    encoding: Any = bundle.plan.tensors.get(logits)
+    return {logits: f"{logits}_dequantized" if encoding is not None and encoding.dtype != "int32" else logits}
+
+
+def _chip_files(bundle: Bundle, target: Target) -> Callable[[Model, Plan, Target], Mapping[str, bytes]] | None:
+    """The chip's own model file, where ``quantize`` writes one."""
+    if "espdl" not in target.kits:
+        return None
+    source, runtime = bundle.manifest.model, bundle.manifest.runtime.rpartition(" ")[2]
+    metadata = {"model": source["source"], "model_sha256": source["sha256"]}
+
+    def made(model: Model, plan: Plan, chip: Target) -> Mapping[str, bytes]:
+        return {ESPDL_FILE: write_espdl(model.ir, plan, chip, runtime=runtime, metadata=metadata)}
+
+    return made

@@ -1,0 +1,6 @@
+"""Finetuning without labels: the float model teaches the quantized one. It needs torch, but only once it runs."""
+
+from narrowcast.improve.finetune.requirement import require_torch
+from narrowcast.improve.finetune.settings import LEAST_IMAGES, SCOPES, Settings
+
+__all__ = ["LEAST_IMAGES", "SCOPES", "Settings", "require_torch"]

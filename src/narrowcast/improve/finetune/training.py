@@ -1,0 +1,231 @@
+"""The optimizer: small steps of the weights towards what the float model gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+
+from narrowcast.calibrate.images import ImageSet
+from narrowcast.errors import UserError
+from narrowcast.improve.finetune.lessons import Lesson, lessons
+from narrowcast.improve.finetune.losses import ClassLoss, HeadLoss, NoiseLoss
+from narrowcast.improve.finetune.network import Network, Scales
+from narrowcast.improve.finetune.regions import Region, region
+from narrowcast.improve.finetune.scales import Tied, tie
+from narrowcast.improve.finetune.settings import Settings
+from narrowcast.improve.state import State
+from narrowcast.progress import track
+from narrowcast.targets.schema import Target
+from narrowcast.vision.heads import HeadSpec
+
+__all__ = ["Course", "Finetuned", "train"]
+
+Tensor = Any
+#: Share of the steps in which the rate rises from nothing, so that the moments of the optimizer settle.
+WARM_UP = 0.05
+
+
+@dataclass(frozen=True)
+class Course:
+    """What there is to learn.
+
+    Attributes:
+        floating: the teacher.
+        targets: its tensors that are learned, by the same names as in the quantized graph.
+        task: of the model.
+        head: layout of the outputs; ``None`` for a whole graph.
+        images: to learn from.
+        target: of the plan.
+        runtime: version of the chip's runtime; ``None`` for the newest known.
+    """
+
+    floating: onnx.ModelProto
+    targets: tuple[str, ...]
+    task: str
+    head: HeadSpec | None
+    images: ImageSet
+    target: Target
+    runtime: str | None = None
+
+
+@dataclass
+class Finetuned:
+    """Result of :func:`train`.
+
+    Attributes:
+        state: the best network; the one given where nothing was better.
+        judged: (step, loss in task units on other images), the start first.
+        taught: mean training loss up to each of these steps; the start has none.
+        kept: the step that was kept; 0 for the start.
+    """
+
+    state: State
+    judged: list[tuple[int, float]] = field(default_factory=list)
+    taught: list[float] = field(default_factory=list)
+    kept: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; six digits."""
+        return {
+            "judged": [{"step": step, "loss": round(loss, 6)} for step, loss in self.judged],
+            "training_loss": [round(loss, 6) for loss in self.taught],
+            "kept_step": self.kept,
+        }
+
+
+def train(
+    start: State, course: Course, judge: Callable[[State], float], settings: Settings, threads: int = 0
+) -> Finetuned:
+    """Finetune weights and biases without labels.
+
+    Args:
+        start: the quantized network.
+        course: what to learn.
+        judge: loss of a network on images that are not learned from; decides what is kept.
+        settings: how.
+        threads: of onnxruntime; 0 for all cores.
+
+    Returns:
+        Never a network that is judged worse than the start.
+
+    Raises:
+        UserError: an operator without a rule.
+    """
+    device = _device(settings.device)
+    before, cores = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
+    torch.set_num_threads(threads or cores)
+    try:
+        return _Training(start, course, settings, device, threads).run(judge)
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.set_num_threads(cores)
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).partition("\n")[0]
+        raise UserError(f"torch has no device {wanted!r} here: {first}", "use auto or cpu") from error
+    return wanted
+
+
+class _Training:
+    def __init__(self, start: State, course: Course, settings: Settings, device: str, threads: int) -> None:
+        self.start, self.settings, self.device = start, settings, device
+        self.targets = course.targets
+        self.region: Region = region(start.model.graph, course.targets, settings.scope)
+        self.tied: Tied | None = None
+        if settings.scale_rate:
+            trained = self.region.trained
+            self.tied = tie(start.model.graph, start.plan, course.target, course.runtime, trained)
+        self.network = self._network(course)
+        self.lessons = lessons(
+            self.network, self.region, course.floating, course.targets, course.images,
+            flip=settings.flip and course.task != "generic", threads=threads,
+        )  # fmt: skip
+        self.loss = _loss(course, device)
+        self.factors = {
+            name: torch.tensor(values, dtype=torch.float32, device=device).reshape(1, -1, *[1] * 2)
+            for name, values in start.factors.items()
+        }
+        groups = [(self.network.parameters(self.region.trained), settings.rate)]
+        if not groups[0][0]:
+            raise UserError("no node that can be trained has quantized weights", "finetune has nothing to do here")
+        if self.network.scales is not None:
+            groups.append(([self.network.scales.log2], settings.scale_rate))
+        for parameters, _ in groups:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+        self.optimizer = torch.optim.Adam([{"params": p, "lr": rate, "rate": rate} for p, rate in groups])
+
+    def _network(self, course: Course) -> Network:
+        if self.tied is None or not self.tied.groups:
+            return Network(self.start.model, self.start.plan, self.device)
+        whole = course.target.activation.scale == "power-of-two"
+        scales = Scales(self.tied.groups, self.tied.encodings(), whole, self.device)
+        return Network(self.start.model, self.tied.plan, self.device, scales)
+
+    def run(self, judge: Callable[[State], float]) -> Finetuned:
+        """Train, judge now and then, keep the best."""
+        result = Finetuned(self.start, [(0, judge(self.start))])
+        best = result.judged[0][1]
+        steps, checks = self.settings.steps, min(self.settings.checks, self.settings.steps)
+        stops = {round(steps * (check + 1) / checks) for check in range(checks)}
+        order, losses = self._order(), list[float]()
+        for step in track(range(1, steps + 1), "finetune", steps):
+            losses.append(self._step(step, order))
+            if step not in stops:
+                continue
+            state = self.state()
+            loss = judge(state)
+            result.judged.append((step, loss))
+            result.taught.append(float(np.mean(losses)))
+            losses.clear()
+            if loss < best:
+                best, result.state, result.kept = loss, state, step
+        return result
+
+    def _order(self) -> Iterator[Lesson]:
+        """Every lesson once before any comes again."""
+        rng = np.random.default_rng(self.settings.seed)
+        while True:
+            for index in rng.permutation(len(self.lessons)):
+                yield self.lessons[int(index)]
+
+    def _step(self, step: int, order: Iterator[Lesson]) -> float:
+        """One step of the optimizer; the mean loss of its images."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * _schedule(step, self.settings.steps)
+        self.optimizer.zero_grad()
+        total = 0.0
+        for _ in range(self.settings.batch):
+            loss = self._image_loss(next(order)) / self.settings.batch
+            loss.backward()
+            total += float(loss.detach())
+        self.optimizer.step()
+        return total
+
+    def _image_loss(self, lesson: Lesson) -> Tensor:
+        values = lesson.values(self.network.plan.tensors, self.device)
+        outputs = self.network.run(values, self.region.trained, self.targets)
+        for name, factors in self.factors.items():
+            if name in outputs:
+                outputs[name] = outputs[name] / factors
+        return self.loss(outputs, lesson.expected(self.device))
+
+    def state(self) -> State:
+        """The network as it is now."""
+        state = _with_weights(self.start, self.network.arrays())
+        if self.tied is None or self.network.scales is None:
+            return state
+        return replace(state, plan=self.tied.planned(self.network.scales.found()))
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Share of the rate: a short rise, then half a cosine down to nothing."""
+    warm = max(1.0, WARM_UP * steps)
+    return min(1.0, step / warm) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+
+
+def _loss(course: Course, device: str) -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]:
+    if course.head is not None and course.task != "classify":
+        return HeadLoss(course.head, device)
+    return ClassLoss() if course.task == "classify" else NoiseLoss()
+
+
+def _with_weights(state: State, arrays: Mapping[str, Any]) -> State:
+    model: ir.Model = state.model.clone()
+    for name, array in arrays.items():
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    return replace(state, model=model, changed=True)

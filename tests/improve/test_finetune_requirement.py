@@ -1,0 +1,28 @@
+"""Finetuning without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from narrowcast.cli import finetune as command
+from narrowcast.errors import UserError
+
+
+def test_without_torch_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="finetune needs torch") as caught:
+        command.run(tmp_path, tmp_path)
+    assert "pip install 'narrowcast[finetune]'" in str(caught.value)
+
+
+def test_importing_the_command_does_not_import_torch() -> None:
+    code = (
+        "import sys, narrowcast.improve, narrowcast.improve.finetune, narrowcast.deploy.finetune\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
