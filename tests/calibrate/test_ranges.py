@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from narrowcast.calibrate import METHODS, RangeSpec, TensorStatistics, choose_range
 from narrowcast.calibrate.ranges import quantization_error
-from narrowcast.calibrate.unary import UNARY
+from narrowcast.calibrate.unary import UNARY, unary, unary_name
 
 
 def statistics(values: np.ndarray) -> TensorStatistics:
@@ -79,3 +80,25 @@ def test_unary_functions_against_their_definitions() -> None:
 def test_an_all_zero_tensor_gets_a_scale() -> None:
     scale, zero_point = choose_range([statistics(np.zeros(10))], spec("mse"))
     assert scale > 0 and zero_point == 0
+
+
+def test_clips_are_functions_of_one_value_with_their_bounds() -> None:
+    low, high = (
+        ir.val(name, const_value=ir.tensor(np.float32(value), name=name))
+        for name, value in zip("lh", (0, 6), strict=True)
+    )
+    x, computed = ir.val("x"), ir.val("c")
+    assert unary_name(ir.node("Clip", [x, low, high])) == "Clip 0.0 6.0"
+    assert unary_name(ir.node("Clip", [x, None, high])) == "Clip -inf 6.0"
+    assert unary_name(ir.node("Clip", [x, low, computed])) is None
+    assert unary_name(ir.node("Silu", [x])) == "Silu" and unary_name(ir.node("Add", [x, low])) is None
+    values = np.linspace(-9, 9, 50)
+    np.testing.assert_array_equal(unary("Clip 0.0 6.0")(values), np.clip(values, 0, 6))
+    np.testing.assert_array_equal(unary("Clip -inf 6.0")(values), np.minimum(values, 6))
+
+
+def test_what_a_clip_cuts_off_needs_no_range() -> None:
+    values = np.random.default_rng(0).normal(0, 12, 20000).astype(np.float32)
+    given_ = spec("mse", power_of_two=True)
+    plain, clipped = (choose_range([statistics(values)], given_, through)[0] for through in (None, "Clip 0.0 6.0"))
+    assert plain * 127 > 16 and 6 <= clipped * 127 < 16

@@ -10,7 +10,7 @@ from narrowcast.analyze.measure import Effect, References, measure
 from narrowcast.analyze.regions import BACKBONE, macs, regions
 from narrowcast.analyze.subject import Subject
 from narrowcast.calibrate.statistics import TensorStatistics, collect
-from narrowcast.calibrate.unary import UNARY
+from narrowcast.calibrate.unary import unary_name
 from narrowcast.errors import UserError
 from narrowcast.plan.build import draft, finish
 from narrowcast.plan.parameters import bias_encoding
@@ -162,7 +162,7 @@ def _with_activations(subject: Subject, nodes: Sequence[str]) -> list[str]:
         result.append(name)
         output = subject.nodes[name].outputs[0]
         users = [use.node for use in output.uses()]
-        if len(users) == 1 and users[0].op_type in UNARY and not output.is_graph_output():
+        if len(users) == 1 and unary_name(users[0]) is not None and not output.is_graph_output():
             result.append(str(users[0].name))
     return result
 

@@ -152,7 +152,8 @@ def choose(job: Job, effort: str, vendor: HbSearch | None = None) -> Choice:
         rows = compare_tensors(job.float_model, found[name].proto, job.pairs, few, job.threads)
         scores[name] = round(mean_sqnr(rows), 3)
     if effort != "fast" and len(job.calibration) >= LEAST_IMAGES:
-        return _recovered(job, found, scores, EFFORTS[effort])
+        size = job.model.preprocess
+        return _recovered(job, found, scores, EFFORTS[effort].at(size.height, size.width))
     notes = () if effort == "fast" else (f"under {LEAST_IMAGES} calibration images: nothing is corrected",)
     best = max(found.values(), key=lambda candidate: scores[candidate.method])
     if job.method == "auto":

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.calibrate.statistics import Histogram, TensorStatistics
-from narrowcast.calibrate.unary import UNARY
+from narrowcast.calibrate.unary import unary
 
 __all__ = ["METHODS", "RangeSpec", "choose_range", "quantization_error"]
 
@@ -55,7 +55,7 @@ def choose_range(
     Args:
         statistics: of each tensor.
         spec: the integers and the method.
-        through: op type of the unary function (key of :data:`narrowcast.calibrate.unary.UNARY`) that is all that
+        through: name of the unary function (:func:`narrowcast.calibrate.unary.unary_name`) that is all that
             ever reads the tensors. ``mse`` and ``lp`` then measure the error behind it, because the flat side of
             SiLU forgives what its steep side does not.
 
@@ -153,7 +153,8 @@ def quantization_error(
     values = histogram.centers[used]
     restored = (np.clip(np.rint(values / scale) + zero_point, spec.qmin, spec.qmax) - zero_point) * scale
     if through is not None:
-        values, restored = UNARY[through](values), UNARY[through](restored)
+        function = unary(through)
+        values, restored = function(values), function(restored)
     errors = np.abs(restored - values) ** ERROR_EXPONENTS.get(spec.method, 2.0)
     return float(histogram.counts[used] @ errors)
 

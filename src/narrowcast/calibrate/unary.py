@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["UNARY"]
+from narrowcast.graph.units import constant_of
+
+__all__ = ["UNARY", "unary", "unary_name"]
 
 Array = NDArray[Any]
 
@@ -34,3 +37,30 @@ UNARY: dict[str, Callable[[Array], Array]] = {
     "Gelu": _gelu,
     "Tanh": np.tanh,
 }
+
+
+def unary_name(node: ir.Node) -> str | None:
+    """Name of the function of one value that a node computes, such as ``"Silu"`` or ``"Clip 0.0 6.0"``.
+
+    Returns:
+        ``None`` where the node computes something else, or its bounds are not constant.
+    """
+    if node.op_type != "Clip":
+        return node.op_type if node.op_type in UNARY else None
+    bounds = []
+    for index, none in ((1, -np.inf), (2, np.inf)):
+        value = node.inputs[index] if len(node.inputs) > index else None
+        array = constant_of(value)
+        if value is not None and (array is None or array.size != 1):
+            return None
+        bounds.append(none if array is None else float(array.reshape(-1)[0]))
+    return f"Clip {bounds[0]} {bounds[1]}"
+
+
+def unary(name: str) -> Callable[[Array], Array]:
+    """The function of a name from :func:`unary_name`."""
+    kind, *bounds = name.split()
+    if kind != "Clip":
+        return UNARY[kind]
+    low, high = map(float, bounds)
+    return lambda x: np.asarray(np.clip(x, low, high))

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.calibrate.unary import UNARY
+from narrowcast.calibrate.unary import unary, unary_name
 from narrowcast.graph.units import constant_of
 
 __all__ = ["Layer", "function_behind", "layer_of", "positions", "take"]
@@ -94,13 +94,5 @@ def function_behind(node: ir.Node) -> Callable[[Array], Array]:
     users = [use.node for use in node.outputs[0].uses()]
     if len(users) != 1 or node.outputs[0].is_graph_output():
         return lambda x: x
-    user = users[0]
-    if user.op_type in UNARY:
-        return UNARY[user.op_type]
-    if user.op_type == "Clip":
-        low = constant_of(user.inputs[1]) if len(user.inputs) > 1 else None
-        high = constant_of(user.inputs[2]) if len(user.inputs) > 2 else None
-        bottom = -np.inf if low is None else float(low.reshape(-1)[0])
-        top = np.inf if high is None else float(high.reshape(-1)[0])
-        return lambda x: np.asarray(np.clip(x, bottom, top))
-    return lambda x: x
+    name = unary_name(users[0])
+    return (lambda x: x) if name is None else unary(name)

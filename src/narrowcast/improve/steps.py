@@ -30,8 +30,8 @@ class Effort:
     """How much is spent.
 
     Attributes:
-        teachers: images that corrections are made from.
-        judges: images that decide whether a step is kept.
+        teachers: images of 640 x 640 that corrections are made from.
+        judges: images of that size that decide whether a step is kept.
         trials: encodings tried by the range search.
     """
 
@@ -39,9 +39,20 @@ class Effort:
     judges: int
     trials: int
 
+    def at(self, height: int, width: int) -> Effort:
+        """The same effort for another input size: smaller images hold fewer positions, and cost less."""
+        share = max(1.0, 640 * 640 / max(1, height * width))
+        return replace(
+            self,
+            teachers=max(self.teachers, min(round(self.teachers * share), MOST_IMAGES)),
+            judges=max(self.judges, min(round(self.judges * share), MOST_IMAGES)),
+        )
+
 
 #: ``"fast"`` chooses ranges and corrects nothing.
 EFFORTS = {"standard": Effort(9, 12, 40), "max": Effort(24, 20, 400)}
+#: Images of any size in either role, at most.
+MOST_IMAGES = 64
 #: With fewer images there is nothing to judge by.
 LEAST_IMAGES = 6
 

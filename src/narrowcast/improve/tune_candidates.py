@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from narrowcast.analyze.regions import macs
-from narrowcast.calibrate.unary import UNARY
+from narrowcast.calibrate.unary import unary_name
 from narrowcast.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.improve.tune_plan import Widener, wide_products
@@ -114,7 +114,7 @@ def _unit(node: ir.Node) -> frozenset[str]:
     names = [str(node.name)]
     output = node.outputs[0]
     users = [use.node for use in output.uses()]
-    if len(users) == 1 and (users[0].op_type in UNARY or users[0].op_type == "Clip") and not output.is_graph_output():
+    if len(users) == 1 and unary_name(users[0]) is not None and not output.is_graph_output():
         names.append(str(users[0].name))
     return frozenset(names)
 

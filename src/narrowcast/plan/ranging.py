@@ -34,7 +34,7 @@ def choose_encoding(
         dtype: ``"int8"`` or ``"int16"``.
         method: calibration method, one of :data:`narrowcast.calibrate.METHODS`.
         percentile: for the method of that name, in percent.
-        through: op type of the one function that reads the tensors, if there is one.
+        through: name of the one function that reads the tensors, if there is one.
     """
     rules = target.activation
     power_of_two = rules.scale == "power-of-two"
@@ -43,7 +43,7 @@ def choose_encoding(
         qmin = -qmax
     spec = RangeSpec(qmin, qmax, rules.symmetric, power_of_two, method if dtype == "int8" else "minmax", percentile)
     table = target.table16
-    if dtype == "int16" and table is not None and through in target.tables and power_of_two:
+    if dtype == "int16" and table is not None and through and power_of_two and through.split()[0] in target.tables:
         half = table.entries // 2
         scale, _ = choose_range(statistics, replace(spec, qmin=-half, qmax=half - 1, method="lp"), through)
         return Encoding(dtype, scale / table.step)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from narrowcast.calibrate.unary import UNARY
+from narrowcast.calibrate.unary import unary_name
 from narrowcast.plan.types import Placement, edge_key
 from narrowcast.targets.schema import Target
 
@@ -28,7 +28,7 @@ class Group:
         values: their names, in graph order.
         sources: those whose statistics decide the range.
         type: ``"int8"`` or ``"int16"``.
-        through: op type of the one unary function that reads the tensors, where nothing else does.
+        through: name of the one unary function that reads the tensors, where nothing else does.
     """
 
     values: list[str] = field(default_factory=list)
@@ -193,9 +193,9 @@ def _add_group(
 
 
 def _only_reader(values: list[ir.Value], consumers: list[ir.Node]) -> str | None:
-    kinds = {node.op_type for node in consumers}
-    kind = kinds.pop() if len(kinds) == 1 else None
-    return kind if kind in UNARY and not any(value.is_graph_output() for value in values) else None
+    names = {unary_name(node) for node in consumers}
+    name = names.pop() if len(names) == 1 else None
+    return None if any(value.is_graph_output() for value in values) else name
 
 
 def _sources(values: list[ir.Value], target: Target, requantizing: Collection[ir.Node]) -> list[ir.Value]:
