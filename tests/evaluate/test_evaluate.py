@@ -103,7 +103,16 @@ def test_a_half_written_line_is_forgotten(tmp_path: Path) -> None:
 def test_classifier(classify_model: Model) -> None:
     assert CLASSIFY.labels is not None
     data = imagenet(CLASSIFY.validation, CLASSIFY.labels, limit=30)
-    report = data.evaluate({"float": lambda: Predictor.of_model(classify_model, 1)})
+    narrow = replace(
+        Predictor.of_model(classify_model, 1), preprocess=replace(classify_model.preprocess, camera="nv12-studio")
+    )
+    report = data.evaluate({"float": lambda: Predictor.of_model(classify_model, 1), "camera": lambda: narrow})
+    best = [
+        [p.predict(file).class_ids[0] for file in data.files] for p in (Predictor.of_model(classify_model, 1), narrow)
+    ]
+    same = np.mean([a == b for a, b in zip(*best, strict=True)])
+    assert report.metric("float", "classes", "agreement") is None
+    assert report.metric("camera", "classes", "agreement") == pytest.approx(same)
     assert (report.metric("float", "classes") or 0) > 0.8
     assert (report.metric("float", "classes", "top-5") or 0) >= (report.metric("float", "classes", "top-1") or 0)
     beyond = replace(data, labels=(*data.labels[:-1], 4000))

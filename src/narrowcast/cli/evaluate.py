@@ -96,7 +96,7 @@ def _changed(
 
 
 #: Metrics from left to right.
-_ORDER = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR", "top-1", "top-5")
+_ORDER = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR", "top-1", "top-5", "agreement")
 
 
 def _percent(value: float | None) -> str:

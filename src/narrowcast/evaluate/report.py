@@ -15,6 +15,7 @@ class Metrics:
     Attributes:
         family: ``"box"``, ``"mask"``, ``"keypoints"`` or ``"classes"``.
         values: by name (``"AP"``, ``"AP50"``, ..., or ``"top-1"``), 0..1; ``None`` where no object is of that kind.
+            ``"agreement"`` is the share of images whose first class is that of the first row.
         interval: 95 % bootstrap interval over images of the first value.
         retention: the first value as a share of the first row's; ``None`` for the first row, or where that is 0.
         retention_interval: 95 % interval of the retention: both graphs see the same resampled images.
