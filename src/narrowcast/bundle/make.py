@@ -152,16 +152,7 @@ def _distance(integers: IntegerGraph, chosen: Candidate, images: ImageSet, threa
     """How far the usual QDQ graph is from the integers at the outputs."""
     few = islice(images, DISTANCE_IMAGES)
     rows = qdq_distance(integers, chosen.proto, few, threads=threads)
-    return [
-        {
-            "name": r.tensor,
-            "differing": round(r.share, 6),
-            "largest": r.largest,
-            "relative": round(r.relative, 8),
-            "unit": r.unit,
-        }
-        for r in rows
-    ]
+    return [row.to_dict() for row in rows]
 
 
 def _first_difference(model: Model, images: ImageSet) -> dict[str, float]:

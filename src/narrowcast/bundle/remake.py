@@ -175,16 +175,7 @@ def _pairs(state: State) -> dict[str, str]:
 
 def _distance(graph: IntegerGraph, qdq: onnx.ModelProto, images: ImageSet, threads: int) -> list[dict[str, Any]]:
     rows = qdq_distance(graph, qdq, islice(images, _DISTANCE_IMAGES), threads=threads)
-    return [
-        {
-            "name": row.tensor,
-            "differing": round(row.share, 6),
-            "largest": row.largest,
-            "relative": round(row.relative, 8),
-            "unit": row.unit,
-        }
-        for row in rows
-    ]
+    return [row.to_dict() for row in rows]
 
 
 def _output(output: OutputInfo, state: State) -> OutputInfo:

@@ -175,13 +175,11 @@ def report(bundle: Bundle, verbose: bool) -> None:
 
 def distance_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     """How far the QDQ graph is from the exact integers, in one sentence."""
-    worst = max(rows, key=lambda row: row.get("relative", 0.0))
-    if worst.get("relative", 0.0) < 1e-4:
+    apart = [row for row in rows if row.get("sqnr_db") is not None]
+    if not apart:
         return "the QDQ graph in onnxruntime gives the same outputs as the chip's integers"
-    size = f"{worst['relative']:.1%} of the largest value of {worst['name']}"
-    if worst["unit"] == "steps" and worst["largest"] < 1000:  # an accumulator's steps say nothing
-        return (
-            f"the QDQ graph in onnxruntime differs from the chip's integers by up to {worst['largest']:g} steps "
-            f"({size}), in {worst['differing']:.1%} of its values"
-        )
-    return f"the QDQ graph in onnxruntime differs from the chip's integers by up to {size}"
+    worst = min(apart, key=lambda row: float(row["sqnr_db"]))
+    return (
+        f"the QDQ graph in onnxruntime is not the chip: its outputs differ from the exact integers, at worst "
+        f"{worst['sqnr_db']:.0f} dB below the signal ({worst['name']})"
+    )

@@ -19,8 +19,8 @@ __all__ = ["Judge", "loss_of"]
 #: Cells of an image that are looked at, at most: without masks, which cost little, and with masks. Every cell that
 #: decode might keep counts, not only the best of each object: a few images hold too few objects to tell methods apart.
 CELLS, MASKS = 300, 60
-#: What an error counts towards the loss. Measured on yolo11n-pose (docs/accuracy.md): keypoint AP falls about as much
-#: as 1 - OKS rises, box AP by a sixth of 1 - IoU, and probabilities that move together reorder nothing.
+#: What an error counts towards the loss. A judgement, not a fit: in a few runs of yolo11n-pose keypoint AP fell about
+#: as much as 1 - OKS rose and box AP far less than 1 - IoU; probabilities that move together reorder nothing.
 WEIGHTS = {"oks_loss": 1.0, "mask_iou_loss": 1.0, "iou_loss": 0.5, "probability": 0.25, "candidate_probability": 0.25}
 
 

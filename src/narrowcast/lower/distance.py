@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ class Distance:
         differing: how many values differ.
         total: how many values there are.
         largest: largest difference, in ``unit``.
-        peak: largest magnitude of the exact tensor, in ``unit``.
+        signal: sum of squares of the exact tensor.
+        noise: sum of squares of the differences.
     """
 
     tensor: str
@@ -36,7 +38,8 @@ class Distance:
     differing: int = 0
     total: int = 0
     largest: float = 0.0
-    peak: float = 0.0
+    signal: float = 0.0
+    noise: float = 0.0
 
     @property
     def share(self) -> float:
@@ -44,9 +47,17 @@ class Distance:
         return self.differing / self.total if self.total else 0.0
 
     @property
-    def relative(self) -> float:
-        """Largest difference as a share of the largest magnitude, 0 and up."""
-        return self.largest / self.peak if self.peak else 0.0
+    def sqnr_db(self) -> float:
+        """How far the differences lie below the tensor, in dB; infinite where there are none."""
+        return 10 * math.log10(self.signal / self.noise) if self.noise and self.signal else math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; ``sqnr_db`` is ``None`` where nothing differs."""
+        sqnr = round(self.sqnr_db, 2) if self.noise else None
+        return {
+            "name": self.tensor, "differing": round(self.share, 6), "largest": self.largest, "unit": self.unit,
+            "sqnr_db": sqnr,
+        }  # fmt: skip
 
     def add(self, exact: NDArray[Any], other: NDArray[Any]) -> None:
         """Count one pair of tensors of the same shape."""
@@ -54,7 +65,8 @@ class Distance:
         self.differing += int(np.count_nonzero(apart))
         self.total += apart.size
         self.largest = max(self.largest, float(apart.max(initial=0.0)))
-        self.peak = max(self.peak, float(np.abs(exact).max(initial=0)))
+        self.signal += float(np.square(exact, dtype=np.float64).sum())
+        self.noise += float(np.square(apart).sum())
 
 
 def qdq_distance(
