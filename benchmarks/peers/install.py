@@ -10,9 +10,8 @@ from pathlib import Path
 
 #: What the table of docs/peers.md was measured with.
 PINS = ("onnxruntime==1.31.1", "nncf==3.4.0", "esp-ppq==1.3.12")
-#: ESP-PPQ needs torch without saying so. The build without CUDA is a tenth of the size, where there is one.
-TORCH = ("torch==2.13.0+cpu", "torch==2.13.0")
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+#: ESP-PPQ needs torch without saying so. A build without CUDA that is installed in the environment already will do.
+TORCH = "torch==2.13.0"
 
 
 class InstallError(Exception):
@@ -33,14 +32,13 @@ def install(folder: Path) -> Path:
     """
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     marker = folder / "side-by-side.txt"
-    wanted = "\n".join((*PINS, TORCH[0])) + "\n"
+    wanted = "\n".join((*PINS, TORCH)) + "\n"
     if marker.exists() and marker.read_text() == wanted and python.exists():
         return python
     print(f"installing {', '.join((*PINS, 'torch'))} into {folder}", flush=True)
     if not python.exists():
         venv.create(folder, with_pip=True)
-    failure = _pip(python, "--retries", "1", "--extra-index-url", CPU_INDEX, TORCH[0])
-    if failure and (failure := _pip(python, TORCH[1])):
+    if failure := _pip(python, TORCH):
         raise InstallError(failure)
     if failure := _pip(python, *PINS):
         raise InstallError(failure)

@@ -50,7 +50,7 @@ class Effort:
 
 
 #: ``"fast"`` chooses ranges and corrects nothing.
-EFFORTS = {"standard": Effort(9, 12, 40), "max": Effort(24, 20, 400)}
+EFFORTS = {"standard": Effort(9, 12, 40), "max": Effort(18, 20, 120)}
 #: Images of any size in either role, at most.
 MOST_IMAGES = 64
 #: With fewer images there is nothing to judge by.
