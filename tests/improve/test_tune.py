@@ -66,6 +66,30 @@ def others(bundle: Bundle, count: int = 8) -> ImageSet:
 # ---- plans
 
 
+def test_a_node_whose_weights_widen_goes_back_to_its_own(net: Model, bundles: dict[str, Bundle]) -> None:
+    for target, widens in (("esp32p4", True), ("bayes-e", False)):  # w16a16, and 8-bit weights in any case
+        made = widener(net, bundles[target])
+        graph = made.graph
+        own = {name: graph.initializers[name].const_value.numpy() + np.float32(0.5) for name in ("w1", "b1")}
+        made.uncorrected = own
+        state = made.state(["conv1"])
+        for name in ("w0", "w1", "b1", "w2"):
+            found = state.model.graph.initializers[name].const_value.numpy()
+            expected = own[name] if widens and name in own else graph.initializers[name].const_value.numpy()
+            np.testing.assert_array_equal(found, expected)
+        if widens:
+            assert np.abs(own["w1"]).max() <= float(np.max(state.plan.tensors["w1"].scales)) * 2**15
+
+
+def test_the_rounding_that_goes_is_that_of_what_is_read_at_16_bits(net: Model, bundles: dict[str, Bundle]) -> None:
+    made = widener(net, bundles["esp32p4"])
+    assert not made.removed([]).tensors and not made.removed([]).edges
+    gone = made.removed(["conv1"])
+    assert set(gone.tensors) == {"w1"} and gone.tensors["w1"] == made.base.tensors["w1"]
+    # c1 is read by Add and Concat, which stay at 8 bits: they read it rounded as before
+    assert not [key for key in gone.edges if key.startswith(("add", "concat"))]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_only_what_is_asked_for_changes(net: Model, bundles: dict[str, Bundle], target: str) -> None:
     bundle = bundles[target]
