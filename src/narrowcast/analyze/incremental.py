@@ -9,7 +9,6 @@ what was changed, and an output that no change reaches is known to be equal with
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from narrowcast.calibrate.statistics import with_outputs
-from narrowcast.graph.run import Runner, keep_quantization
+from narrowcast.graph.run import Runner, available_cores, open_session
 
-__all__ = ["Outputs", "Variant", "cores", "digests", "run_variants"]
+__all__ = ["Outputs", "Variant", "digests", "run_variants"]
 
 Outputs = dict[str, NDArray[Any]]
 #: Bytes of graphs that are kept ready to run at the same time.
@@ -53,6 +53,7 @@ class _Cut:
         feeds: its input to the tensor of the base with the same values.
         outputs: outputs of the variant that differ.
         same: outputs of the variant to the tensor of the base with the same values.
+        session: that runs the graph, once it is opened.
     """
 
     key: str
@@ -60,27 +61,7 @@ class _Cut:
     feeds: dict[str, str]
     outputs: list[str]
     same: dict[str, str]
-    runner: _PartRunner | None = None
-
-
-class _PartRunner:
-    """A session for a part with any number of inputs."""
-
-    def __init__(self, cut: _Cut) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        keep_quantization(options)
-        # "basic" keeps QuantizeLinear and DequantizeLinear where the plan put them
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        self.session = onnxruntime.InferenceSession(cut.graph, options, providers=["CPUExecutionProvider"])
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    session: onnxruntime.InferenceSession | None = None
 
 
 def digests(proto: onnx.ModelProto) -> dict[str, bytes]:
@@ -140,7 +121,7 @@ def run_variants(
     known: dict[bytes, str] = {}
     for name, digest in digests(base).items():
         known.setdefault(digest, name)
-    workers = workers or cores()
+    workers = workers or available_cores()
     shown = progress(variants) if progress is not None else variants
     with ThreadPoolExecutor(workers) as pool:
         for chunk in _chunks((_cut(variant, known) for variant in shown), _CHUNK_BYTES):
@@ -162,7 +143,7 @@ def _chunks(cuts: Iterable[_Cut], limit: int) -> Iterator[list[_Cut]]:
 
 def _open(cut: _Cut) -> None:
     if cut.graph:
-        cut.runner = _PartRunner(cut)
+        cut.session = open_session(cut.graph, 1, "basic")
 
 
 def _run_chunk(
@@ -182,9 +163,9 @@ def _run_chunk(
 
         def one(cut: _Cut, index: int = index, shared: Outputs = shared) -> None:
             outputs: Outputs = {name: shared[source] for name, source in cut.same.items()}
-            if cut.runner is not None:
+            if cut.session is not None:
                 feeds = {name: shared[source] for name, source in cut.feeds.items()}
-                outputs.update(zip(cut.outputs, cut.runner.session.run(cut.outputs, feeds), strict=True))
+                outputs.update(zip(cut.outputs, cut.session.run(cut.outputs, feeds), strict=True))
             consume(cut.key, index, outputs, set(cut.same))
 
         list(pool.map(one, chunk))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
-from narrowcast.graph.run import keep_quantization
+from narrowcast.graph.run import open_session
 from narrowcast.vision.preprocess import preprocess
 
 __all__ = ["STAGES", "BenchResult", "NodeTime", "Timing", "bench", "profile"]
@@ -187,16 +187,11 @@ def profile(file: Path, tensor: NDArray[Any], *, frames: int = 20, level: str = 
     Returns:
         Slowest first. The profiler's own file is deleted.
     """
-    levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if level == "all" else levels.ORT_ENABLE_BASIC
-    keep_quantization(options)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory(prefix="narrowcast-profile-") as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = open_session(file, 1, level, options)
         name = session.get_inputs()[0].name
         for _ in range(frames + WARM_UP):
             session.run(None, {name: tensor})

@@ -16,7 +16,7 @@ from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
 from narrowcast.evaluate.coco_scores import FAMILIES, CocoScores, score
 from narrowcast.evaluate.journal import Journal
-from narrowcast.evaluate.passes import available_cores, run_pass
+from narrowcast.evaluate.passes import run_pass
 from narrowcast.evaluate.predictions import converter, write_predictions
 from narrowcast.evaluate.protocol import PROTOCOLS, Protocol
 from narrowcast.evaluate.report import Report, Row
@@ -79,7 +79,7 @@ class CocoData:
             options = {**asdict(protocol), "masks": "mask" in families}
             convert = converter([image["id"] for image in self.document["images"]], categories)
             journal = Journal(self._key(predictor, options, categories), fresh)
-            done = run_pass(name, predictor, self.files, convert, options, journal, workers or available_cores())
+            done = run_pass(name, predictor, self.files, convert, options, journal, workers)
             results = [entry for result in done.results for entry in result]
             if save_predictions is not None:
                 write_predictions(results, Path(save_predictions), name if len(graphs) > 1 else "")

@@ -16,7 +16,7 @@ from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
 from narrowcast.evaluate.bootstrap import draw_weights
 from narrowcast.evaluate.journal import Journal
-from narrowcast.evaluate.passes import available_cores, run_pass
+from narrowcast.evaluate.passes import run_pass
 from narrowcast.evaluate.predictions import write_predictions
 from narrowcast.evaluate.report import Report, Row
 from narrowcast.evaluate.rows import compare_rows
@@ -76,7 +76,7 @@ class ImageNetData:
             self._check(predictor)
             journal = Journal(self._key(predictor), fresh)
             options = {"top_k": _KEPT}
-            done = run_pass(name, predictor, self.files, _best, options, journal, workers or available_cores())
+            done = run_pass(name, predictor, self.files, _best, options, journal, workers)
             if save_predictions is not None:
                 found = [{"image": file.name, **best} for file, best in zip(self.files, done.results, strict=True)]
                 write_predictions(found, Path(save_predictions), name if len(graphs) > 1 else "")

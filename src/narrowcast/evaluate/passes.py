@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from narrowcast.progress import track
 from narrowcast.vision.preprocess import preprocess, read_image
 from narrowcast.vision.types import Classification, Detections
 
-__all__ = ["Pass", "available_cores", "run_pass"]
+__all__ = ["Pass", "run_pass"]
 
 Convert = Callable[[int, Detections | Classification], Any]
 
@@ -36,11 +35,6 @@ class Pass:
     images_per_second: float
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_pass(
     name: str,
     predictor: Predictor,
@@ -48,7 +42,7 @@ def run_pass(
     convert: Convert,
     options: dict[str, Any],
     journal: Journal,
-    workers: int,
+    workers: int | None,
 ) -> Pass:
     """Predict every image.
 
@@ -63,7 +57,7 @@ def run_pass(
         convert: result of the image of an index to something JSON-ready.
         options: of decoding.
         journal: results of an interrupted pass, and where these go.
-        workers: images in work at once.
+        workers: images in work at once; one a core by default.
 
     Raises:
         UserError: naming an image that cannot be read.
@@ -76,7 +70,7 @@ def run_pass(
         def one(index: int) -> Any:
             return convert(index, _predict(predictor, files[index], options))
 
-        for index, result in track(_in_order(one, todo, workers), name, total=len(todo)):
+        for index, result in track(_in_order(one, todo, workers or available_cores()), name, total=len(todo)):
             results[index] = result
             journal.add(index, result)
     seconds = time.perf_counter() - started

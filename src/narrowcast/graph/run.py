@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-__all__ = ["Runner", "keep_quantization"]
+__all__ = ["Runner", "available_cores", "open_session"]
 
 _LEVELS = {
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -29,13 +30,7 @@ class Runner:
     """
 
     def __init__(self, model: onnx.ModelProto | str | Path, threads: int = 0, level: str = "all") -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.graph_optimization_level = _LEVELS[level]
-        options.log_severity_level = 3
-        keep_quantization(options)
-        source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-        self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self.session = open_session(model, threads, level)
         (image,) = self.session.get_inputs()
         self.input_name: str = image.name
         self.input_shape: tuple[int, ...] = tuple(image.shape)
@@ -49,11 +44,35 @@ class Runner:
         return dict(zip(wanted, self.session.run(wanted, {self.input_name: tensor}), strict=True))
 
 
-def keep_quantization(options: onnxruntime.SessionOptions) -> None:
-    """Make onnxruntime run QuantizeLinear and DequantizeLinear where a plan put them and nowhere else.
+def open_session(
+    model: onnx.ModelProto | bytes | str | Path,
+    threads: int,
+    level: str,
+    options: onnxruntime.SessionOptions | None = None,
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU, for graphs that :class:`Runner` is too narrow for.
 
-    Two pairs in a row are a requantization of the plan, which it would drop even at "basic"; and it would quantize
-    the float weights of a node whose neighbours are quantized.
+    onnxruntime runs QuantizeLinear and DequantizeLinear where a plan put them and nowhere else. Two pairs in a row are
+    a requantization of the plan, which it would drop even at "basic"; and it would quantize the float weights of a node
+    whose neighbours are quantized.
+
+    Args:
+        model: a model, its bytes, or the path of one.
+        threads, level: as :class:`Runner` takes them.
+        options: further options of onnxruntime, to which those above are added.
     """
+    options = options or onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = _LEVELS[level]
+    options.log_severity_level = 3
     options.add_session_config_entry("session.disable_double_qdq_remover", "1")
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+    return onnxruntime.InferenceSession(
+        source if isinstance(source, bytes) else str(source), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

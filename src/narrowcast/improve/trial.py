@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
-from narrowcast.graph.run import keep_quantization
+from narrowcast.graph.run import open_session
 from narrowcast.improve.cut import Parts, cut
 from narrowcast.lower.factors import Factors, undo_factors
 from narrowcast.lower.qdq import SCALE_INPUT, ZERO_POINT_INPUT, lower_qdq
@@ -58,7 +57,7 @@ class Trial:
         known = {value.name for value in proto.graph.input}
         names = [f"{stem}{index}" for index in indices for stem in (SCALE_INPUT, ZERO_POINT_INPUT)]
         parts = cut(proto, [name for name in names if name in known], outputs)
-        self.session = _session(parts.after, threads) if parts.late else None
+        self.session = open_session(parts.after, threads, "basic") if parts.late else None
         self.known = {value.name for value in parts.after.graph.input}
         self.outputs, self.late = list(outputs), list(parts.late)
         self._before = _run_before(parts, inputs, threads)
@@ -98,21 +97,12 @@ def _lowered(model: ir.Model, drafted: Draft, plan: Plan, indices: Sequence[int]
     return lower_qdq(model, changed, tunable)[0]
 
 
-def _session(proto: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    keep_quantization(options)
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def _run_before(parts: Parts, inputs: Sequence[NDArray[np.float32]], threads: int) -> list[dict[str, NDArray[Any]]]:
     (image,) = (value.name for value in parts.before.graph.input)
     names = [value.name for value in parts.before.graph.output]
     if not names:
         return [{image: tensor} for tensor in inputs]
-    session = _session(parts.before, threads)
+    session = open_session(parts.before, threads, "basic")
     found = []
     for tensor in inputs:
         values: dict[str, NDArray[Any]] = dict(zip(names, session.run(names, {image: tensor}), strict=True))

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from narrowcast.graph.run import open_session
 from narrowcast.graph.units import constant_of, inline_units
 from narrowcast.plan.types import Encoding, Plan, edge_key
 
@@ -73,12 +73,7 @@ class NodeRunner:
         outputs = [helper.make_empty_tensor_value_info(str(output.name)) for output in node.outputs]
         graph = helper.make_graph([ir.serde.serialize_node(node)], "node", declared, outputs, constants)
         proto = helper.make_model(graph, opset_imports=list(opsets), functions=list(functions), ir_version=8)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            inline_units(proto).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = open_session(inline_units(proto), threads, "all")
 
     def run(self, operands: dict[int, Array]) -> list[Array]:
         """Outputs for operands by their position."""
