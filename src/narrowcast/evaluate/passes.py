@@ -13,6 +13,7 @@ from typing import Any
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
 from narrowcast.evaluate.journal import Journal
+from narrowcast.graph.run import available_cores
 from narrowcast.progress import track
 from narrowcast.vision.preprocess import preprocess, read_image
 from narrowcast.vision.types import Classification, Detections
