@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from narrowcast.bundle.manifest import MANIFEST_FILE
 from narrowcast.errors import UserError
 
 __all__ = ["check_out", "new_folder"]
@@ -27,7 +28,7 @@ def check_out(out: str | Path, force: bool) -> Path:
     path = Path(out)
     if path.exists() and not force:
         raise UserError(f"{path} exists", "choose another --out, or add --force to replace it")
-    if path.exists() and not (path / "manifest.json").exists():
+    if path.exists() and not (path / MANIFEST_FILE).exists():
         raise UserError(f"{path} exists and is no bundle, so it is not replaced", "choose another --out")
     parent = path.absolute().parent
     existing = next(folder for folder in (parent, *parent.parents) if folder.exists())

@@ -14,8 +14,9 @@ from narrowcast.errors import UserError
 from narrowcast.vision.heads import HeadSpec, OutputEncoding
 from narrowcast.vision.preprocess import Preprocess
 
-__all__ = ["Manifest", "OutputInfo", "read_manifest", "versions"]
+__all__ = ["MANIFEST_FILE", "Manifest", "OutputInfo", "read_manifest", "versions"]
 
+MANIFEST_FILE = "manifest.json"
 VERSION = 1
 _PACKAGES = ("narrowcast", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxslim", "opencv-python-headless")
 
@@ -102,12 +103,12 @@ def read_manifest(folder: str | Path) -> Manifest:
     Raises:
         UserError: no bundle, a broken manifest, or one written by a newer version.
     """
-    file = Path(folder) / "manifest.json"
+    file = Path(folder) / MANIFEST_FILE
     try:
         data = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder} is no bundle (it has no manifest.json)", "make one with narrowcast quantize"
+            f"{folder} is no bundle (it has no {MANIFEST_FILE})", "make one with narrowcast quantize"
         ) from error
     except NotADirectoryError as error:
         raise UserError(

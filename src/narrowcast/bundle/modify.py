@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.bundle.contents import float_bytes, json_bytes, output_of, proto_bytes, shape_of, write_contents
 from narrowcast.bundle.folder import check_out, new_folder
 from narrowcast.bundle.manifest import Manifest, OutputInfo
 from narrowcast.bundle.store import (
@@ -28,7 +29,6 @@ from narrowcast.bundle.store import (
 )
 from narrowcast.errors import UserError
 from narrowcast.graph.ends import REMOVABLE, Removed, nearest_of, remove_ends, transposed_layout
-from narrowcast.graph.units import inline_units
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.ends import with_integer_input, with_integer_outputs
 from narrowcast.lower.factors import Factors, undo_factors, with_factors
@@ -166,9 +166,9 @@ def _shortened(state: _State, bundle: Bundle, kinds: Sequence[str], nodes: Seque
     plan = _restricted(state.plan, model, state.target)
     names = [entry.node for entry in removed]
     files = {PLAN_FILE: plan_to_json(plan).encode()}
-    files[FLOAT_FILE] = _float_bytes(remove_ends(bundle.model.ir, (), names)[0])
+    files[FLOAT_FILE] = float_bytes(remove_ends(bundle.model.ir, (), names)[0])
     if PREPARED_FILE in bundle.manifest.files:
-        files[PREPARED_FILE] = _float_bytes(model)
+        files[PREPARED_FILE] = float_bytes(model)
     gone = tuple(name for name in bundle.manifest.files if name.endswith(".espdl"))
     manifest = _described(state.manifest, state.model, model, plan, removed)
     if gone:
@@ -180,10 +180,6 @@ def _shortened(state: _State, bundle: Bundle, kinds: Sequence[str], nodes: Seque
     )
     earlier = list(state.manifest.modified.get("removed", ()))
     return changed.with_modified(removed=[*earlier, *({"node": r.node, "type": r.op_type} for r in removed)])
-
-
-def _float_bytes(model: ir.Model) -> bytes:
-    return bytes(inline_units(ir.to_proto(model)).SerializeToString(deterministic=True))
 
 
 def _restricted(plan: Plan, model: ir.Model, target: Target) -> Plan:
@@ -222,13 +218,13 @@ def _described(
                 raise UserError(f"{entry.node} is no change between NCHW and NHWC", "keep it")
             spec = replace(spec, layout=layout)
     known = {out.name: out for out in manifest.outputs}
-    outputs = tuple(known.get(str(value.name)) or _output(value, plan) for value in after.graph.outputs)
+    outputs = tuple(known.get(str(value.name)) or output_of(value, plan, {}) for value in after.graph.outputs)
     names = {out.name for out in outputs}
     softmax = any(entry.op_type == "Softmax" and entry.end == "tail" for entry in removed)
     listed = ", ".join(f"{entry.op_type} {entry.node}" for entry in removed)
     return replace(
         manifest,
-        input_shape=tuple(int(dim) for dim in after.graph.inputs[0].shape or ()),
+        input_shape=shape_of(after.graph.inputs[0]),
         preprocess=spec,
         outputs=outputs,
         softmax_missing=manifest.softmax_missing or (manifest.task == "classify" and softmax),
@@ -236,15 +232,6 @@ def _described(
         qdq_distance=[row for row in manifest.qdq_distance if row["name"] in names],
         notes=(*manifest.notes, f"removed: {listed}"),
     )
-
-
-def _output(value: ir.Value, plan: Plan) -> OutputInfo:
-    shape = tuple(int(dim) for dim in value.shape or ())
-    name, layout = str(value.name), "NCHW" if len(shape) == 4 else ""
-    coded = plan.tensors.get(name)
-    if coded is None:
-        return OutputInfo(name, shape, layout, "float32")
-    return OutputInfo(name, shape, layout, coded.dtype, coded.scale, coded.zero_point, coded.axis)
 
 
 def _integer_input(state: _State) -> _State:
@@ -272,7 +259,7 @@ def _quantized_files(state: _State, bundle: Bundle) -> dict[str, bytes]:
         qdq = with_integer_input(qdq, state.plan.tensors[state.manifest.input_name])
     names = state.manifest.modified.get("dequantize", ())
     qdq = with_integer_outputs(qdq, {out.name: _encoding(out) for out in state.manifest.outputs if out.name in names})
-    files = {QDQ_FILE: bytes(qdq.SerializeToString(deterministic=True))}
+    files = {QDQ_FILE: proto_bytes(qdq)}
     if changed and INTEGER_FILE in bundle.manifest.files:
         integers = lower_integer(state.model, state.plan, state.target, integer_input=state.integer_input)
         files[INTEGER_FILE] = integer_bytes(with_factors(integers, state.factors))
@@ -284,17 +271,12 @@ def _write(path: Path, state: _State, bundle: Bundle) -> Bundle:
     if state.shortened:
         kept = set(state.plan.tensors)
         rows = json.loads((bundle.path / NODES_FILE).read_text())
-        files[NODES_FILE] = (json.dumps([row for row in rows if row["name"] in kept], indent=1) + "\n").encode()
-    hashes = {name: digest for name, digest in bundle.manifest.files.items() if name not in state.gone}
-    unchanged = [name for name in hashes if name not in files]
-    hashes |= {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    manifest = replace(state.manifest, files=hashes)
+        files[NODES_FILE] = json_bytes([row for row in rows if row["name"] in kept])
+    known = {name: digest for name, digest in bundle.manifest.files.items() if name not in state.gone}
     with new_folder(path) as folder:
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-        for name in unchanged:
-            (folder / name).write_bytes((bundle.path / name).read_bytes())
-        (folder / "manifest.json").write_text(manifest.to_json())
+        for name in known.keys() - files.keys():
+            shutil.copyfile(bundle.path / name, folder / name)
+        write_contents(folder, replace(state.manifest, files=known), files)
         _compare(bundle, open_bundle(folder))
     return open_bundle(path)
 

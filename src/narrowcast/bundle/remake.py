@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx_ir as ir
 
-from narrowcast.bundle.compare import compare_tensors
-from narrowcast.bundle.folder import check_out, new_folder
-from narrowcast.bundle.manifest import Manifest, OutputInfo, versions
-from narrowcast.bundle.store import (
-    FLOAT_FILE,
-    INTEGER_FILE,
-    NODES_FILE,
-    PLAN_FILE,
-    PREPARED_FILE,
-    QDQ_FILE,
-    TARGET_FILE,
-    Bundle,
-    open_bundle,
+from narrowcast.bundle.contents import (
+    NO_CHIP_FILE,
+    NO_INTEGERS,
+    Extra,
+    int16_domain,
+    integers_of,
+    make_contents,
+    output_info,
+    write_contents,
 )
+from narrowcast.bundle.folder import check_out, new_folder
+from narrowcast.bundle.manifest import Manifest, versions
+from narrowcast.bundle.store import FLOAT_FILE, NODES_FILE, PREPARED_FILE, TARGET_FILE, Bundle, open_bundle
 from narrowcast.calibrate import ImageSet
 from narrowcast.errors import UserError
-from narrowcast.graph.model import Model
-from narrowcast.graph.units import inline_units
 from narrowcast.improve import State
-from narrowcast.lower.distance import qdq_distance
-from narrowcast.lower.factors import factored, undo_factors, with_factors
-from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes, lower_integer
-from narrowcast.plan import Plan, plan_to_json
-from narrowcast.progress import track
+from narrowcast.lower.integer import dequantized
 from narrowcast.targets import Target, write_target
 
 __all__ = ["lowered", "remake", "state_of"]
-
-#: Makes further files of a bundle, such as the chip's own model file.
-Extra = Callable[[Model, Plan, Target], Mapping[str, bytes]]
-#: Images on which every tensor, and the QDQ graph, is compared.
-_TENSOR_IMAGES, _DISTANCE_IMAGES = 4, 2
 
 
 def state_of(bundle: Bundle) -> State:
@@ -65,15 +49,8 @@ def lowered(state: State, target: Target) -> tuple[onnx.ModelProto, bool]:
     Returns:
         The graph, and whether it holds the exact integers; otherwise it is the QDQ graph.
     """
-    integers, _ = _integers(state, target)
+    integers, _ = integers_of(state, target)
     return (state.lower()[0], False) if integers is None else (dequantized(integers), True)
-
-
-def _integers(state: State, target: Target) -> tuple[IntegerGraph | None, str]:
-    try:
-        return with_factors(lower_integer(state.model, state.plan, target), state.factors), ""
-    except UserError as error:
-        return None, str(error)
 
 
 def remake(
@@ -108,92 +85,37 @@ def remake(
         UserError: the folder exists or cannot be written; nothing is left half-written.
     """
     path = check_out(out, force)
-    target, model = bundle.target, replace(bundle.prepared, ir=state.model)
     qdq, contrib = state.lower()
-    integers, why_not = _integers(state, target)
-    floating, best = bundle.model.to_proto(), qdq if integers is None else dequantized(integers)
-    names = {name: name for name in model.output_names}
-    compared = compare_tensors(floating, best, names, track(images, "compare", len(images)), threads)
-    own = undo_factors(ir.to_proto(state.model), state.factors)
-    rows = compare_tensors(own, qdq, _pairs(state), islice(images, _TENSOR_IMAGES), threads)
-    files = {**_files(state, qdq, integers), NODES_FILE: _json([row.to_dict() for row in rows])}
-    notes = [f"no {INTEGER_FILE}: {why_not}"] if integers is None else list(integers.notes)
-    if extra is not None:
-        try:
-            files.update(extra(model, state.plan, target))
-        except UserError as error:  # the bundle is good for everything else
-            notes.append(f"no model file for the chip: {error}")
+    made = make_contents(bundle.prepared, state, qdq, bundle.target, bundle.model.to_proto(), images, threads, extra)
     manifest = replace(
-        _manifest(bundle.manifest, state, notes, contrib),
+        _manifest(bundle.manifest, state, made.notes, contrib),
         calibration={**bundle.manifest.calibration, **record},
-        comparison=[row.to_dict() for row in compared],
-        qdq_distance=[] if integers is None else _distance(integers, qdq, images, threads),
+        comparison=made.comparison,
+        qdq_distance=made.qdq_distance,
         command=tuple(command),
+        files={},
     )
-    return _write(path, replace(bundle, manifest=manifest), files)
-
-
-def _json(data: Any) -> bytes:
-    return (json.dumps(data, indent=1) + "\n").encode()
-
-
-def _files(state: State, qdq: onnx.ModelProto, integers: IntegerGraph | None) -> dict[str, bytes]:
-    """The graphs and the plan."""
-    files = {QDQ_FILE: qdq.SerializeToString(deterministic=True), PLAN_FILE: plan_to_json(state.plan).encode()}
-    if state.changed:
-        files[PREPARED_FILE] = inline_units(ir.to_proto(state.model)).SerializeToString(deterministic=True)
-    if integers is not None:
-        files[INTEGER_FILE] = integer_bytes(integers)
-    return files
+    files = {
+        FLOAT_FILE: (bundle.path / FLOAT_FILE).read_bytes(),
+        TARGET_FILE: write_target(bundle.target).encode(),
+        **made.quantized,
+        **made.prepared,
+        **made.integer,
+        NODES_FILE: made.nodes,
+        **made.chip,
+    }
+    with new_folder(path) as folder:
+        write_contents(folder, manifest, files)
+    return open_bundle(path)
 
 
 def _manifest(before: Manifest, state: State, notes: Sequence[str], contrib: bool) -> Manifest:
     """The manifest with the new outputs and notes; those about files that are made again are replaced."""
-    made_again = (f"no {INTEGER_FILE}", "no model file for the chip")
-    kept = [note for note in before.notes if not note.startswith(made_again)]
-    wide = any(encoding.dtype == "int16" for encoding in state.plan.tensors.values())
+    kept = [note for note in before.notes if not note.startswith((NO_INTEGERS, NO_CHIP_FILE))]
     return replace(
         before,
-        outputs=tuple(_output(output, state) for output in before.outputs),
-        int16_domain="" if not wide else "com.microsoft" if contrib else "ai.onnx",
+        outputs=tuple(output_info(output, state.plan, state.factors) for output in before.outputs),
+        int16_domain=int16_domain(state.plan, contrib),
         notes=tuple(dict.fromkeys([*kept, *notes])),
         versions={**before.versions, **versions()},
     )
-
-
-def _pairs(state: State) -> dict[str, str]:
-    """Tensors that exist as integers, with their names in the QDQ graph."""
-    pairs = {}
-    for node in state.model.graph:
-        for output in node.outputs:
-            name = str(output.name)
-            encoding = state.plan.tensors.get(name)
-            if encoding is not None and encoding.dtype != "int32":
-                pairs[name] = name if output.is_graph_output() else f"{name}_dequantized"
-    return pairs
-
-
-def _distance(graph: IntegerGraph, qdq: onnx.ModelProto, images: ImageSet, threads: int) -> list[dict[str, Any]]:
-    rows = qdq_distance(graph, qdq, islice(images, _DISTANCE_IMAGES), threads=threads)
-    return [row.to_dict() for row in rows]
-
-
-def _output(output: OutputInfo, state: State) -> OutputInfo:
-    coded = state.plan.tensors.get(output.name)
-    if coded is None:
-        return output
-    if output.name in state.factors:
-        coded = factored(coded, state.factors[output.name])
-    return replace(output, chip_dtype=coded.dtype, scale=coded.scale, zero_point=coded.zero_point, axis=coded.axis)
-
-
-def _write(path: Path, bundle: Bundle, files: Mapping[str, bytes]) -> Bundle:
-    """Write the new files, and the user's float graph as it was."""
-    floating = (bundle.path / FLOAT_FILE).read_bytes()
-    every = {FLOAT_FILE: floating, TARGET_FILE: write_target(bundle.target).encode(), **files}
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in every.items()}
-    with new_folder(path) as folder:
-        for name, data in every.items():
-            (folder / name).write_bytes(data)
-        (folder / "manifest.json").write_text(replace(bundle.manifest, files=hashes).to_json())
-    return open_bundle(path)

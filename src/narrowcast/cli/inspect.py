@@ -29,11 +29,12 @@ def run(path: Path, nodes: bool, json: bool) -> None:
         _model(path, json)
         return
     from narrowcast.bundle import open_bundle
+    from narrowcast.bundle.manifest import MANIFEST_FILE
 
     bundle = open_bundle(path)
     if json:
         tensors = [asdict(entry) for entry in tensor_info(bundle.manifest)]
-        print_json({**json_module.loads((path / "manifest.json").read_text()), "tensors": tensors})
+        print_json({**json_module.loads((path / MANIFEST_FILE).read_text()), "tensors": tensors})
         return
     _bundle(bundle)
     if nodes:

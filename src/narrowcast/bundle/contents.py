@@ -1,0 +1,217 @@
+"""What a quantized network puts into a bundle, made in one way whoever makes the bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from narrowcast.bundle.compare import Comparison, compare_tensors
+from narrowcast.bundle.manifest import MANIFEST_FILE, Manifest, OutputInfo
+from narrowcast.bundle.store import INTEGER_FILE, PLAN_FILE, PREPARED_FILE, QDQ_FILE
+from narrowcast.calibrate import ImageSet
+from narrowcast.errors import UserError
+from narrowcast.graph.model import Model
+from narrowcast.graph.units import inline_units
+from narrowcast.improve import State
+from narrowcast.lower.distance import qdq_distance
+from narrowcast.lower.factors import Factors, factored, undo_factors, with_factors
+from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes, lower_integer
+from narrowcast.plan import Plan, plan_to_json
+from narrowcast.progress import track
+from narrowcast.targets import Target
+
+__all__ = [
+    "NO_CHIP_FILE", "NO_INTEGERS", "Contents", "Extra", "float_bytes", "int16_domain", "integers_of", "json_bytes",
+    "make_contents", "output_info", "output_of", "proto_bytes", "shape_of", "write_contents",
+]  # fmt: skip
+
+#: Makes further files of a bundle, such as the chip's own model file, from the graph that was lowered, which is the
+#: user's or one with corrected weights.
+Extra = Callable[[Model, Plan, Target], Mapping[str, bytes]]
+#: How notes on files that could not be made begin.
+NO_INTEGERS, NO_CHIP_FILE = f"no {INTEGER_FILE}", "no model file for the chip"
+#: Images on which every tensor is compared, and the QDQ graph with the exact integers.
+_TENSOR_IMAGES, _DISTANCE_IMAGES = 4, 2
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Files of a quantized network, by name, and what is measured on them.
+
+    Attributes:
+        prepared: the float graph that the integers come from, where it is not the user's.
+        quantized: the QDQ graph and the plan.
+        integer: the exact integer graph, where there is one.
+        chip: what ``extra`` made.
+        nodes: content of the table of tensors.
+        comparison: of the outputs with those of the float model, for the manifest.
+        qdq_distance: of the QDQ graph from the exact integers, for the manifest.
+        notes: on the integers and the chip's files.
+    """
+
+    prepared: Mapping[str, bytes]
+    quantized: Mapping[str, bytes]
+    integer: Mapping[str, bytes]
+    chip: Mapping[str, bytes]
+    nodes: bytes
+    comparison: list[dict[str, Any]]
+    qdq_distance: list[dict[str, Any]]
+    notes: tuple[str, ...]
+
+
+def make_contents(
+    model: Model,
+    state: State,
+    qdq: onnx.ModelProto,
+    target: Target,
+    floating: onnx.ModelProto,
+    images: ImageSet,
+    threads: int = 0,
+    extra: Extra | None = None,
+) -> Contents:
+    """Make the files of a quantized network and compare it with the float model.
+
+    Args:
+        model: whose graph ``state`` holds, perhaps with other weights.
+        state: the network.
+        qdq: its QDQ graph.
+        target: of its plan.
+        floating: the user's float graph.
+        images: that chose nothing.
+        threads: of onnxruntime; 0 for all cores.
+        extra: makes further files; where it cannot, a note says why.
+    """
+    integers, why_not = integers_of(state, target)
+    best = qdq if integers is None else dequantized(integers)
+    names = {name: name for name in model.output_names}
+    outputs = compare_tensors(floating, best, names, track(images, "compare", len(images)), threads)
+    lowered_from = undo_factors(ir.to_proto(state.model), state.factors)
+    few = islice(images, _TENSOR_IMAGES)
+    tensors = compare_tensors(lowered_from, qdq, _tensor_pairs(state.model.graph, state.plan), few, threads)
+    chip, refused = _chip_files(replace(model, ir=state.model), state.plan, target, extra)
+    notes = [f"{NO_INTEGERS}: {why_not}"] if integers is None else integers.notes
+    return Contents(
+        prepared={PREPARED_FILE: float_bytes(state.model)} if state.changed else {},
+        quantized={QDQ_FILE: proto_bytes(qdq), PLAN_FILE: plan_to_json(state.plan).encode()},
+        integer={} if integers is None else {INTEGER_FILE: integer_bytes(integers)},
+        chip=chip,
+        nodes=json_bytes(_rows(tensors)),
+        comparison=_rows(outputs),
+        qdq_distance=[] if integers is None else _distance(integers, qdq, images, threads),
+        notes=(*notes, *refused),
+    )
+
+
+def integers_of(state: State, target: Target) -> tuple[IntegerGraph | None, str]:
+    """The exact integer graph of a network, or why there is none."""
+    try:
+        return with_factors(lower_integer(state.model, state.plan, target), state.factors), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _chip_files(model: Model, plan: Plan, target: Target, extra: Extra | None) -> tuple[Mapping[str, bytes], list[str]]:
+    """The chip's own files, or a note on why there are none."""
+    if extra is None:
+        return {}, []
+    try:
+        return extra(model, plan, target), []
+    except UserError as error:  # the bundle is good for everything else
+        return {}, [f"{NO_CHIP_FILE}: {error}"]
+
+
+def _tensor_pairs(graph: ir.Graph, plan: Plan) -> dict[str, str]:
+    """Tensors that exist as integers, with their names in the QDQ graph."""
+    pairs = {}
+    for node in graph:
+        for output in node.outputs:
+            name = str(output.name)
+            encoding = plan.tensors.get(name)
+            if encoding is not None and encoding.dtype != "int32":
+                pairs[name] = name if output.is_graph_output() else f"{name}_dequantized"
+    return pairs
+
+
+def _distance(graph: IntegerGraph, qdq: onnx.ModelProto, images: ImageSet, threads: int) -> list[dict[str, Any]]:
+    """How far the usual QDQ graph is from the integers at the outputs."""
+    rows = qdq_distance(graph, qdq, islice(images, _DISTANCE_IMAGES), threads=threads)
+    return [row.to_dict() for row in rows]
+
+
+def _rows(comparisons: list[Comparison]) -> list[dict[str, Any]]:
+    return [entry.to_dict() for entry in comparisons]
+
+
+def int16_domain(plan: Plan, contrib: bool) -> str:
+    """Domain of the QDQ graph's 16-bit operators for the manifest, empty where it has none.
+
+    Args:
+        plan: of the network.
+        contrib: its QDQ graph needs the contrib domain.
+    """
+    wide = any(encoding.dtype == "int16" for encoding in plan.tensors.values())
+    return "" if not wide else "com.microsoft" if contrib else "ai.onnx"
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """The static shape of a tensor."""
+    return tuple(int(dim) for dim in value.shape or ())
+
+
+def output_of(value: ir.Value, plan: Plan, factors: Factors) -> OutputInfo:
+    """An output of a graph for the manifest."""
+    shape = shape_of(value)
+    info = OutputInfo(str(value.name), shape, "NCHW" if len(shape) == 4 else "", "float32")
+    return output_info(info, plan, factors)
+
+
+def output_info(output: OutputInfo, plan: Plan, factors: Factors) -> OutputInfo:
+    """The same output as another plan encodes it; unchanged where the plan does not."""
+    coded = plan.tensors.get(output.name)
+    if coded is None:
+        return output
+    if output.name in factors:
+        coded = factored(coded, factors[output.name])
+    return replace(output, chip_dtype=coded.dtype, scale=coded.scale, zero_point=coded.zero_point, axis=coded.axis)
+
+
+def proto_bytes(proto: onnx.ModelProto) -> bytes:
+    """An ONNX file: equal graphs give equal bytes."""
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def float_bytes(model: ir.Model) -> bytes:
+    """The ONNX file of a prepared float graph, in operators that every runtime knows."""
+    return proto_bytes(inline_units(ir.to_proto(model)))
+
+
+def json_bytes(data: Any) -> bytes:
+    """A JSON file."""
+    return (json.dumps(data, indent=1) + "\n").encode()
+
+
+def write_contents(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+    """Write files and the manifest.
+
+    Args:
+        folder: there already; see :func:`narrowcast.bundle.folder.new_folder`.
+        manifest: its hashes of other files are kept.
+        files: content by name.
+
+    Returns:
+        The manifest with the hashes of ``files``.
+    """
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    manifest = replace(manifest, files={**manifest.files, **hashes})
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / MANIFEST_FILE).write_text(manifest.to_json())
+    return manifest
