@@ -18,7 +18,7 @@ from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, Planner, State, recover, refine_ranges, split
 from narrowcast.improve.hb_search import HbSearch, hb_search
-from narrowcast.improve.judge import loss_of
+from narrowcast.improve.judge import judged_pairs, loss_of
 from narrowcast.plan import Draft, Plan, finish
 from narrowcast.progress import track
 
@@ -58,16 +58,8 @@ class Job:
 
     @property
     def pairs(self) -> dict[str, str]:
-        """What is judged, float name to QDQ name: the outputs, or the logits where probabilities leave.
-
-        A probability of a few images says next to nothing of the classes that they do not show.
-        """
-        model = self.model
-        last = model.ir.graph.outputs[0].producer()
-        if model.task != "classify" or last is None or last.op_type != "Softmax" or last.inputs[0] is None:
-            return {name: name for name in model.output_names}
-        logits = str(last.inputs[0].name)
-        return {logits: f"{logits}_dequantized" if logits in self.drafted.structure.of else logits}
+        """What is judged, float name to QDQ name."""
+        return judged_pairs(self.model, self.drafted.structure.of)
 
 
 @dataclass(frozen=True)

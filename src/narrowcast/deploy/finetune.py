@@ -21,6 +21,7 @@ from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner
 from narrowcast.improve import Judge, State
 from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
+from narrowcast.improve.judge import judged_pairs
 from narrowcast.plan import Plan
 from narrowcast.progress import track
 from narrowcast.targets import Target
@@ -112,7 +113,9 @@ class _Gate:
         self, bundle: Bundle, start: State, target: Target, inputs: list[NDArray[np.float32]], threads: int
     ) -> None:
         self.target, self.threads = target, threads
-        self.judge = Judge(_with_task(bundle), _pairs(bundle.model, bundle), inputs, threads)
+        model = _with_task(bundle)
+        encoded = {name for name, encoding in start.plan.tensors.items() if encoding.dtype != "int32"}
+        self.judge = Judge(model, judged_pairs(model, encoded), inputs, threads)
         self.errors: list[TaskError] = []
         self.exact = True
 
@@ -144,16 +147,6 @@ def _with_task(bundle: Bundle) -> Model:
     """The float model with what the manifest knows of its outputs."""
     manifest = bundle.manifest
     return replace(bundle.model, task=manifest.task, head=manifest.head, preprocess=manifest.preprocess)
-
-
-def _pairs(model: Model, bundle: Bundle) -> dict[str, str]:
-    """What is learned and judged, float name to QDQ name: the outputs, or the logits where probabilities leave."""
-    last = model.ir.graph.outputs[0].producer()
-    if bundle.manifest.task != "classify" or last is None or last.op_type != "Softmax" or last.inputs[0] is None:
-        return {name: name for name in model.output_names}
-    logits = str(last.inputs[0].name)
-    encoding: Any = bundle.plan.tensors.get(logits)
-    return {logits: f"{logits}_dequantized" if encoding is not None and encoding.dtype != "int32" else logits}
 
 
 def _chip_files(bundle: Bundle, target: Target) -> Callable[[Model, Plan, Target], Mapping[str, bytes]] | None:

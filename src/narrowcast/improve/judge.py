@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from narrowcast.calibrate.statistics import with_outputs
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
 
-__all__ = ["Judge", "loss_of"]
+__all__ = ["Judge", "judged_pairs", "loss_of"]
 
 #: Cells of an image that are looked at, at most: without masks, which cost little, and with masks. Every cell that
 #: decode might keep counts, not only the best of each object: a few images hold too few objects to tell methods apart.
@@ -30,6 +30,22 @@ def loss_of(error: TaskError) -> float:
         return error.loss
     parts = ((getattr(error, name), weight) for name, weight in WEIGHTS.items())
     return float(sum(value * weight for value, weight in parts if value is not None))
+
+
+def judged_pairs(model: Model, encoded: Container[str]) -> dict[str, str]:
+    """What is judged, float name to QDQ name: the outputs, or the logits where probabilities leave.
+
+    A probability of a few images says next to nothing of the classes that they do not show.
+
+    Args:
+        model: the user's model.
+        encoded: tensors that exist as integers and are dequantized in the QDQ graph.
+    """
+    last = model.ir.graph.outputs[0].producer()
+    if model.task != "classify" or last is None or last.op_type != "Softmax" or last.inputs[0] is None:
+        return {name: name for name in model.output_names}
+    logits = str(last.inputs[0].name)
+    return {logits: f"{logits}_dequantized" if logits in encoded else logits}
 
 
 class Judge:
