@@ -79,6 +79,11 @@ class Manifest:
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
     @property
+    def runtime_version(self) -> str:
+        """Version of the chip's runtime that the bundle was made for."""
+        return self.runtime.rpartition(" ")[2]
+
+    @property
     def integer_outputs(self) -> dict[str, OutputEncoding]:
         """Those of :attr:`encodings` whose dequantize nodes ``modify`` removed from the QDQ graph."""
         return {name: code for name, code in self.encodings.items() if name in self.modified.get("dequantize", ())}

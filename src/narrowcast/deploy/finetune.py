@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,12 @@ from narrowcast.bundle import Bundle
 from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.remake import lowered, remake, state_of
 from narrowcast.calibrate import ImageSet
-from narrowcast.deploy.espdl import write_espdl
-from narrowcast.deploy.make import ESPDL_FILE
+from narrowcast.deploy.espdl import bundled_espdl
 from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner
 from narrowcast.improve import Judge, State
 from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
 from narrowcast.improve.judge import judged_pairs
-from narrowcast.plan import Plan
 from narrowcast.progress import track
 from narrowcast.targets import Target
 
@@ -78,14 +76,15 @@ def finetune(
     manifest = bundle.manifest
     course = Course(
         bundle.model.to_proto(), tuple(gate.judge.pairs), manifest.task, manifest.head, teachers, target,
-        manifest.runtime.rpartition(" ")[2],
+        manifest.runtime_version,
     )  # fmt: skip
     found = train(start, course, gate, settings, threads)
     images_used = {"teach": teachers.hashes(), "judge": judges.hashes()}
     record = {"settings": settings.to_dict(), **found.to_dict(), **gate.record(found), "images": images_used}
+    extra = bundled_espdl(target, manifest.model, manifest.runtime_version)
     return remake(
         bundle, found.state, {"finetune": record}, judges,
-        out=path, force=force, threads=threads, command=command, extra=_chip_files(bundle, target),
+        out=path, force=force, threads=threads, command=command, extra=extra,
     )  # fmt: skip
 
 
@@ -147,16 +146,3 @@ def _with_task(bundle: Bundle) -> Model:
     """The float model with what the manifest knows of its outputs."""
     manifest = bundle.manifest
     return replace(bundle.model, task=manifest.task, head=manifest.head, preprocess=manifest.preprocess)
-
-
-def _chip_files(bundle: Bundle, target: Target) -> Callable[[Model, Plan, Target], Mapping[str, bytes]] | None:
-    """The chip's own model file, where ``quantize`` writes one."""
-    if "espdl" not in target.kits:
-        return None
-    source, runtime = bundle.manifest.model, bundle.manifest.runtime.rpartition(" ")[2]
-    metadata = {"model": source["source"], "model_sha256": source["sha256"]}
-
-    def made(model: Model, plan: Plan, chip: Target) -> Mapping[str, bytes]:
-        return {ESPDL_FILE: write_espdl(model.ir, plan, chip, runtime=runtime, metadata=metadata)}
-
-    return made

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from narrowcast import bundle as bundles
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import ImageSet
-from narrowcast.deploy.espdl import check_runtime, write_espdl
+from narrowcast.deploy.espdl import bundled_espdl, check_runtime
 from narrowcast.errors import UserError
 from narrowcast.graph import Model
-from narrowcast.plan import Plan
-from narrowcast.targets import Target, load_target
+from narrowcast.targets import load_target
 
-__all__ = ["ESPDL_FILE", "quantize"]
-
-ESPDL_FILE = "model.espdl"
+__all__ = ["quantize"]
 
 
 def quantize(
@@ -47,10 +42,5 @@ def quantize(
     for row in check_runtime(model.ir, chip, None, runtime):
         if row.severity == "error":
             raise UserError(f"{chip.runtime.name} cannot run {row.node} ({row.op_type}): {row.problem}", row.remedy)
-    extra = partial(_espdl, runtime=runtime)
+    extra = bundled_espdl(chip, {"source": model.source, "sha256": model.sha256}, runtime)
     return bundles.quantize(model, images, target, out=out, runtime=runtime, extra=extra, **options)
-
-
-def _espdl(model: Model, plan: Plan, target: Target, runtime: str | None) -> Mapping[str, bytes]:
-    metadata = {"model": model.source, "model_sha256": model.sha256}
-    return {ESPDL_FILE: write_espdl(model.ir, plan, target, runtime=runtime, metadata=metadata)}

@@ -19,13 +19,12 @@ from narrowcast.bundle import Bundle, Predictor
 from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.remake import lowered, remake, state_of
 from narrowcast.calibrate import ImageSet, TensorStatistics, collect
-from narrowcast.deploy.espdl import write_espdl
-from narrowcast.deploy.make import ESPDL_FILE
+from narrowcast.deploy.espdl import bundled_espdl
 from narrowcast.deploy.tune_halves import Labelled, halves, halves_of_labels
 from narrowcast.errors import UserError
 from narrowcast.evaluate import Report
 from narrowcast.evaluate.coco_scores import FAMILIES
-from narrowcast.graph import Model, Runner
+from narrowcast.graph import Runner
 from narrowcast.improve import State
 from narrowcast.improve.tune import Budget, Nodes, Step, first_that_meets, members, search
 from narrowcast.improve.tune_candidates import Candidate, Costs, candidates
@@ -122,26 +121,10 @@ def tune(
         file.unlink(missing_ok=True)
     with Memo(file, job.key()) as memo:
         record, state = job.run(memo)
+        extra = bundled_espdl(job.target, bundle.manifest.model, bundle.manifest.runtime_version)
         return remake(
-            bundle, state, {"tune": record}, job.report_images,
-            out=path, force=force, command=command, extra=_extra(bundle, job.target),
-        )  # fmt: skip
-
-
-def _runtime(bundle: Bundle) -> str:
-    return bundle.manifest.runtime.rpartition(" ")[2]
-
-
-def _extra(bundle: Bundle, target: Target) -> Callable[[Model, Plan, Target], Mapping[str, bytes]] | None:
-    """The chip's own model file, where ``quantize`` writes one."""
-    if "espdl" not in target.kits:
-        return None
-    metadata = {"model": bundle.manifest.model["source"], "model_sha256": bundle.manifest.model["sha256"]}
-
-    def made(model: Model, plan: Plan, chip: Target) -> Mapping[str, bytes]:
-        return {ESPDL_FILE: write_espdl(model.ir, plan, chip, runtime=_runtime(bundle), metadata=metadata)}
-
-    return made
+            bundle, state, {"tune": record}, job.report_images, out=path, force=force, command=command, extra=extra
+        )
 
 
 @dataclass(frozen=True)
@@ -209,7 +192,7 @@ class _Job:
         tensors, judge = self._judge(self.chosen_by)
         subject = self._subject(tensors)
         own = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in subject.uncorrected.items()}
-        runtime = _runtime(self.bundle)
+        runtime = self.bundle.manifest.runtime_version
         widener = Widener(self.start, self.target, self._statistics(), runtime=runtime, uncorrected=own)
         known = candidates(widener)
         costs = Costs(self.start.model.graph, self.wish.unit)

@@ -3,7 +3,7 @@
 from narrowcast.deploy.espdl.capability import FACTS, Fact, RuntimeRow, check_runtime
 from narrowcast.deploy.espdl.encoder import encode_espdl
 from narrowcast.deploy.espdl.inspection import Description, describe
-from narrowcast.deploy.espdl.kit import deploy_espdl
+from narrowcast.deploy.espdl.kit import ESPDL_FILE, bundled_espdl, deploy_espdl
 from narrowcast.deploy.espdl.reader import decode_espdl, read_espdl
 from narrowcast.deploy.espdl.restore import Restored, restore
 from narrowcast.deploy.espdl.running import EspdlRunner, VectorCheck
@@ -11,6 +11,7 @@ from narrowcast.deploy.espdl.types import EspdlFile, EspdlNode, EspdlTensor, Esp
 from narrowcast.deploy.espdl.writer import TestVector, build_espdl, make_test_vectors, write_espdl
 
 __all__ = [
+    "ESPDL_FILE",
     "FACTS",
     "Description",
     "EspdlFile",
@@ -24,6 +25,7 @@ __all__ = [
     "TestVector",
     "VectorCheck",
     "build_espdl",
+    "bundled_espdl",
     "check_runtime",
     "decode_espdl",
     "deploy_espdl",
