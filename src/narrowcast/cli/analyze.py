@@ -103,10 +103,10 @@ def _images(bundle: Bundle, path: Path | None, limit: int) -> tuple[ImageSet, li
 
     from narrowcast.analyze.images import telling, unseen
     from narrowcast.calibrate import images as find_images
-    from narrowcast.zoo import sample
+    from narrowcast.zoo import sample_for
 
     manifest = bundle.manifest
-    given = path or sample("classify" if manifest.task == "classify" else "pose").validation
+    given = path or sample_for(manifest.task).validation
     found = find_images(given, manifest.preprocess)
     left, excluded = unseen(found, manifest.calibration.get("images", ()))
     proto = onnx.load(str(bundle.path / "float.onnx"))

@@ -79,12 +79,11 @@ def _counts(text: str) -> list[int]:
 
 def _image(bundle: Bundle, image: Path | None) -> tuple[NDArray[np.uint8], str]:
     from narrowcast.vision.preprocess import read_image
-    from narrowcast.zoo import sample
+    from narrowcast.zoo import sample_for
 
     source = f"image {image}"
     if image is None:
-        folder = sample("classify" if bundle.manifest.task == "classify" else "pose").validation
-        image, source = sorted(folder.iterdir())[0], "embedded image"
+        image, source = sorted(sample_for(bundle.manifest.task).validation.iterdir())[0], "embedded image"
     try:
         return read_image(image), source
     except ValueError as error:

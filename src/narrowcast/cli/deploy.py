@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from narrowcast.cli.tables import print_json, say
 
 if TYPE_CHECKING:
-    from narrowcast.bundle import Bundle
     from narrowcast.deploy import Delivery
 
 __all__ = ["run"]
@@ -35,12 +34,13 @@ def run(
     from narrowcast.bundle import open_bundle
     from narrowcast.deploy import chosen_kit, deploy
     from narrowcast.progress import set_quiet
+    from narrowcast.zoo import sample_for
 
     set_quiet(quiet or json)
     bundle = open_bundle(path)
     name = chosen_kit(bundle, kit)
     embedded = images is None and test_vectors > 0
-    source = _embedded(bundle) if embedded else images
+    source = sample_for(bundle.manifest.task).validation if embedded else images
     made = deploy(
         bundle, name, out, images=source, limit=limit, test_vectors=test_vectors, force=force, runtime=runtime
     )
@@ -50,12 +50,6 @@ def run(
     _print(made, name)
     if embedded:
         say("- test vectors are of embedded images; give your own with --images")
-
-
-def _embedded(bundle: Bundle) -> Path:
-    from narrowcast.zoo import sample
-
-    return sample("classify" if bundle.manifest.task == "classify" else "pose").validation
 
 
 def _plain(made: Delivery) -> dict[str, Any]:

@@ -16,18 +16,16 @@ if TYPE_CHECKING:
 
     from narrowcast.bundle import Bundle
 
-__all__ = ["run", "some_inputs"]
+__all__ = ["run"]
 
 
-def some_inputs(bundle: Bundle, images: Path | None, limit: int) -> list[NDArray[np.float32]]:
+def _some_inputs(bundle: Bundle, images: Path | None, limit: int) -> list[NDArray[np.float32]]:
     """Model inputs of a person's images, or of embedded ones."""
     from narrowcast.bundle.integer_input import chip_input
     from narrowcast.calibrate import images as find_images
-    from narrowcast.zoo import sample
+    from narrowcast.zoo import sample_for
 
-    if images is None:
-        images = sample("classify" if bundle.manifest.task == "classify" else "pose").validation
-    found = find_images(images, bundle.manifest.preprocess, limit=limit)
+    found = find_images(images or sample_for(bundle.manifest.task).validation, bundle.manifest.preprocess, limit=limit)
     return [chip_input(tensor, bundle.manifest) for tensor in found]
 
 
@@ -40,7 +38,7 @@ def run(path: Path, images: Path | None, limit: int, everything: bool, json: boo
     set_quiet(quiet or json)
     bundle = open_bundle(path)
     graph = bundle.integer_graph
-    inputs = some_inputs(bundle, images, limit)
+    inputs = _some_inputs(bundle, images, limit)
     target = bundle.target
     rows = verify(bundle.prepared.ir, bundle.plan, target, graph, track(inputs, "verify", len(inputs)))
     wrong = [row for row in rows if row.differing]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from narrowcast.errors import UserError
 
-__all__ = ["Sample", "sample", "sample_names"]
+__all__ = ["Sample", "sample", "sample_for", "sample_names"]
 
 _FOLDER = Path(__file__).parent / "samples"
 _FOLDERS = {"pose": "people", "classify": "things"}
@@ -57,3 +57,8 @@ def sample(name: str) -> Sample:
         annotations if annotations.exists() else None,
         labels if labels.exists() else None,
     )
+
+
+def sample_for(task: str) -> Sample:
+    """The sample whose images suit a model: drawn things for a classifier, drawn people for any other task."""
+    return sample("classify" if task == "classify" else "pose")
