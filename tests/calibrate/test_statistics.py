@@ -91,6 +91,13 @@ def test_statistics_of_zeros_do_not_divide_by_zero() -> None:
     assert statistics.minimum == statistics.maximum == 0
 
 
+def test_spread_keeps_the_first_and_the_order() -> None:
+    found = images([np.full((1, 3, 16, 16), value, np.float32) for value in range(10)], SPEC)
+    assert [int(x.max()) for x in found.spread(4)] == [0, 2, 5, 7] and found.spread(10) == found.spread(99) == found
+    with pytest.raises(UserError, match="leaves none"):
+        found.spread(0)
+
+
 def test_hold_back_is_disjoint_and_repeatable() -> None:
     found = images(np.zeros((25, 3, 16, 16), np.float32), SPEC)
     kept, held = found.hold_back()

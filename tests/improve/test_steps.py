@@ -41,7 +41,7 @@ def planned(net: Model, target: str, method: str = "mse"):  # type: ignore[no-un
 
 @given(st.integers(LEAST_IMAGES, 300), st.sampled_from(sorted(EFFORTS)))
 def test_no_image_teaches_and_judges(count: int, effort: str) -> None:
-    teachers, judges = split(count, EFFORTS[effort])
+    teachers, judges = split(count, EFFORTS[effort].teachers, EFFORTS[effort].judges)
     assert not set(teachers) & set(judges) and len(teachers) >= 3 and len(judges) >= 3
     assert set(teachers) | set(judges) <= set(range(count)) and len(set(teachers)) == len(teachers)
     assert len(teachers) <= EFFORTS[effort].teachers and len(judges) <= EFFORTS[effort].judges

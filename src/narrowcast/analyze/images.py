@@ -7,7 +7,7 @@ from collections.abc import Collection
 import onnx
 
 from narrowcast.analyze.task_units import TaskJudge
-from narrowcast.calibrate.images import ImageSet
+from narrowcast.calibrate.images import ImageSet, spread
 from narrowcast.errors import UserError
 from narrowcast.graph.run import Runner
 from narrowcast.progress import track
@@ -54,15 +54,15 @@ def telling(images: ImageSet, limit: int, proto: onnx.ModelProto, task: str, hea
     count = len(images)
     wanted = min(limit, count)
     seen = min(count, wanted if head is None else 4 * limit)
-    spread = images.subset([index * count // seen for index in range(seen)])
+    looked_at = images.spread(seen)
     if head is None or seen <= wanted:
-        return spread
-    size = spread.preprocess.height, spread.preprocess.width
+        return looked_at
+    size = images.preprocess.height, images.preprocess.width
     runner = Runner(proto, 0, "basic")
     found = []
-    for tensor in track(spread, "choose", seen):
+    for tensor in track(looked_at, "choose", seen):
         found.append(TaskJudge(task, head, [runner.run(tensor)], input_size=size).detections[0] > 0)
     order = sorted(range(seen), key=lambda index: (not found[index], index))
     first = [index for index in order if found[index]]
-    chosen = [first[i * len(first) // wanted] for i in range(wanted)] if len(first) >= wanted else order[:wanted]
-    return spread.subset(sorted(chosen))
+    chosen = spread(first, wanted) if len(first) >= wanted else order[:wanted]
+    return looked_at.subset(sorted(chosen))

@@ -197,7 +197,7 @@ def _refined(
 
 def _recovered(job: Job, found: Mapping[str, Candidate], scores: dict[str, float], effort: Effort) -> Choice:
     """The method with the least loss on some images, then the steps, judged on others."""
-    teaching, judging = split(len(job.calibration), effort)
+    teaching, judging = split(len(job.calibration), effort.teachers, effort.judges)
     teachers = list(job.calibration.subset(teaching))
     own = Judge(job.model, job.pairs, teachers, job.threads)
     judge = Judge(job.model, job.pairs, list(job.calibration.subset(judging)), job.threads)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,27 @@ from numpy.typing import NDArray
 from narrowcast.errors import UserError
 from narrowcast.vision.preprocess import Preprocess, preprocess, read_image
 
-__all__ = ["ImageSet", "images"]
+__all__ = ["ImageSet", "images", "spread"]
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 Source = Path | NDArray[Any]
+Item = TypeVar("Item")
+
+
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most ``limit`` of the items, spread evenly, in order; the first is always among them.
+
+    Args:
+        items: images, or what stands for them.
+        limit: 1 or more.
+
+    Raises:
+        UserError: the limit leaves none.
+    """
+    if limit < 1:
+        raise UserError(f"a limit of {limit} images leaves none", "give 1 or more")
+    count = len(items)
+    return list(items) if count <= limit else [items[index * count // limit] for index in range(limit)]
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,10 @@ class ImageSet:
         """The images at ``indices``, in that order."""
         return replace(self, sources=tuple(self.sources[index] for index in indices))
 
+    def spread(self, limit: int) -> ImageSet:
+        """At most ``limit`` images, as the function of that name chooses them."""
+        return replace(self, sources=tuple(spread(self.sources, limit)))
+
     def hold_back(self, share: float = 0.1) -> tuple[ImageSet, ImageSet]:
         """Split into images to calibrate on and images to compare on, the same way every time.
 
@@ -113,11 +134,7 @@ def images(
         UserError: nothing there, or nothing that is an image.
     """
     found = _arrays(source) if isinstance(source, np.ndarray) else _sources(source)
-    if limit is not None and limit < 1:
-        raise UserError(f"a limit of {limit} images leaves none", "give 1 or more")
-    if limit is not None and len(found) > limit:
-        found = [found[index * len(found) // limit] for index in range(limit)]
-    return ImageSet(tuple(found), preprocess)
+    return ImageSet(tuple(found if limit is None else spread(found, limit)), preprocess)
 
 
 def _sources(source: str | Path | Sequence[Source]) -> list[Source]:

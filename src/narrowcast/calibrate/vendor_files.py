@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.calibrate.images import SUFFIXES, ImageSet, Source
+from narrowcast.calibrate.images import SUFFIXES, ImageSet, Source, spread
 from narrowcast.errors import UserError
 from narrowcast.vision.preprocess import Preprocess, preprocess
 
@@ -112,10 +112,7 @@ def vendor_images(
     files: list[Source] = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
     if not files:
         raise UserError(f"{path} holds no calibration files", "write them first, or give pictures as --images")
-    if limit is not None and limit < 1:
-        raise UserError(f"a limit of {limit} images leaves none", "give 1 or more")
-    if limit is not None and len(files) > limit:
-        files = [files[index * len(files) // limit] for index in range(limit)]
+    files = files if limit is None else spread(files, limit)
     for file in files:
         if isinstance(file, Path):
             _check_size(file, _shape(spec), dtype)

@@ -18,7 +18,7 @@ from narrowcast.calibrate import ImageSet
 from narrowcast.deploy.espdl import bundled_espdl
 from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner
-from narrowcast.improve import Judge, State
+from narrowcast.improve import Judge, State, split
 from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
 from narrowcast.improve.judge import judged_pairs
 from narrowcast.progress import track
@@ -69,7 +69,8 @@ def finetune(
     if len(images) < LEAST_IMAGES:
         raise UserError(f"{len(images)} images are too few to finetune", f"give {LEAST_IMAGES} or more, better 50")
     start, target = state_of(bundle), bundle.target
-    teachers, judges = _split(images)
+    judging = min(JUDGES, max(2, len(images) // JUDGE_EVERY))
+    teachers, judges = (images.subset(indices) for indices in split(len(images), MOST_IMAGES, judging))
     gate = _Gate(bundle, start, target, list(track(judges, "read", len(judges))), threads)
     from narrowcast.improve.finetune.training import Course, train  # needs torch
 
@@ -86,17 +87,6 @@ def finetune(
         bundle, found.state, {"finetune": record}, judges,
         out=path, force=force, threads=threads, command=command, extra=extra,
     )  # fmt: skip
-
-
-def _split(images: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Images that teach and images that judge, the same way every time."""
-    count = len(images)
-    judging = min(JUDGES, max(2, count // JUDGE_EVERY))
-    judges = sorted({int(place) for place in np.linspace(1, count - 1, judging)})
-    rest = [index for index in range(count) if index not in set(judges)]
-    if len(rest) > MOST_IMAGES:
-        rest = [rest[index * len(rest) // MOST_IMAGES] for index in range(MOST_IMAGES)]
-    return images.subset(rest), images.subset(judges)
 
 
 class _Gate:

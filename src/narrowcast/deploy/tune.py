@@ -170,11 +170,8 @@ class _Job:
         limit = count or _loss_images(bundle)
         floating = bundle.model.to_proto()
         pick = partial(telling, limit=limit, proto=floating, task=manifest.task, head=manifest.head)
-        ranges = choosing.subset([i * len(choosing) // RANGE_IMAGES for i in range(RANGE_IMAGES)])
-        if len(choosing) <= RANGE_IMAGES:
-            ranges = choosing
         few = pick(choosing), pick(reporting)
-        return cls(bundle, start, target, wish, *few, ranges, labelled, excluded, workers)
+        return cls(bundle, start, target, wish, *few, choosing.spread(RANGE_IMAGES), labelled, excluded, workers)
 
     def key(self) -> dict[str, Any]:
         """Everything that the measurements depend on."""

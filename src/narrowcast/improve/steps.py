@@ -82,18 +82,17 @@ class Step:
         }
 
 
-def split(count: int, effort: Effort) -> tuple[list[int], list[int]]:
+def split(count: int, teachers: int, judges: int) -> tuple[list[int], list[int]]:
     """Indices of the images that teach and of those that judge; no image does both.
 
     Args:
         count: of calibration images, :data:`LEAST_IMAGES` or more.
-        effort: how many are wanted; with fewer images, half of them judge.
+        teachers, judges: how many are wanted; with fewer images, half of them judge.
     """
-    judging = min(effort.judges, count // 2)
-    judges = sorted({int(place) for place in np.linspace(1, count - 1, judging)})
-    rest = [index for index in range(count) if index not in judges]
-    chosen = np.linspace(0, len(rest) - 1, min(effort.teachers, len(rest)))
-    return [rest[int(place)] for place in chosen], judges
+    judging = sorted({int(place) for place in np.linspace(1, count - 1, min(judges, count // 2))})
+    rest = [index for index in range(count) if index not in judging]
+    chosen = np.linspace(0, len(rest) - 1, min(teachers, len(rest)))
+    return [rest[int(place)] for place in chosen], judging
 
 
 class Recovery:
