@@ -7,12 +7,25 @@ from typing import Annotated
 
 import typer
 
-from narrowcast.cli.root import Force, Json, Quiet, Threads, app
+from narrowcast.cli.root import (
+    Annotations,
+    BundleFolder,
+    Force,
+    Fresh,
+    Json,
+    Labels,
+    Limit,
+    Quiet,
+    SkipMissing,
+    Threads,
+    Workers,
+    app,
+)
 
 
 @app.command()
 def analyze(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     images: Annotated[
         Path | None,
         typer.Option(help="Images, not those of the calibration; no labels [embedded ones]."),
@@ -44,10 +57,10 @@ def analyze(
 
 @app.command()
 def tune(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     images: Annotated[Path, typer.Option(help="Images; no labels needed, better with them.")],
-    annotations: Annotated[Path | None, typer.Option(help="COCO JSON: instances or person_keypoints.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="For classifiers: lines of 'file index'.")] = None,
+    annotations: Annotations = None,
+    labels: Labels = None,
     max_drop: Annotated[str, typer.Option(help="The most that the metric may drop against float.")] = "1%",
     int16_budget: Annotated[str, typer.Option(help="What may run at 16 bits: a share or a count.")] = "10%",
     budget_unit: Annotated[str, typer.Option(help="What the budget counts: convolutions or macs.")] = "convolutions",
@@ -55,9 +68,9 @@ def tune(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [<bundle>-tuned].")] = None,
     limit: Annotated[int, typer.Option(help="Labelled images at most; half choose, half report.", min=2)] = 200,
     loss_images: Annotated[int | None, typer.Option(help="Images on which sets are compared.", min=2)] = None,
-    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Annotated images may be missing.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Images in work at once [one a core].", min=1)] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from an interrupted run.")] = False,
+    skip_missing: SkipMissing = False,
+    workers: Workers = None,
+    fresh: Fresh = False,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -74,14 +87,14 @@ def tune(
 
 @app.command()
 def finetune(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     images: Annotated[Path, typer.Option(help="Images; no labels needed. 50 or more.")],
     steps: Annotated[int | None, typer.Option(help="Steps of the optimizer [200].", min=1)] = None,
     batch: Annotated[int | None, typer.Option(help="Images a step [4].", min=1)] = None,
     scope: Annotated[str | None, typer.Option(help="all weights, or branches: those of one output each [all].")] = None,
     rate: Annotated[float | None, typer.Option(help="Largest change of a weight in a step, in its steps.")] = None,
     scale_rate: Annotated[float | None, typer.Option(help="The same for the logarithm of scales [0].")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use at most this many images, spread evenly.", min=1)] = None,
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Order of the images.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [<bundle>-finetuned].")] = None,

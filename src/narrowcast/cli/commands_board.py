@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from narrowcast.cli.root import Force, Json, Quiet, Runtime, app
+from narrowcast.cli.root import BundleFolder, Engine, Force, Json, Quiet, Runtime, app
 
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     images: Annotated[Path | None, typer.Option(help="Images to run [embedded ones].")] = None,
     limit: Annotated[int, typer.Option(help="How many of them.", min=1)] = 3,
     everything: Annotated[bool, typer.Option("--all", help="List every tensor, not only those that differ.")] = False,
@@ -30,7 +30,7 @@ def verify(
 
 @app.command()
 def run(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     input_: Annotated[Path, typer.Option("--input", help="Image, or .npy file with one model input.")],
     engine: Annotated[str, typer.Option(help="integer, qdq or float.")] = "integer",
     dump_dir: Annotated[
@@ -47,11 +47,11 @@ def run(
 
 @app.command()
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     threads: Annotated[str, typer.Option(help="Frames in work at once, each on one thread; several runs: 1,2.")] = "1",
     frames: Annotated[int, typer.Option(help="Measured frames of each run.", min=1)] = 200,
     image: Annotated[Path | None, typer.Option(help="Image to run [an embedded one].")] = None,
-    engine: Annotated[str | None, typer.Option(help="integer, qdq or float [the first that the bundle has].")] = None,
+    engine: Engine = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also the time of every node.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -64,7 +64,7 @@ def bench(
 
 @app.command()
 def modify(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     remove_dequantize: Annotated[
         list[str] | None, typer.Option(help="Output that leaves as integers, several times, or all.")
@@ -85,7 +85,7 @@ def modify(
 
 @app.command()
 def deploy(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     kit: Annotated[str | None, typer.Option(help="rdk-x5, tros or espdl [the first that the chip has].")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder, or .espdl file, to write.")] = None,
     images: Annotated[Path | None, typer.Option(help="Images for calibration data and test vectors.")] = None,
@@ -118,7 +118,7 @@ def config_schema() -> None:
 def config_convert(
     file: Annotated[Path, typer.Argument(help="hb_mapper's YAML, or narrowcast's.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write [print it].")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Force = False,
 ) -> None:
     """Turn hb_mapper's YAML into narrowcast's, or the other way."""
     from narrowcast.cli import config as command

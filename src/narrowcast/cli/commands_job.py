@@ -7,7 +7,28 @@ from typing import Annotated
 
 import typer
 
-from narrowcast.cli.root import Attention, Force, Json, KeepHead, Quiet, Runtime, Size, TargetName, app
+from narrowcast.cli.root import (
+    Annotations,
+    Attention,
+    Color,
+    Engine,
+    Force,
+    Fresh,
+    Json,
+    KeepHead,
+    Labels,
+    Limit,
+    Mean,
+    Quiet,
+    Resize,
+    Runtime,
+    Scale,
+    Size,
+    SkipMissing,
+    TargetName,
+    Workers,
+    app,
+)
 
 
 @app.command()
@@ -82,15 +103,15 @@ def quantize(
         str | None, typer.Option(help="Calibration: auto, minmax, mean-minmax, percentile, kl, mse or lp [auto].")
     ] = None,
     percentile: Annotated[float | None, typer.Option(help="For the method 'percentile' [99.99].")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use at most this many images, spread evenly.", min=1)] = None,
+    limit: Limit = None,
     plan: Annotated[Path | None, typer.Option(help="Edited plan.json whose types and pins are kept.")] = None,
     int16: Annotated[list[str] | None, typer.Option(help="Node (or pattern with *) to run at 16 bits.")] = None,
     float_: Annotated[list[str] | None, typer.Option("--float", help="Node (or pattern) to leave in float.")] = None,
     size: Size = None,
-    mean: Annotated[str | None, typer.Option(help="Subtracted, pixel units: one value, or one a channel.")] = None,
-    scale: Annotated[str | None, typer.Option(help="Factor after the mean: one value, or one a channel.")] = None,
-    color: Annotated[str | None, typer.Option(help="What the model eats: rgb, bgr or gray.")] = None,
-    resize: Annotated[str | None, typer.Option(help="letterbox, stretch or center-crop.")] = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    color: Color = None,
+    resize: Resize = None,
     camera: Annotated[str | None, typer.Option(help="Simulate the board's camera: nv12-full or nv12-studio.")] = None,
     keep_head: KeepHead = False,
     attention: Annotated[
@@ -142,8 +163,8 @@ def inspect(
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, or a float ONNX file.")],
     images: Annotated[Path, typer.Option(help="Folder of the labelled images.")],
-    annotations: Annotated[Path | None, typer.Option(help="COCO JSON: instances or person_keypoints.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="For classifiers: lines of 'file index'.")] = None,
+    annotations: Annotations = None,
+    labels: Labels = None,
     engine: Annotated[
         list[str] | None, typer.Option(help="Graph to score, several times: float, integer, qdq [float and integer].")
     ] = None,
@@ -158,13 +179,13 @@ def evaluate(
     camera: Annotated[
         str | None, typer.Option(help="What the board's camera format costs: rgb, nv12-full or nv12-studio.")
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Subtracted, pixel units: one value, or one a channel.")] = None,
-    scale: Annotated[str | None, typer.Option(help="Factor after the mean: one value, or one a channel.")] = None,
-    color: Annotated[str | None, typer.Option(help="What the model eats: rgb, bgr or gray.")] = None,
-    resize: Annotated[str | None, typer.Option(help="letterbox, stretch or center-crop.")] = None,
-    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Annotated images may be missing.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Images in work at once [one a core].", min=1)] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from an interrupted evaluation.")] = False,
+    mean: Mean = None,
+    scale: Scale = None,
+    color: Color = None,
+    resize: Resize = None,
+    skip_missing: SkipMissing = False,
+    workers: Workers = None,
+    fresh: Fresh = False,
     save_predictions: Annotated[
         Path | None, typer.Option(help="COCO result JSON to write; '-float' and so on is added for several graphs.")
     ] = None,
@@ -193,7 +214,7 @@ def predict(
     conf: Annotated[float, typer.Option(help="Least score, 0..1.")] = 0.25,
     iou: Annotated[float, typer.Option(help="Overlap above which two boxes are one object.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Classes to show, for classifiers.", min=1)] = 5,
-    engine: Annotated[str | None, typer.Option(help="integer, qdq or float [the first that the bundle has].")] = None,
+    engine: Engine = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 __all__ = [
-    "Attention", "Force", "Json", "KeepHead", "Quiet", "Runtime", "Size", "TargetName", "Threads", "app",
+    "Annotations", "Attention", "BundleFolder", "Color", "Engine", "Force", "Fresh", "Json", "KeepHead", "Labels",
+    "Limit", "Mean", "Quiet", "Resize", "Runtime", "Scale", "Size", "SkipMissing", "TargetName", "Threads", "Workers",
+    "app",
 ]  # fmt: skip
 
 app = typer.Typer(
@@ -20,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 TargetName = Annotated[
@@ -27,6 +31,17 @@ TargetName = Annotated[
 ]
 Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the input, for a model with dynamic axes.")]
 KeepHead = Annotated[bool, typer.Option("--keep-head", help="Do not cut the decode arithmetic off.")]
+Mean = Annotated[str | None, typer.Option(help="Subtracted, pixel units: one value, or one a channel.")]
+Scale = Annotated[str | None, typer.Option(help="Factor after the mean: one value, or one a channel.")]
+Color = Annotated[str | None, typer.Option(help="What the model eats: rgb, bgr or gray.")]
+Resize = Annotated[str | None, typer.Option(help="letterbox, stretch or center-crop.")]
+Engine = Annotated[str | None, typer.Option(help="integer, qdq or float [the first that the bundle has].")]
+Limit = Annotated[int | None, typer.Option(help="Use at most this many images, spread evenly.", min=1)]
+Annotations = Annotated[Path | None, typer.Option(help="COCO JSON: instances or person_keypoints.")]
+Labels = Annotated[Path | None, typer.Option(help="For classifiers: lines of 'file index'.")]
+SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Annotated images may be missing.")]
+Workers = Annotated[int | None, typer.Option(help="Images in work at once [one a core].", min=1)]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Do not go on from an interrupted run.")]
 Runtime = Annotated[str | None, typer.Option(help="Version of the chip's runtime; the newest known by default.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Threads = Annotated[int, typer.Option(help="Threads of onnxruntime; 0 for all cores.", min=0)]
