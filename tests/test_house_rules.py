@@ -14,7 +14,7 @@ ROOMS = (
     "config", "vision", "graph", "targets", "calibrate", "plan", "lower", "analyze", "improve", "bundle", "evaluate",
     "deploy", "zoo", "cli",
 )  # fmt: skip
-FOUNDATION = {"errors", "progress", "writing"}
+FOUNDATION = {"errors", "journal", "progress", "writing"}
 
 
 def imports(file: Path) -> set[str]:

@@ -14,7 +14,6 @@ from evaluate.test_average_precision import pycocotools_stats
 from narrowcast.bundle import Bundle, Predictor
 from narrowcast.errors import UserError
 from narrowcast.evaluate import PROTOCOLS, CocoData, Report, coco, imagenet
-from narrowcast.evaluate.journal import Journal
 from narrowcast.evaluate.protocol import choose
 from narrowcast.graph import Model
 from narrowcast.zoo import sample
@@ -80,24 +79,6 @@ def test_an_interrupted_run_goes_on(pose_model: Model, monkeypatch: pytest.Monke
     before = calls
     people(8).evaluate({"float": lambda: predictor}, workers=1)
     assert calls - before == 8, "a finished run leaves nothing behind"
-
-
-def test_a_half_written_line_is_forgotten(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), Journal({"a": 1}, folder=tmp_path) as journal:
-        journal.add(0, [1.5])
-        journal.add(1, [2.5])
-        raise RuntimeError
-    (file,) = tmp_path.iterdir()
-    file.write_text(file.read_text()[:-3])
-    with pytest.raises(RuntimeError), Journal({"a": 1}, folder=tmp_path) as journal:
-        assert journal.done == {0: [1.5]}
-        journal.add(1, [3.5])
-        raise RuntimeError
-    with Journal({"a": 1}, folder=tmp_path) as journal:
-        assert journal.done == {0: [1.5], 1: [3.5]}
-    with Journal({"a": 1}, folder=file) as journal:  # a place that cannot be written: nothing is kept, nothing fails
-        journal.add(0, [])
-        assert journal.done == {}
 
 
 def test_classifier(classify_model: Model) -> None:

@@ -28,7 +28,6 @@ from narrowcast.graph import Model, load
 from narrowcast.improve import State, tune_meter
 from narrowcast.improve.tune import Budget, Nodes, first_that_meets, members, parse_share, search, sure_gain
 from narrowcast.improve.tune_candidates import Candidate, Costs, candidates
-from narrowcast.improve.tune_meter import Memo
 from narrowcast.improve.tune_plan import Widener, wide_products
 from narrowcast.lower.integer import lower_integer
 from narrowcast.lower.verify import verify
@@ -274,20 +273,6 @@ def test_shares_and_counts() -> None:
     assert parse_share("10%", "x") == (0.1, True)
     assert parse_share("0.25", "x") == (0.25, True)
     assert parse_share("9", "x") == (9.0, False)
-
-
-def test_measurements_survive_and_foreign_ones_do_not(tmp_path: Path) -> None:
-    file = tmp_path / "m.jsonl"
-    with pytest.raises(KeyboardInterrupt), Memo(file, {"a": 1}) as memo:
-        memo.put("one", [1.5])
-        raise KeyboardInterrupt
-    file.write_text(file.read_text() + '["two", [2')  # a power cut
-    with pytest.raises(KeyboardInterrupt), Memo(file, {"a": 1}) as memo:
-        assert memo.known == {"one": [1.5]}
-        raise KeyboardInterrupt
-    with Memo(file, {"a": 2}) as memo:
-        assert memo.known == {}
-    assert not file.exists()
 
 
 # ---- the whole job

@@ -28,8 +28,9 @@ from narrowcast.graph import Runner
 from narrowcast.improve import State
 from narrowcast.improve.tune import Budget, Nodes, Step, first_that_meets, members, search
 from narrowcast.improve.tune_candidates import Candidate, Costs, candidates
-from narrowcast.improve.tune_meter import Memo, TaskMeter
+from narrowcast.improve.tune_meter import TaskMeter
 from narrowcast.improve.tune_plan import Widener
+from narrowcast.journal import Journal
 from narrowcast.plan import Plan
 from narrowcast.progress import track
 from narrowcast.targets import Target
@@ -117,10 +118,8 @@ def tune(
     path = check_out(out, force)
     job = _Job.of(bundle, images, wish or Wish(), data, loss_images, workers)
     file = path.absolute().parent / f".{path.name}.tune.jsonl"
-    if fresh:
-        file.unlink(missing_ok=True)
-    with Memo(file, job.key()) as memo:
-        record, state = job.run(memo)
+    with Journal(file, job.key(), fresh=fresh) as journal:
+        record, state = job.run(journal)
         extra = bundled_espdl(job.target, bundle.manifest.model, bundle.manifest.runtime_version)
         return remake(
             bundle, state, {"tune": record}, job.report_images, out=path, force=force, command=command, extra=extra
@@ -184,7 +183,7 @@ class _Job:
             "version": 3,
         }
 
-    def run(self, memo: Memo) -> tuple[dict[str, Any], State]:
+    def run(self, journal: Journal) -> tuple[dict[str, Any], State]:
         """Search, choose, report: the record for the manifest, and the network."""
         tensors, judge = self._judge(self.chosen_by)
         subject = self._subject(tensors)
@@ -194,14 +193,14 @@ class _Job:
         known = candidates(widener)
         costs = Costs(self.start.model.graph, self.wish.unit)
         budget = self._budget(costs, known, widener)
-        meter = TaskMeter(widener, subject, costs, judge, memo, self._family, self.workers)
+        meter = TaskMeter(widener, subject, costs, judge, journal, self._family, self.workers)
 
         def enough(nodes: Nodes) -> bool:
             return self.labelled is None and self._estimate(meter.error(nodes)) <= self.wish.max_drop
 
         steps = search(known, meter, budget, enough=enough)
         if self.labelled is not None:
-            index, drops = self._by_metric(steps, widener, memo)
+            index, drops = self._by_metric(steps, widener, journal)
         else:
             index = len(steps) - 1
             drops = {i: self._estimate(meter.error(members(steps, i))) for i in range(len(steps))}
@@ -274,12 +273,12 @@ class _Job:
         value = getattr(error, _UNLABELLED.get(self.bundle.manifest.task, "noise_ratio"))
         return error.loss if value is None else float(value)
 
-    def _by_metric(self, steps: Sequence[Step], widener: Widener, memo: Memo) -> tuple[int, dict[int, float]]:
+    def _by_metric(self, steps: Sequence[Step], widener: Widener, journal: Journal) -> tuple[int, dict[int, float]]:
         """The first step at which the metric is kept, on the labelled images that choose, and the measured drops."""
         assert self.labelled is not None and self.wish.metric is not None
         half, metric = self.labelled[0], ".".join(self.wish.metric)
         metric += f" {hashlib.sha256(' '.join(file.name for file in half.files).encode()).hexdigest()[:16]}"
-        floating = memo.get(f"{metric} float", lambda: self._metric(half, lambda: self.bundle.engine("float", 1)))
+        floating = journal.get(f"{metric} float", lambda: self._metric(half, lambda: self.bundle.engine("float", 1)))
         if not floating:
             raise UserError(
                 f"the float model has a {metric.split()[0]} of 0 on these images", "check images and labels"
@@ -289,7 +288,7 @@ class _Job:
         def drop(index: int) -> float:
             nodes = members(steps, index)
             make = partial(self._predictor, widener.state(nodes))
-            value = memo.get(f"{metric} {' '.join(sorted(nodes))}", lambda: self._metric(half, make))
+            value = journal.get(f"{metric} {' '.join(sorted(nodes))}", lambda: self._metric(half, make))
             drops[index] = 1 - value / floating
             return drops[index]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
 from narrowcast.evaluate.coco_scores import FAMILIES, CocoScores, score
-from narrowcast.evaluate.journal import Journal
+from narrowcast.evaluate.journal import evaluation_journal, evaluation_key
 from narrowcast.evaluate.passes import run_pass
 from narrowcast.evaluate.predictions import converter, write_predictions
 from narrowcast.evaluate.protocol import PROTOCOLS, Protocol
@@ -78,7 +77,11 @@ class CocoData:
             notes += [note for note in (*more, *dropped) if note not in notes]
             options = {**asdict(protocol), "masks": "mask" in families}
             convert = converter([image["id"] for image in self.document["images"]], categories)
-            journal = Journal(self._key(predictor, options, categories), fresh)
+            key = evaluation_key(
+                predictor, self.files, options=options, categories=sorted(categories.items()),
+                ids=[image["id"] for image in self.document["images"]],
+            )  # fmt: skip
+            journal = evaluation_journal(key, fresh)
             done = run_pass(name, predictor, self.files, convert, options, journal, workers)
             results = [entry for result in done.results for entry in result]
             if save_predictions is not None:
@@ -91,18 +94,6 @@ class CocoData:
         metrics = metrics_of_rows(scores, len(self), seed)
         made = tuple(Row(name, metrics[name], *rows[name]) for name in graphs)
         return Report(made, len(self), asdict(protocol), tuple(notes))
-
-    def _key(self, predictor: Predictor, options: dict[str, Any], categories: dict[int, int]) -> dict[str, Any]:
-        """Everything that the results depend on; the images by name, size and time."""
-        images = [
-            (image["id"], file.name, (stat := file.stat()).st_size, stat.st_mtime_ns)
-            for image, file in zip(self.document["images"], self.files, strict=True)
-        ]
-        digest = hashlib.sha256(json.dumps(images).encode()).hexdigest()
-        return {
-            "graph": predictor.digest, "preprocess": predictor.preprocess.to_dict(), "options": options,
-            "images": digest, "categories": sorted(categories.items()), "version": 1,
-        }  # fmt: skip
 
     def _families(self, predictor: Predictor) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Metric families of a model that the annotations can score."""

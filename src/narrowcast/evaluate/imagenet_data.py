@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
 from narrowcast.evaluate.bootstrap import draw_weights
-from narrowcast.evaluate.journal import Journal
+from narrowcast.evaluate.journal import evaluation_journal, evaluation_key
 from narrowcast.evaluate.passes import run_pass
 from narrowcast.evaluate.predictions import write_predictions
 from narrowcast.evaluate.report import Report, Row
@@ -74,7 +72,7 @@ class ImageNetData:
         for name, make in graphs.items():
             predictor = make()
             self._check(predictor)
-            journal = Journal(self._key(predictor), fresh)
+            journal = evaluation_journal(evaluation_key(predictor, self.files), fresh)
             options = {"top_k": _KEPT}
             done = run_pass(name, predictor, self.files, _best, options, journal, workers)
             if save_predictions is not None:
@@ -105,11 +103,6 @@ class ImageNetData:
                 f"{self.source}: the label {label} of {file.name} is beyond the model's {count} classes",
                 "labels count from 0; give the labels of this model",
             )
-
-    def _key(self, predictor: Predictor) -> dict[str, Any]:
-        images = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in self.files]
-        digest = hashlib.sha256(json.dumps(images).encode()).hexdigest()
-        return {"graph": predictor.digest, "preprocess": predictor.preprocess.to_dict(), "images": digest, "version": 1}
 
 
 def _best(_: int, found: Detections | Classification) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
-from narrowcast.evaluate.journal import Journal
 from narrowcast.graph.run import available_cores
+from narrowcast.journal import Journal
 from narrowcast.progress import track
 from narrowcast.vision.preprocess import preprocess, read_image
 from narrowcast.vision.types import Classification, Detections
@@ -65,15 +65,15 @@ def run_pass(
     """
     started = time.perf_counter()
     with journal:
-        todo = [index for index in range(len(files)) if index not in journal.done]
-        results = dict(journal.done)
+        todo = [index for index in range(len(files)) if index not in journal.known]
+        results = dict(journal.known)
 
         def one(index: int) -> Any:
             return convert(index, _predict(predictor, files[index], options))
 
         for index, result in track(_in_order(one, todo, workers or available_cores()), name, total=len(todo)):
             results[index] = result
-            journal.add(index, result)
+            journal.put(index, result)
     seconds = time.perf_counter() - started
     return Pass([results[index] for index in range(len(files))], len(todo) / seconds if todo else 0.0)
 

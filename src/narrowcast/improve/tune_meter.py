@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,12 +17,12 @@ from narrowcast.analyze.incremental import Variant, run_variants
 from narrowcast.analyze.subject import Subject
 from narrowcast.analyze.task_error import TaskError, combine
 from narrowcast.analyze.task_units import TaskJudge
-from narrowcast.errors import UserError
 from narrowcast.improve.tune_candidates import Costs
 from narrowcast.improve.tune_plan import Widener
+from narrowcast.journal import Journal
 from narrowcast.progress import track
 
-__all__ = ["OBJECTIVES", "Memo", "TaskMeter", "objective"]
+__all__ = ["OBJECTIVES", "TaskMeter", "objective"]
 
 Nodes = frozenset[str]
 Losses = tuple[float, ...]
@@ -47,76 +42,6 @@ SCREEN = 3
 CHUNK = 24
 
 
-class Memo:
-    """Measurements in a file of JSON lines, so that an interrupted search goes on from there.
-
-    The first line says what they depend on; a file of other work is started anew. A half-written line ends the usable
-    part.
-
-    Args:
-        path: the file.
-        key: JSON-ready description of everything that the measurements depend on.
-    """
-
-    def __init__(self, path: Path, key: dict[str, Any]) -> None:
-        self.path = path
-        self.digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        self.known: dict[str, Any] = {}
-        self._file: IO[str] | None = None
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> Memo:
-        lines = [json.dumps({"key": self.digest})]
-        if self.path.exists():
-            lines = self._usable(lines)
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            os.replace(partial, self.path)
-            self._file = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}", "choose another --out") from error
-        return self
-
-    def _usable(self, head: list[str]) -> list[str]:
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        if not lines or lines[0] != f"{head[0]}\n":
-            return head
-        for line in lines[1:]:
-            try:
-                name, value = json.loads(line)
-            except (ValueError, TypeError):
-                break
-            if not line.endswith("\n"):
-                break
-            self.known[name] = value
-            head.append(line.rstrip("\n"))
-        return head
-
-    def get(self, name: str, compute: Callable[[], Any]) -> Any:
-        """A known value, or one computed now and kept; JSON-ready."""
-        if name not in self.known:
-            self.put(name, compute())
-        return self.known[name]
-
-    def put(self, name: str, value: Any) -> None:
-        """Keep a value."""
-        with self._lock:
-            self.known[name] = value
-            if self._file is not None:
-                self._file.write(json.dumps([name, value]) + "\n")
-                self._file.flush()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-            if kind is None:
-                self.path.unlink(missing_ok=True)
-
-
 class TaskMeter:
     """:class:`narrowcast.improve.tune.Meter` by :class:`TaskJudge` on a few images.
 
@@ -125,7 +50,7 @@ class TaskMeter:
         subject: the network to start from, and the images.
         costs: what the budget counts.
         judge: holds the float outputs of the images.
-        memo: where measurements are kept.
+        journal: where measurements are kept.
         family: of the metric that counts, such as ``"keypoints"``; see :data:`OBJECTIVES`.
         workers: variants at the same time; 0 for one a core.
     """
@@ -136,12 +61,12 @@ class TaskMeter:
         subject: Subject,
         costs: Costs,
         judge: TaskJudge,
-        memo: Memo,
+        journal: Journal,
         family: str = "",
         workers: int = 0,
     ) -> None:
         self.widener, self.subject, self.costs = widener, subject, costs
-        self.judge, self.inputs, self.memo, self.workers = judge, subject.inputs, memo, workers
+        self.judge, self.inputs, self.journal, self.workers = judge, subject.inputs, journal, workers
         self.parts = OBJECTIVES.get(family, ())
         self._costs: dict[Nodes, float] = {}
 
@@ -173,10 +98,10 @@ class TaskMeter:
 
     def _whole(self, nodes: Nodes) -> list[dict[str, Any]]:
         name = f"whole {_digest(nodes)}"
-        if name not in self.memo.known:
+        if name not in self.journal.known:
             graph = self.widener.state(nodes).lower()[0]
             self._run(graph, {name: lambda: graph}, "measure", len(self.inputs), lambda outputs: outputs)
-        return list(self.memo.known[name])
+        return list(self.journal.known[name])
 
     def _alone(self, sets: Sequence[Nodes], images: int) -> list[Losses]:
         """Loss of the rounding that goes with each set, everything else in float."""
@@ -184,11 +109,11 @@ class TaskMeter:
         missing = {
             name: partial(self._removed, nodes)
             for name, nodes in zip(names, sets, strict=True)
-            if name not in self.memo.known
+            if name not in self.journal.known
         }
         if missing:
             self._run(self.subject.float_graph, missing, "16 bits", images, self.subject.true_outputs)
-        return [self._losses(self.memo.known[name]) for name in names]
+        return [self._losses(self.journal.known[name]) for name in names]
 
     def _removed(self, nodes: Nodes) -> onnx.ModelProto:
         return self.subject.lower(self.widener.removed(nodes))
@@ -206,7 +131,7 @@ class TaskMeter:
         def consume(name: str, index: int, outputs: dict[str, NDArray[Any]], same: set[str]) -> None:
             found[name][index] = self.judge.judge(index, read(outputs))
             if len(found[name]) == images:
-                self.memo.put(name, [found[name][i].to_dict() for i in range(images)])
+                self.journal.put(name, [found[name][i].to_dict() for i in range(images)])
 
         def shown(variants: Iterable[Variant]) -> Iterable[Variant]:
             return track(variants, title, len(graphs)) if len(graphs) > 1 else variants
