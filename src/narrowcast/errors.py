@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["UserError"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["UserError", "closest", "nearest"]
+
+#: Known names that a message lists, at most.
+_LISTED = 20
 
 
 class UserError(Exception):
@@ -19,3 +25,27 @@ class UserError(Exception):
         self.what = " ".join(what.split())
         self.remedy = " ".join(remedy.split())
         super().__init__(f"{self.what}: {self.remedy}" if self.remedy else self.what)
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known name that looks most like an unknown one, if any does.
+
+    Args:
+        name: as a person wrote it.
+        known: what it may be; letter case counts only where that finds one.
+        cutoff: least likeness, 0..1, of :func:`difflib.get_close_matches`.
+    """
+    choices = [entry for entry in known if entry]
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=cutoff)
+    if not near:
+        folded = {entry.lower(): entry for entry in choices}
+        near = [folded[entry] for entry in difflib.get_close_matches(name.lower(), folded, n=1, cutoff=cutoff)]
+    return near[0] if near else None
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """What to do about an unknown name: take the closest known one, or one of those listed; see :func:`closest`."""
+    choices = [entry for entry in known if entry]
+    near = closest(name, choices, cutoff)
+    rest = ", ..." if len(choices) > _LISTED else ""
+    return f"did you mean {near}?" if near else f"known are {', '.join(choices[:_LISTED])}{rest}"

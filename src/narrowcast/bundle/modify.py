@@ -27,8 +27,8 @@ from narrowcast.bundle.store import (
     Bundle,
     open_bundle,
 )
-from narrowcast.errors import UserError
-from narrowcast.graph.ends import REMOVABLE, Removed, nearest_of, remove_ends, transposed_layout
+from narrowcast.errors import UserError, nearest
+from narrowcast.graph.ends import REMOVABLE, Removed, remove_ends, transposed_layout
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.ends import with_integer_input, with_integer_outputs
 from narrowcast.lower.factors import Factors, undo_factors, with_factors
@@ -81,7 +81,7 @@ def modify(
         raise UserError("nothing to remove is named", "give --remove-dequantize all, or --remove with a kind of node")
     for kind in remove:
         if kind not in KINDS:
-            raise UserError(f"{kind} nodes cannot be removed", nearest_of(kind, KINDS))
+            raise UserError(f"{kind} nodes cannot be removed", nearest(kind, KINDS, 0.3))
     path = check_out(out, force)
     target = bundle.target
     ends = tuple(kind for kind in remove if kind not in ("Quantize", "Dequantize"))
@@ -150,7 +150,7 @@ def _outputs(state: _State, wanted: Sequence[str]) -> list[str]:
         plain = next((entry.removesuffix(suffix) for suffix in _SUFFIXES if entry.endswith(suffix)), entry)
         name = plain if plain in known else aliases.get(plain, plain)
         if name not in known:
-            raise UserError(f"no output of this bundle is named {entry}", nearest_of(entry, [*known, ALL]))
+            raise UserError(f"no output of this bundle is named {entry}", nearest(entry, [*known, ALL], 0.3))
         if known[name].scale is None:
             raise UserError(f"{name} is computed in float, so it has no integers", "remove the float node behind it")
         names.append(name)

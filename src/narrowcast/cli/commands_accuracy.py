@@ -67,7 +67,9 @@ def tune(
     metric: Annotated[str | None, typer.Option(help="keypoints.AP, box.AP, mask.AP or top1 [the task's own].")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [<bundle>-tuned].")] = None,
     limit: Annotated[int, typer.Option(help="Labelled images at most; half choose, half report.", min=2)] = 200,
-    loss_images: Annotated[int | None, typer.Option(help="Images on which sets are compared.", min=2)] = None,
+    loss_images: Annotated[
+        int | None, typer.Option(help="Images on which sets are compared [20 at 640x640, more below].", min=2)
+    ] = None,
     skip_missing: SkipMissing = False,
     workers: Workers = None,
     fresh: Fresh = False,

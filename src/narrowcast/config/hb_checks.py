@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from narrowcast.config.hb_values import Refusal, operator_type
-from narrowcast.config.yaml_files import nearest
+from narrowcast.errors import nearest
 
 if TYPE_CHECKING:
     from narrowcast.config.hb_mapper import HbMapperConfig

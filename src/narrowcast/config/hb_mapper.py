@@ -27,8 +27,8 @@ from narrowcast.config.hb_values import (
     shapes,
     sources,
 )
-from narrowcast.config.yaml_files import nearest, read_yaml
-from narrowcast.errors import UserError
+from narrowcast.config.yaml_files import read_yaml
+from narrowcast.errors import UserError, nearest
 
 __all__ = ["GROUPS", "HbMapperConfig", "is_hb_mapper", "parse_hb_mapper", "read_hb_mapper", "write_hb_mapper"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from narrowcast.config.yaml_files import nearest
+from narrowcast.errors import nearest
 
 __all__ = [
     "NodeInfo",

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from narrowcast.config.yaml_files import nearest, read_yaml
-from narrowcast.errors import UserError
+from narrowcast.config.yaml_files import read_yaml
+from narrowcast.errors import UserError, nearest
 
 __all__ = ["QuantizeSettings", "check_input", "explained", "pinned_types", "read_settings", "read_settings_with_notes"]
 

@@ -1,9 +1,8 @@
-"""Strict YAML, and what to say about a key that nobody knows."""
+"""Strict YAML."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import yaml
 
 from narrowcast.errors import UserError
 
-__all__ = ["nearest", "parse_yaml", "read_yaml"]
+__all__ = ["parse_yaml", "read_yaml"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,13 +56,3 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{where} is no table of settings", "write lines such as 'target: esp32p4'")
     return data
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """What to do about an unknown name: the closest known one, or all of them."""
-    choices = [entry for entry in known if entry]
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    if not near:
-        lower = {entry.lower(): entry for entry in choices}
-        near = [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)]
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(choices)}"

@@ -103,7 +103,7 @@ def tune(
         out: folder to write. Until it is written, measurements are kept in ``.<name>.tune.jsonl`` beside it.
         wish: drop and budget.
         data: labelled images, for the metric; needed when the wish names one.
-        loss_images: on which sets are compared; 12 at 640 x 640 by default, and more of smaller ones.
+        loss_images: on which sets are compared; by default :data:`LOSS_IMAGES`, more of inputs below 640 x 640.
         workers: variants or images in work at once; 0 for one a core.
         fresh: forget an interrupted run.
         force: replace an existing bundle.

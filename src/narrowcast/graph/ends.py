@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import onnx_ir as ir
 
-from narrowcast.errors import UserError
+from narrowcast.errors import UserError, nearest
 from narrowcast.graph.exposure import remove_unused
 
 __all__ = ["REMOVABLE", "Removed", "cut_at_nodes", "remove_ends"]
@@ -57,7 +56,7 @@ def remove_ends(
     removed: list[Removed] = []
     for kind in kinds:
         if kind not in REMOVABLE:
-            raise UserError(f"{kind} nodes cannot be removed", nearest_of(kind, REMOVABLE))
+            raise UserError(f"{kind} nodes cannot be removed", nearest(kind, REMOVABLE, 0.3))
         found = _remove(copy.graph, partial(_is, kind=kind))
         if not found and not lenient:
             raise UserError(f"no {kind} node stands at the head or tail", f"there are {_ends(copy.graph)}")
@@ -65,23 +64,13 @@ def remove_ends(
     for name in nodes:
         known = [str(node.name) for node in copy.graph]
         if name not in known:
-            raise UserError(f"no node of this model is named {name}", nearest_of(name, known))
+            raise UserError(f"no node of this model is named {name}", nearest(name, known, 0.3))
         found = _remove(copy.graph, partial(_is, name=name))
         if not found:
             raise UserError(f"{name} does not stand at the head or tail, or computes", f"there are {_ends(copy.graph)}")
         removed += found
     remove_unused(copy)
     return copy, removed
-
-
-def nearest_of(name: str, known: Iterable[str]) -> str:
-    """What to do about an unknown name."""
-    choices = list(known)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.3)
-    if near:
-        return f"did you mean {near[0]}?"
-    shown = ", ".join(choices[:12])
-    return f"known are {shown}{', ...' if len(choices) > 12 else ''}"
 
 
 def _ends(graph: ir.Graph) -> str:
@@ -154,7 +143,7 @@ def cut_at_nodes(model: ir.Model, names: Sequence[str]) -> None:
     for name in names:
         found = by_node.get(name) or by_value.get(name)
         if found is None:
-            raise UserError(f"output_nodes: no node of this model is named {name}", nearest_of(name, by_node))
+            raise UserError(f"output_nodes: no node of this model is named {name}", nearest(name, by_node, 0.3))
         values += found
     if len(set(values)) != len(values):
         twice = next(name for index, name in enumerate(names) if name in names[:index])

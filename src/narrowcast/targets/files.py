@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from narrowcast.errors import UserError
+from narrowcast.errors import UserError, closest
 from narrowcast.targets.schema import Target
 
 __all__ = ["load_target", "read_target", "target_names", "write_target"]
@@ -37,8 +36,8 @@ def load_target(name: str) -> Target:
         return _validated(_FOLDER / f"{name}.yaml")
     if name.endswith((".yaml", ".yml")):
         return _validated(Path(name))
-    near = difflib.get_close_matches(name, target_names(), n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}? " if near else ""
+    near = closest(name, target_names(), 0.4)
+    hint = f"did you mean {near}? " if near else ""
     raise UserError(f"there is no target named {name!r}", f"{hint}known are {', '.join(target_names())}")
 
 
