@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from narrowcast.bundle.manifest import Manifest
+from narrowcast.bundle.manifest import FLOAT_FILE, Manifest
 from narrowcast.graph.run import Runner
 from narrowcast.plan.types import Encoding
 
@@ -34,10 +34,6 @@ def quantize_input(tensor: NDArray[Any], encoding: Encoding, rounding: str) -> N
     whole = np.rint(steps) if rounding == "half-even" else np.floor(steps + np.float32(0.5))
     clipped: NDArray[Any] = np.clip(whole + encoding.zero_point, encoding.qmin, encoding.qmax).astype(encoding.dtype)
     return clipped
-
-
-#: The one graph of a bundle whose input stays float.
-FLOAT_FILE = "float.onnx"
 
 
 class IntegerInputRunner(Runner):
@@ -69,7 +65,7 @@ class IntegerInputRunner(Runner):
 def open_runner(path: Path, threads: int, level: str, manifest: Manifest) -> Runner:
     """A session for one of a bundle's graphs; whichever type its input has, it takes the float image."""
     coding, rounding = manifest.input_encoding, manifest.modified.get("input_rounding")
-    if coding is None or rounding is None or path.name == FLOAT_FILE:
+    if coding is None or rounding is None or path.name == FLOAT_FILE:  # the one graph whose input stays float
         return Runner(path, threads, level)
     return IntegerInputRunner(path, threads, level, encoding=Encoding(**coding), rounding=rounding)
 

@@ -14,9 +14,18 @@ from narrowcast.errors import UserError
 from narrowcast.vision.heads import HeadSpec, OutputEncoding
 from narrowcast.vision.preprocess import Preprocess
 
-__all__ = ["MANIFEST_FILE", "Manifest", "OutputInfo", "read_manifest", "versions"]
+__all__ = [
+    "FLOAT_FILE", "INTEGER_FILE", "MANIFEST_FILE", "NODES_FILE", "PLAN_FILE", "PREPARED_FILE", "QDQ_FILE",
+    "TARGET_FILE", "Manifest", "OutputInfo", "read_manifest", "versions",
+]  # fmt: skip
 
 MANIFEST_FILE = "manifest.json"
+FLOAT_FILE, QDQ_FILE, INTEGER_FILE = "float.onnx", "qdq.onnx", "integer.onnx"
+PLAN_FILE, NODES_FILE = "plan.json", "nodes.json"
+#: The float graph that the integers come from, where corrections changed weights; its outputs may have factors.
+PREPARED_FILE = "prepared.onnx"
+#: The chip's rules when the bundle was made, so that a target file of one's own is needed only once.
+TARGET_FILE = "target.json"
 VERSION = 1
 _PACKAGES = ("narrowcast", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxslim", "opencv-python-headless")
 

@@ -13,7 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.bundle.integer_input import open_runner
-from narrowcast.bundle.manifest import Manifest, read_manifest
+from narrowcast.bundle.manifest import (
+    FLOAT_FILE,
+    INTEGER_FILE,
+    NODES_FILE,
+    PLAN_FILE,
+    PREPARED_FILE,
+    QDQ_FILE,
+    TARGET_FILE,
+    Manifest,
+    read_manifest,
+)
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
 from narrowcast.graph.model import Model, load
@@ -35,12 +45,6 @@ __all__ = [
     "open_bundle",
 ]
 
-FLOAT_FILE, QDQ_FILE, INTEGER_FILE = "float.onnx", "qdq.onnx", "integer.onnx"
-PLAN_FILE, NODES_FILE = "plan.json", "nodes.json"
-#: The float graph that the integers come from, where corrections changed weights; its outputs may have factors.
-PREPARED_FILE = "prepared.onnx"
-#: The chip's rules when the bundle was made, so that a target file of one's own is needed only once.
-TARGET_FILE = "target.json"
 #: Engine to the graph that it runs, the most exact quantized one first.
 ENGINE_FILES = {"float": FLOAT_FILE, "integer": INTEGER_FILE, "qdq": QDQ_FILE}
 
