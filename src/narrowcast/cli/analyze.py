@@ -6,6 +6,7 @@ import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.cli.options import beside
 from narrowcast.cli.tables import decibel, print_json, print_table, say
 from narrowcast.errors import UserError
 
@@ -52,7 +53,7 @@ def run(
 
     set_quiet(quiet or json)
     bundle = open_bundle(path)
-    file = out or path.absolute().parent / f"{path.absolute().name}-report.html"
+    file = out or beside(path, "-report.html")
     if file.exists() and not force:
         raise UserError(f"{file} exists", "choose another --out, or add --force to replace it")
     scores = _evaluation(evaluation)
@@ -102,6 +103,7 @@ def _images(bundle: Bundle, path: Path | None, limit: int) -> tuple[ImageSet, li
     import onnx
 
     from narrowcast.analyze.images import telling, unseen
+    from narrowcast.bundle.manifest import FLOAT_FILE
     from narrowcast.calibrate import images as find_images
     from narrowcast.zoo import sample_for
 
@@ -109,7 +111,7 @@ def _images(bundle: Bundle, path: Path | None, limit: int) -> tuple[ImageSet, li
     given = path or sample_for(manifest.task).validation
     found = find_images(given, manifest.preprocess)
     left, excluded = unseen(found, manifest.calibration.get("images", ()))
-    proto = onnx.load(str(bundle.path / "float.onnx"))
+    proto = onnx.load(str(bundle.path / FLOAT_FILE))
     chosen = telling(left, limit, proto, manifest.task, manifest.head)
     notes = [f"{len(chosen)} images of {len(found)}; {excluded} left out because they were used for calibration"]
     if path is None:

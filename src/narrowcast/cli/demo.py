@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from narrowcast.cli.quantize import report
 from narrowcast.cli.tables import print_table, say
+from narrowcast.writing import write_file
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle, Predictor
     from narrowcast.zoo import Sample
-
-from narrowcast.writing import write_file
 
 __all__ = ["run"]
 

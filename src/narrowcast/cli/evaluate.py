@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.interrupt import on_interrupt
-from narrowcast.cli.options import change_preprocessing
+from narrowcast.cli.options import change_preprocessing, labelled_images
 from narrowcast.cli.tables import print_json, print_table, say
 from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Predictor
-    from narrowcast.evaluate import CocoData, ImageNetData, Metrics, Report
+    from narrowcast.evaluate import Metrics, Report
 
 __all__ = ["print_report", "run"]
 
@@ -41,22 +41,17 @@ def run(
     quiet: bool,
 ) -> None:
     """Score, print."""
-    from narrowcast.evaluate import CocoData, coco, imagenet
+    from narrowcast.evaluate import CocoData
     from narrowcast.evaluate.protocol import choose
     from narrowcast.progress import set_quiet
 
     set_quiet(quiet or json)
-    if (annotations is None) == (labels is None):
+    chosen = choose(protocol, conf, iou, max_detections)
+    data = labelled_images(images, annotations, labels, limit=limit, seed=seed, skip_missing=skip_missing)
+    if data is None:
         raise UserError(
             "one of --annotations and --labels is needed", "give COCO annotations, or labels of a classifier"
         )
-    chosen = choose(protocol, conf, iou, max_detections)
-    data: CocoData | ImageNetData
-    if annotations is not None:
-        data = coco(images, annotations, limit=limit, seed=seed, skip_missing=skip_missing)
-    else:
-        assert labels is not None
-        data = imagenet(images, labels, limit=limit, seed=seed)
     graphs = _changed(_graphs(path, engines), changes)
     common: dict[str, Any] = {"workers": workers, "seed": seed, "fresh": fresh, "save_predictions": save_predictions}
     with on_interrupt("interrupted: finished images are kept, the same command goes on from there"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.interrupt import on_interrupt
+from narrowcast.cli.options import beside
 from narrowcast.cli.tables import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def run(
     given: dict[str, Any] = {"steps": steps, "batch": batch, "scope": scope, "rate": rate, "scale_rate": scale_rate}
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = Settings(**chosen, seed=seed, device=device)
-    folder = out or path.absolute().parent / f"{path.absolute().name}-finetuned"
+    folder = out or beside(path, "-finetuned")
     check_out(folder, force)
     found = find_images(images, bundle.manifest.preprocess, limit=limit)
     command = ["narrowcast", "finetune", *(f"--{name.replace('_', '-')}={value}" for name, value in chosen.items())]

@@ -9,9 +9,41 @@ from typing import TYPE_CHECKING, Any
 from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from narrowcast.evaluate import CocoData, ImageNetData
     from narrowcast.vision.preprocess import Preprocess
 
-__all__ = ["change_preprocessing", "parse_size"]
+__all__ = ["beside", "change_preprocessing", "labelled_images", "parse_size"]
+
+
+def beside(path: Path, ending: str) -> Path:
+    """What is written by default: a name made from that of a bundle, in the folder where the bundle lies."""
+    whole = path.absolute()
+    return whole.with_name(f"{whole.name}{ending}")
+
+
+def labelled_images(
+    images: Path,
+    annotations: Path | None,
+    labels: Path | None,
+    *,
+    limit: int | None,
+    seed: int = 0,
+    skip_missing: bool = False,
+) -> CocoData | ImageNetData | None:
+    """Images with what ``--annotations`` or ``--labels`` says of them, ``None`` without either.
+
+    Raises:
+        UserError: both are given, or what reading them refuses.
+    """
+    from narrowcast.evaluate import coco, imagenet
+
+    if annotations is not None and labels is not None:
+        raise UserError("both --annotations and --labels are given", "give the one that fits the model")
+    if annotations is not None:
+        return coco(images, annotations, limit=limit, seed=seed, skip_missing=skip_missing)
+    return imagenet(images, labels, limit=limit, seed=seed) if labels is not None else None
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

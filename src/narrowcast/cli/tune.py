@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.interrupt import on_interrupt
+from narrowcast.cli.options import beside, labelled_images
 from narrowcast.cli.tables import print_json, print_table, say
 from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
     from narrowcast.deploy.tune import Wish
-    from narrowcast.evaluate import CocoData, ImageNetData
 
 __all__ = ["print_tuned", "run"]
 
@@ -51,9 +51,11 @@ def run(
     bundle = open_bundle(path)
     labelled = annotations is not None or labels is not None
     wish = _wish(bundle, max_drop, int16_budget, budget_unit, metric, labelled)
-    folder = out or path.absolute().parent / f"{path.absolute().name}-tuned"
+    folder = out or beside(path, "-tuned")
     check_out(folder, force)
-    data = _data(images, annotations, labels, limit, skip_missing)
+    if limit < 2:
+        raise UserError(f"a limit of {limit} labelled images cannot be halved", "give 2 or more")
+    data = labelled_images(images, annotations, labels, limit=limit, skip_missing=skip_missing)
     found = find_images(images, bundle.manifest.preprocess)
     command = ["narrowcast", "tune", "--max-drop", max_drop, "--int16-budget", int16_budget]
     command += ["--budget-unit", budget_unit, *(["--metric", metric] if metric is not None else [])]
@@ -92,20 +94,6 @@ def _wish(bundle: Bundle, max_drop: str, budget: str, unit: str, metric: str | N
         kind = "--labels" if task == "classify" else "--annotations"
         raise UserError(f"{metric} needs labelled images", f"give {kind}, or leave --metric out to tune without")
     return Wish(drop, number, unit, known[metric] if metric is not None else None)
-
-
-def _data(
-    images: Path, annotations: Path | None, labels: Path | None, limit: int, skip_missing: bool
-) -> CocoData | ImageNetData | None:
-    from narrowcast.evaluate import coco, imagenet
-
-    if annotations is not None and labels is not None:
-        raise UserError("both --annotations and --labels are given", "give the one that fits the model")
-    if limit < 2:
-        raise UserError(f"a limit of {limit} labelled images cannot be halved", "give 2 or more")
-    if annotations is not None:
-        return coco(images, annotations, limit=limit, skip_missing=skip_missing)
-    return imagenet(images, labels, limit=limit) if labels is not None else None
 
 
 def print_tuned(tuned: Bundle) -> None:

@@ -136,6 +136,7 @@ class _Job:
         target: its target.
         wish: what is asked for.
         chosen_by, report_images: images that choose, and that report.
+        range_images: whose ranges 16-bit tensors take; they are of the half that chooses.
         labelled: the same for labelled images, or nothing.
         excluded: images left out because calibration saw them.
         workers: in work at once; 0 for one a core.

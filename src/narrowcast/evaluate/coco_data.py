@@ -76,11 +76,10 @@ class CocoData:
             categories, dropped = self._categories(predictor)
             notes += [note for note in (*more, *dropped) if note not in notes]
             options = {**asdict(protocol), "masks": "mask" in families}
-            convert = converter([image["id"] for image in self.document["images"]], categories)
-            key = evaluation_key(
-                predictor, self.files, options=options, categories=sorted(categories.items()),
-                ids=[image["id"] for image in self.document["images"]],
-            )  # fmt: skip
+            ids = [image["id"] for image in self.document["images"]]
+            convert = converter(ids, categories)
+            depends = {"options": options, "categories": sorted(categories.items()), "ids": ids}
+            key = evaluation_key(predictor, self.files, **depends)
             journal = evaluation_journal(key, fresh)
             done = run_pass(name, predictor, self.files, convert, options, journal, workers)
             results = [entry for result in done.results for entry in result]
