@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from narrowcast.lower import lower_qdq
 from narrowcast.plan import Pins, Plan, draft, finish
 from narrowcast.targets import load_target
 from narrowcast.vision.heads import HeadSpec
+from narrowcast.vision.preprocess import Preprocess
 
 torch = pytest.importorskip("torch", reason="finetune needs torch: pip install 'narrowcast[finetune]'")
 
@@ -34,8 +36,9 @@ from narrowcast.deploy.finetune import finetune  # noqa: E402
 from narrowcast.improve.finetune.losses import ClassLoss, HeadLoss, noise  # noqa: E402
 from narrowcast.improve.finetune.network import Network, Scales, Weight  # noqa: E402
 from narrowcast.improve.finetune.operators import compute  # noqa: E402
-from narrowcast.improve.finetune.regions import region  # noqa: E402
+from narrowcast.improve.finetune.regions import features, region  # noqa: E402
 from narrowcast.improve.finetune.scales import tie  # noqa: E402
+from narrowcast.improve.finetune.views import views  # noqa: E402
 from narrowcast.plan.types import Encoding  # noqa: E402
 
 TARGETS = ("onnx", "esp32p4", "bayes-e")
@@ -201,6 +204,47 @@ def test_branches_are_what_serves_one_output(tmp_path: Path) -> None:
     assert found.frontier == ("a0",)
     assert [node.name for node in region(graph, ("y",), "branches").trained] == ["stem", "relu", "left"]
     assert region(graph, ("y", "z"), "all").frontier == ("x",)
+
+
+def test_features_are_what_several_nodes_read(tmp_path: Path) -> None:
+    graph = nc.load(save(two_heads(), tmp_path / "m.onnx")).ir.graph
+    assert features(graph, {"c0", "a0", "y", "z"}, ("y", "z")) == ("a0",)
+    assert features(graph, {"c0", "y", "z"}, ("y", "z")) == ()  # not a value of the user's model
+    assert features(graph, {"a0"}, ("a0",)) == ()
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(2)
+    return [
+        np.full((40, 60, 3), 20 * (index + 1), np.uint8) + rng.integers(0, 9, (40, 60, 3), np.uint8)
+        for index in range(count)
+    ]
+
+
+def test_views_show_every_image_before_any_comes_again(tmp_path: Path) -> None:
+    spec = Preprocess(16, 16)
+    plain = nc.images(pictures(5), spec)
+    shown = list(islice(views(plain, 3, vary=False), 10))
+    wanted = sorted(x.tobytes() for x in plain)
+    assert sorted(x.tobytes() for x in shown[:5]) == wanted == sorted(x.tobytes() for x in shown[5:])
+    assert [x.tobytes() for x in shown[:5]] != [x.tobytes() for x in shown[5:]]
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "center-crop", "stretch"])
+def test_views_differ_and_come_again_with_the_same_seed(resize: str) -> None:
+    spec = Preprocess(16, 16, resize=resize, layout="NHWC")
+    plain = nc.images(pictures(3), spec)
+    first, again, other = (list(islice(views(plain, seed, vary=True), 30)) for seed in (0, 0, 1))
+    assert all(np.array_equal(x, y) for x, y in zip(first, again, strict=True))
+    assert not all(np.array_equal(x, y) for x, y in zip(first, other, strict=True))
+    assert len({x.tobytes() for x in first}) == 30
+    assert all(x.shape == (1, 16, 16, 3) and x.dtype == np.float32 and x.min() >= 0 and x.max() <= 1 for x in first)
+
+
+def test_ready_made_inputs_are_mirrored_at_most() -> None:
+    tensor = inputs(1)[0]
+    shown = list(islice(views(nc.images([tensor[0]], Preprocess(16, 16)), 0, vary=True), 12))
+    assert {x.tobytes() for x in shown} == {tensor.tobytes(), np.ascontiguousarray(tensor[..., ::-1]).tobytes()}
 
 
 def head_outputs(rng: np.random.Generator, head: HeadSpec) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,9 +60,20 @@ class ImageSet:
         Raises:
             UserError: naming a file that cannot be read.
         """
-        return _ahead(self._tensor(index) for index in range(len(self)))
+        return _ahead(self.tensor(index) for index in range(len(self)))
 
-    def _tensor(self, index: int) -> NDArray[np.float32]:
+    def tensor(
+        self, index: int, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    ) -> NDArray[np.float32]:
+        """One model input.
+
+        Args:
+            index: of the image.
+            change: applied to the uint8 (H, W, 3) BGR image before preprocessing; ready-made inputs stay.
+
+        Raises:
+            UserError: naming a file that cannot be read.
+        """
         source = self.sources[index]
         if isinstance(source, np.ndarray) and source.dtype != np.uint8:
             return self._checked(np.asarray(source, np.float32), f"array {index}")
@@ -70,7 +81,7 @@ class ImageSet:
             return self._checked(np.load(source).astype(np.float32, copy=False), str(source))
         try:
             image = source if isinstance(source, np.ndarray) else read_image(source)
-            return preprocess(image, self.preprocess)[0]
+            return preprocess(image if change is None else change(image), self.preprocess)[0]
         except ValueError as error:
             raise UserError(str(error), "remove or replace the image") from error
 

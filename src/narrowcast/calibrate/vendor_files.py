@@ -7,7 +7,7 @@ script converts to RGB into one variable and writes the other, and its data are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,13 @@ class VendorImages(ImageSet):
 
     dtype: str = "float32"
 
-    def _tensor(self, index: int) -> NDArray[np.float32]:
+    def tensor(
+        self, index: int, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    ) -> NDArray[np.float32]:
+        """One model input; the files are ready-made, so nothing is changed."""
         file = self.sources[index]
         if isinstance(file, np.ndarray):
-            return super()._tensor(index)
+            return super().tensor(index, change)
         pixels = read_raw(file, _shape(self.preprocess), self.dtype).astype(np.float32)
         return _normalized(pixels, self.preprocess, file)
 

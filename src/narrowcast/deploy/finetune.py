@@ -20,6 +20,7 @@ from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner
 from narrowcast.improve import Judge, State, split
 from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
+from narrowcast.improve.finetune.regions import features
 from narrowcast.improve.judge import judged_pairs
 from narrowcast.progress import track
 from narrowcast.targets import Target
@@ -27,12 +28,10 @@ from narrowcast.targets import Target
 if TYPE_CHECKING:
     from narrowcast.improve.finetune.training import Finetuned
 
-__all__ = ["JUDGES", "MOST_IMAGES", "finetune"]
+__all__ = ["JUDGES", "finetune"]
 
 #: Images that decide what is kept, and report: at most, and one in so many.
 JUDGES, JUDGE_EVERY = 16, 4
-#: Images that are learned from, at most: float outputs stay in memory, 4 MB each at 640 x 640, twice with mirroring.
-MOST_IMAGES = 96
 
 
 def finetune(
@@ -70,14 +69,16 @@ def finetune(
         raise UserError(f"{len(images)} images are too few to finetune", f"give {LEAST_IMAGES} or more, better 50")
     start, target = state_of(bundle), bundle.target
     judging = min(JUDGES, max(2, len(images) // JUDGE_EVERY))
-    teachers, judges = (images.subset(indices) for indices in split(len(images), MOST_IMAGES, judging))
+    teachers, judges = (images.subset(indices) for indices in split(len(images), len(images), judging))
     gate = _Gate(bundle, start, target, list(track(judges, "read", len(judges))), threads)
     from narrowcast.improve.finetune.training import Course, train  # needs torch
 
     manifest = bundle.manifest
+    learned = tuple(gate.judge.pairs)
+    inside = {str(output.name) for node in bundle.model.ir.graph for output in node.outputs}
     course = Course(
-        bundle.model.to_proto(), tuple(gate.judge.pairs), manifest.task, manifest.head, teachers, target,
-        manifest.runtime_version,
+        bundle.model.to_proto(), learned, features(start.model.graph, inside, learned), manifest.task, manifest.head,
+        teachers, target, manifest.runtime_version,
     )  # fmt: skip
     found = train(start, course, gate, settings, threads)
     images_used = {"teach": teachers.hashes(), "judge": judges.hashes()}

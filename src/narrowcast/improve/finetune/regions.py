@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from narrowcast.errors import UserError
 from narrowcast.improve.finetune.settings import SCOPES
 
-__all__ = ["Region", "region"]
+__all__ = ["Region", "features", "region"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,22 @@ def region(graph: ir.Graph, outputs: Sequence[str], scope: str) -> Region:
         str(value.name) for node in trained for value in node.inputs if value is not None and value.const_value is None
     ]
     return Region(before, trained, tuple(dict.fromkeys(name for name in read if name not in made)))
+
+
+def features(graph: ir.Graph, known: Container[str], outputs: Sequence[str]) -> tuple[str, ...]:
+    """Values inside a graph that several nodes read, in graph order: what every later part depends on.
+
+    Nothing that keeps the float network as it is (equalization, output factors) changes them, so they can be compared
+    with the user's model.
+
+    Args:
+        graph: prepared graph.
+        known: values that the user's model has too.
+        outputs: left out.
+    """
+    return tuple(
+        str(output.name)
+        for node in graph
+        for output in node.outputs
+        if len(output.uses()) > 1 and output.name in known and output.name not in outputs
+    )

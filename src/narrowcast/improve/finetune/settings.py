@@ -25,9 +25,9 @@ class Settings:
         scope: one of :data:`SCOPES`.
         rate: largest change of a weight in a step of the optimizer, in steps of its encoding.
         scale_rate: the same for the binary logarithm of the scales of activations; 0 leaves them as they are.
-        flip: also learn from mirrored images.
+        vary: show other parts of the images at every visit, larger and smaller, brighter and darker, mirrored.
         checks: how often the result so far is judged.
-        seed: of the order of the images.
+        seed: of the order of the images and of what is shown of them.
         device: of torch; ``"auto"`` for a GPU where torch sees one.
     """
 
@@ -36,7 +36,7 @@ class Settings:
     scope: str = "all"
     rate: float = 0.005
     scale_rate: float = 0.0
-    flip: bool = True
+    vary: bool = True
     checks: int = 4
     seed: int = 0
     device: str = "auto"

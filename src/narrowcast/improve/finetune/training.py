@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,13 +13,16 @@ import onnx_ir as ir
 import torch
 
 from narrowcast.calibrate.images import ImageSet
+from narrowcast.calibrate.statistics import with_outputs
 from narrowcast.errors import UserError
+from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune.lessons import Lesson, lessons
-from narrowcast.improve.finetune.losses import ClassLoss, HeadLoss, NoiseLoss
+from narrowcast.improve.finetune.losses import ClassLoss, HeadLoss, NoiseLoss, noise
 from narrowcast.improve.finetune.network import Network, Scales
 from narrowcast.improve.finetune.regions import Region, region
 from narrowcast.improve.finetune.scales import Tied, tie
 from narrowcast.improve.finetune.settings import Settings
+from narrowcast.improve.finetune.views import views
 from narrowcast.improve.state import State
 from narrowcast.progress import track
 from narrowcast.targets.schema import Target
@@ -30,6 +33,8 @@ __all__ = ["Course", "Finetuned", "train"]
 Tensor = Any
 #: Share of the steps in which the rate rises from nothing, so that the moments of the optimizer settle.
 WARM_UP = 0.05
+#: Weight of the noise-to-signal ratio inside the network beside the loss of the outputs.
+FEATURE_SHARE = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Course:
 
     Attributes:
         floating: the teacher.
-        targets: its tensors that are learned, by the same names as in the quantized graph.
+        targets: its outputs that are learned, by the same names as in the quantized graph.
+        features: its tensors inside that are learned too, by the same names.
         task: of the model.
         head: layout of the outputs; ``None`` for a whole graph.
         images: to learn from.
@@ -48,6 +54,7 @@ class Course:
 
     floating: onnx.ModelProto
     targets: tuple[str, ...]
+    features: tuple[str, ...]
     task: str
     head: HeadSpec | None
     images: ImageSet
@@ -125,15 +132,18 @@ class _Training:
         self.start, self.settings, self.device = start, settings, device
         self.targets = course.targets
         self.region: Region = region(start.model.graph, course.targets, settings.scope)
+        made = {str(output.name) for node in self.region.trained for output in node.outputs}
+        self.features = [name for name in course.features if name in made]
         self.tied: Tied | None = None
         if settings.scale_rate:
             trained = self.region.trained
             self.tied = tie(start.model.graph, start.plan, course.target, course.runtime, trained)
         self.network = self._network(course)
+        wanted = [*self.targets, *self.features]
+        shown = views(course.images, settings.seed, settings.vary and course.task != "generic")
         self.lessons = lessons(
-            self.network, self.region, course.floating, course.targets, course.images,
-            flip=settings.flip and course.task != "generic", threads=threads,
-        )  # fmt: skip
+            self.network, self.region, Runner(with_outputs(course.floating, wanted), threads, "basic"), wanted, shown
+        )
         self.loss = _loss(course, device)
         self.factors = {
             name: torch.tensor(values, dtype=torch.float32, device=device).reshape(1, -1, *[1] * 2)
@@ -162,9 +172,9 @@ class _Training:
         best = result.judged[0][1]
         steps, checks = self.settings.steps, min(self.settings.checks, self.settings.steps)
         stops = {round(steps * (check + 1) / checks) for check in range(checks)}
-        order, losses = self._order(), list[float]()
+        losses: list[float] = []
         for step in track(range(1, steps + 1), "finetune", steps):
-            losses.append(self._step(step, order))
+            losses.append(self._step(step))
             if step not in stops:
                 continue
             state = self.state()
@@ -176,33 +186,28 @@ class _Training:
                 best, result.state, result.kept = loss, state, step
         return result
 
-    def _order(self) -> Iterator[Lesson]:
-        """Every lesson once before any comes again."""
-        rng = np.random.default_rng(self.settings.seed)
-        while True:
-            for index in rng.permutation(len(self.lessons)):
-                yield self.lessons[int(index)]
-
-    def _step(self, step: int, order: Iterator[Lesson]) -> float:
+    def _step(self, step: int) -> float:
         """One step of the optimizer; the mean loss of its images."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * _schedule(step, self.settings.steps)
         self.optimizer.zero_grad()
         total = 0.0
         for _ in range(self.settings.batch):
-            loss = self._image_loss(next(order)) / self.settings.batch
+            loss = self._image_loss(next(self.lessons)) / self.settings.batch
             loss.backward()
             total += float(loss.detach())
         self.optimizer.step()
         return total
 
     def _image_loss(self, lesson: Lesson) -> Tensor:
-        values = lesson.values(self.network.plan.tensors, self.device)
-        outputs = self.network.run(values, self.region.trained, self.targets)
+        outputs = self.network.run(dict(lesson.entering), self.region.trained, [*self.targets, *self.features])
         for name, factors in self.factors.items():
             if name in outputs:
                 outputs[name] = outputs[name] / factors
-        return self.loss(outputs, lesson.expected(self.device))
+        loss = self.loss(outputs, {name: lesson.teacher[name] for name in self.targets})
+        if not self.features:
+            return loss
+        return loss + FEATURE_SHARE * noise(outputs, {name: lesson.teacher[name] for name in self.features})
 
     def state(self) -> State:
         """The network as it is now."""
