@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from narrowcast.errors import UserError
+from narrowcast.errors import UserError, closest
 
 __all__ = ["Pins", "TensorPin"]
 
@@ -70,5 +69,5 @@ class Pins:
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.3)
-    return UserError(f"no {kind} of this model is named {name}", f"did you mean {near[0]}?" if near else "see inspect")
+    near = closest(name, known, 0.3)
+    return UserError(f"no {kind} of this model is named {name}", f"did you mean {near}?" if near else "see inspect")
