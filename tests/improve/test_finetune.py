@@ -342,6 +342,20 @@ def test_a_classifier_learns_its_logits(tmp_path: Path) -> None:
     assert "integer.onnx" in made.manifest.files
 
 
+def test_what_is_judged_is_the_running_mean(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from narrowcast.improve.finetune import training
+
+    images = nc.images(str(tmp_path / "images"), bundle.manifest.preprocess)
+    found = {}
+    for memory in (1.0, 0.0):
+        monkeypatch.setattr(training, "MEMORY", memory)
+        settings = Settings(steps=4, rate=0.5, checks=2)
+        made = finetune(bundle, images, out=tmp_path / str(memory), settings=settings, threads=1)
+        found[memory] = [entry["loss"] for entry in made.manifest.calibration["finetune"]["judged"]]
+    assert len(set(found[1.0])) == 1  # a mean that forgets nothing stays at the start
+    assert len(set(found[0.0])) == 3  # one that keeps nothing is the network as it is now
+
+
 def test_nothing_better_leaves_the_start(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     from narrowcast.improve.finetune import training
 

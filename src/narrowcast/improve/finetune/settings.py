@@ -34,7 +34,7 @@ class Settings:
     steps: int = 200
     batch: int = 4
     scope: str = "all"
-    rate: float = 0.005
+    rate: float = 0.01
     scale_rate: float = 0.0
     vary: bool = True
     checks: int = 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +35,9 @@ Tensor = Any
 WARM_UP = 0.05
 #: Weight of the noise-to-signal ratio inside the network beside the loss of the outputs.
 FEATURE_SHARE = 5.0
+#: Share of the running mean that a step leaves. Weights near the middle between two steps swap sides at random (Nagel
+#: et al., Overcoming oscillations in quantization-aware training, 2022); their mean says on which side they are mostly.
+MEMORY = 0.95
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,8 @@ class _Training:
             for parameter in parameters:
                 parameter.requires_grad_(True)
         self.optimizer = torch.optim.Adam([{"params": p, "lr": rate, "rate": rate} for p, rate in groups])
+        self.trained = [parameter for parameters, _ in groups for parameter in parameters]
+        self.means = [parameter.detach().clone() for parameter in self.trained]
 
     def _network(self, course: Course) -> Network:
         if self.tied is None or not self.tied.groups:
@@ -197,6 +202,9 @@ class _Training:
             loss.backward()
             total += float(loss.detach())
         self.optimizer.step()
+        with torch.no_grad():
+            for mean, parameter in zip(self.means, self.trained, strict=True):
+                mean.lerp_(parameter, 1 - MEMORY)
         return total
 
     def _image_loss(self, lesson: Lesson) -> Tensor:
@@ -210,11 +218,19 @@ class _Training:
         return loss + FEATURE_SHARE * noise(outputs, {name: lesson.teacher[name] for name in self.features})
 
     def state(self) -> State:
-        """The network as it is now."""
+        """The network with the running means of what is trained."""
+        now = [parameter.detach().clone() for parameter in self.trained]
+        self._set(self.means)
         state = _with_weights(self.start, self.network.arrays())
-        if self.tied is None or self.network.scales is None:
-            return state
-        return replace(state, plan=self.tied.planned(self.network.scales.found()))
+        if self.tied is not None and self.network.scales is not None:
+            state = replace(state, plan=self.tied.planned(self.network.scales.found()))
+        self._set(now)
+        return state
+
+    def _set(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.trained, values, strict=True):
+                parameter.copy_(value)
 
 
 def _schedule(step: int, steps: int) -> float:
