@@ -67,7 +67,8 @@ def main() -> None:
                 print(f"{name} {target} {effort} ({seconds:.0f} s): {kept}", flush=True)
                 for step in bundle.manifest.calibration.get("steps", []):
                     print(f"    {step['step']}: {step['loss_before']:.4f} -> {step['loss_after']:.4f}"
-                          f"{'' if step['kept'] else ' (dropped)'}", flush=True)  # fmt: skip
+                          f"{'' if step['kept'] else ' (dropped)'}, on images that decide nothing "
+                          f"{step['held_before']:.4f} -> {step['held_after']:.4f}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from narrowcast.analyze import Analysis, Subject, analyze
+from narrowcast.analyze.history import history, tuned_scores
 from narrowcast.analyze.pictures import match, pair
 from narrowcast.analyze.report import render, write_report
 from narrowcast.bundle import Bundle
@@ -69,6 +70,30 @@ class Checker(HTMLParser):
             assert self.open.pop() == tag, tag
 
 
+STEPS = {
+    "steps": [
+        {"step": "equalization", "loss_before": 0.5, "loss_after": 0.6, "kept": False},
+        {
+            "step": "rounding", "loss_before": 0.5, "loss_after": 0.25, "kept": True, "held_before": 0.75,
+            "held_after": 0.625,
+        },
+    ],
+    "finetune": {"kept_step": 50, "settings": {"steps": 200}, "before": {"loss": 0.25}, "after": {"loss": 0.1875}},
+    "tune": {
+        "steps": [
+            {"action": "start", "name": "the bundle", "loss": 0.5},
+            {"action": "add", "name": "first <conv>", "loss": 0.375},
+            {"action": "add", "name": "second", "loss": 0.3125},
+        ],
+        "kept_steps": 1,
+        "report": {
+            "before": {"loss": 0.4375}, "after": {"loss": 0.40625},
+            "metrics": {**EVALUATION, "images": 9},
+        },
+    },
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def subject(pose_bundle: Bundle) -> Subject:
     found = subject_of(pose_bundle, images(sample("pose").validation, pose_bundle.manifest.preprocess, limit=1))
@@ -88,6 +113,7 @@ def text(analysis: Analysis, pose_bundle: Bundle) -> str:
     layers = [entry.only for entry in analysis.ablation]
     manifest = json.loads(pose_bundle.manifest.to_json())
     manifest["notes"].append("<script>alert(1)</script>")
+    manifest["calibration"] |= STEPS
     shown = [pair("a <b>.jpg", image, found, moved)]
     return render(replace(analysis, layers=layers), manifest, pose_bundle.plan, shown, EVALUATION)
 
@@ -110,6 +136,27 @@ def test_says_what_was_measured(text: str, analysis: Analysis) -> None:
     assert all(finding.what.split("'")[0][:20] in text for finding in analysis.findings)
 
 
+def test_history_tells_steps_in_their_order() -> None:
+    rows = [(r.command, r.step, r.outcome, r.before, r.after, r.held_before, r.held_after) for r in history(STEPS)]
+    assert rows == [
+        ("quantize", "equalization", "not kept", 0.5, 0.6, None, None),
+        ("quantize", "rounding", "kept", 0.5, 0.25, 0.75, 0.625),
+        ("finetune", "50 of 200 steps", "kept", 0.25, 0.1875, None, None),
+        ("tune", "16 bits for first <conv>", "kept", 0.5, 0.375, None, None),
+        ("tune", "16 bits for second", "not needed", 0.375, 0.3125, None, None),
+        ("tune", "all that was kept", "kept", None, None, 0.4375, 0.40625),
+    ]
+    assert history({}) == [] and tuned_scores({}) is None
+
+
+def test_says_what_each_step_bought(text: str, analysis: Analysis, pose_bundle: Bundle) -> None:
+    for words in ("What each step bought", "16 bits for first &lt;conv&gt;", "0.6250", "9 labelled images that chose"):
+        assert words in text, words
+    manifest = json.loads(pose_bundle.manifest.to_json())
+    manifest["calibration"].pop("steps", None)
+    assert "What each step bought" not in render(analysis, manifest, pose_bundle.plan)
+
+
 def test_escapes_what_comes_from_files(text: str) -> None:
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
     assert "a <b>.jpg" not in text and "a &lt;b&gt;.jpg" in text
@@ -122,7 +169,7 @@ def test_same_input_same_bytes(analysis: Analysis, pose_bundle: Bundle, tmp_path
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     assert not list(tmp_path.glob(".*"))
     with pytest.raises(UserError, match="cannot be written"):
-        write_report(tmp_path / "none" / "a.html", analysis, manifest, pose_bundle.plan)
+        write_report(tmp_path / "a.html" / "b.html", analysis, manifest, pose_bundle.plan)
 
 
 def test_runs_without_errors_in_a_browser(text: str, tmp_path: Path) -> None:
@@ -163,7 +210,7 @@ def test_pictures_match_objects_of_a_class() -> None:
     other = Detections(boxes[::-1] + 1, np.array([0.9, 0.8], np.float32), np.array([1, 1]))
     assert match(one, other) == [(1, 0)]
     made = pair("x", np.zeros((40, 40, 3), np.uint8), one, other)
-    assert made.words == "1 objects in both, 1 missed, 1 only quantized, box sides differ by 1.0 px"
+    assert made.words == "1 object in both, 1 missed, 1 only quantized, box sides differ by 1.0 px"
     scores = np.array([0.9, 0.1], np.float32)
     classes = [Classification(np.array(order), scores) for order in ([0, 1], [1, 0])]
     assert pair("x", np.zeros((40, 40, 3), np.uint8), *classes).words == "another class is first"

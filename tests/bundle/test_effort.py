@@ -82,3 +82,12 @@ def test_unknown_effort(tmp_path: Path) -> None:
     batch = images(np.zeros((4, 3, 16, 16), np.float32), net.preprocess)
     with pytest.raises(UserError, match="effort"):
         quantize(net, batch, out=tmp_path / "b", effort="heroic")
+
+
+def test_every_step_is_reported_on_images_that_decide_nothing(pose: Bundle) -> None:
+    record = pose.manifest.calibration
+    count = record["step_images"]
+    assert count["teach"] + count["judge"] + count["report"] == 12  # 12 images, each in one role
+    held = [(step["held_before"], step["held_after"], step["kept"]) for step in record["steps"]]
+    for (_, after, kept), (before, _, _) in zip(held, held[1:], strict=False):
+        assert not kept or before == after

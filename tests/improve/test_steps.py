@@ -14,6 +14,7 @@ from builders import save, silu_net
 from narrowcast.calibrate import collect
 from narrowcast.graph import Model, load
 from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, State, reconstruct, recover, split
+from narrowcast.improve.judge import loss_of
 from narrowcast.improve.steps import Recovery
 from narrowcast.plan import Draft, Plan, draft, finish
 from narrowcast.targets import load_target
@@ -56,8 +57,13 @@ def test_never_worse_on_the_judging_images(net: Model, target: str) -> None:
     better, steps = recover(net, state, drafted, planner, others, teachers, judge, Effort(6, 6, 12))
     assert judge.error_of(better.lower()[0]).loss <= before
     assert steps[0].loss_before == before and all(step.kept == (step.loss_after < step.loss_before) for step in steps)
-    again, _ = recover(net, state, drafted, planner, others, teachers, judge, Effort(6, 6, 12))
-    assert _bytes(again) == _bytes(better)
+    reporter = Judge(net, {"y": "y"}, inputs(3))
+    again, told = recover(net, state, drafted, planner, others, teachers, judge, Effort(6, 6, 12), reporter=reporter)
+    assert _bytes(again) == _bytes(better)  # what is reported decides nothing
+    assert [replace(step, held_before=None, held_after=None) for step in told] == steps
+    assert told[0].held_before == loss_of(reporter.error_of(state.lower()[0]))
+    last = [step.held_after for step in told if step.kept]
+    assert not last or last[-1] == loss_of(reporter.error_of(better.lower()[0]))
 
 
 def _bytes(state: State) -> bytes:

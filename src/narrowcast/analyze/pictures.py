@@ -100,7 +100,7 @@ def _mark(canvas: NDArray[np.uint8], expected: Detections, actual: Detections) -
             cv2.rectangle(canvas, (left, top), (right, bottom), color, thick)
             cv2.line(canvas, (left, top), (right, bottom), color, thick, cv2.LINE_AA)
     moved = _moved(canvas, expected, actual, pairs, thick)
-    words = [f"{len(pairs)} objects in both"]
+    words = [f"{len(pairs)} object{'' if len(pairs) == 1 else 's'} in both"]
     words += [f"{len(missed)} missed"] if missed else []
     words += [f"{len(invented)} only quantized"] if invented else []
     sides = [float(np.abs(expected.boxes[a] - actual.boxes[b]).mean()) for a, b in pairs]

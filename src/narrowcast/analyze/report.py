@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,13 @@ from markupsafe import Markup, escape
 
 from narrowcast import __version__
 from narrowcast.analyze import charts
+from narrowcast.analyze.history import history, tuned_scores
 from narrowcast.analyze.measure import Effect
 from narrowcast.analyze.pictures import Pair
 from narrowcast.analyze.result import Analysis
 from narrowcast.analyze.tensors import Tensor
-from narrowcast.errors import UserError
 from narrowcast.plan.types import Plan
+from narrowcast.writing import write_file
 
 __all__ = ["render", "write_report"]
 
@@ -73,15 +72,7 @@ def write_report(
     Raises:
         UserError: the file cannot be written.
     """
-    text = render(analysis, manifest, plan, pictures, evaluation)
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.absolute().parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-        Path(name).chmod(0o644)
-        os.replace(name, file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}", "choose another --out") from error
+    write_file(file, render(analysis, manifest, plan, pictures, evaluation), force=True)
 
 
 def render(
@@ -93,6 +84,8 @@ def render(
 ) -> str:
     """The report as text; the same arguments give the same bytes. Arguments as :func:`write_report`."""
     effects = [analysis.everything, *analysis.layers, *(entry.only for entry in analysis.ablation)]
+    calibration = manifest.get("calibration", {})
+    tuned = tuned_scores(calibration)
     columns = [entry for entry in TASK_COLUMNS if any(getattr(e.task, entry[0]) is not None for e in effects)]
     return _TEMPLATES.get_template("report.html.j2").render(
         version=__version__,
@@ -103,6 +96,10 @@ def render(
         tiles=_tiles(analysis.everything, columns),
         scores=_scores(evaluation),
         scored_images=(evaluation or {}).get("images"),
+        history=history(calibration),
+        step_images=calibration.get("step_images"),
+        tuned=_scores(tuned),
+        tuned_images=(tuned or {}).get("images"),
         depth=_depth(analysis.tensors),
         bars=_bars(analysis),
         scatter=_scatter(analysis),

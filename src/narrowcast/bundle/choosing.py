@@ -28,6 +28,8 @@ __all__ = ["AUTO_METHODS", "Candidate", "Choice", "Job", "check_effort", "choose
 AUTO_METHODS = ("mse", "lp", "percentile", "mean-minmax")
 #: Calibration images on which "auto" compares methods.
 AUTO_IMAGES = 6
+#: Images that decide nothing on which the manifest says what each step bought, at most.
+REPORT_IMAGES = 12
 #: Images and trials of the refinement of the effort "fast". With three images it fitted them and lost on others.
 REFINE_IMAGES, REFINE_TRIALS = 6, 24
 
@@ -42,6 +44,7 @@ class Job:
         drafted: its structure on the target.
         statistics: of the draft's tensors.
         calibration: the images.
+        held: images that choose nothing.
         method: calibration method, or ``"auto"``.
         percentile: for the method of that name.
         threads: of onnxruntime; 0 for all cores.
@@ -52,6 +55,7 @@ class Job:
     drafted: Draft
     statistics: dict[str, TensorStatistics]
     calibration: ImageSet
+    held: ImageSet
     method: str
     percentile: float
     threads: int
@@ -210,16 +214,27 @@ def _recovered(job: Job, found: Mapping[str, Candidate], scores: dict[str, float
     others = [candidate.plan for candidate in found.values() if candidate is not best]
     # the ranges of output channels need all the objects there are; what they can fit to is little
     every = job.calibration
-    state, steps = recover(job.model, best.state, job.drafted, _planner(job, best), others, own, judge, effort, every)
+    unused = _reporting(job, {*teaching, *judging})
+    reporter = Judge(job.model, job.pairs, list(unused), job.threads)
+    state, steps = recover(
+        job.model, best.state, job.drafted, _planner(job, best), others, own, judge, effort, every, reporter
+    )
     searched = len(set(state.chosen) - _factored(job, state))
     record = {
         "mean_output_sqnr_db": scores,
         "task_loss": {name: round(loss, 6) for name, loss in losses.items()},
         "steps": [step.to_dict() for step in steps],
+        "step_images": {"teach": len(teaching), "judge": len(judging), "report": len(unused)},
     }
     return Choice(
         Candidate.of(f"{best.method}, {searched} of them searched" if searched else best.method, state), record
     )
+
+
+def _reporting(job: Job, used: set[int]) -> ImageSet:
+    """Images that decide nothing: those held back, then what neither teaches nor judges (only ranges have seen it)."""
+    rest = job.calibration.subset([index for index in range(len(job.calibration)) if index not in used])
+    return replace(job.held, sources=job.held.sources + rest.sources).spread(REPORT_IMAGES)
 
 
 def _factored(job: Job, state: State) -> set[int]:

@@ -85,7 +85,7 @@ def quantize(
     difference = _difference(model, calibration)
     float_model = model.to_proto()
     statistics = _statistics(model, float_model, drafted, calibration, threads)
-    job = Job(model, float_model, drafted, statistics, calibration, method, percentile, threads)
+    job = Job(model, float_model, drafted, statistics, calibration, held, method, percentile, threads)
     vendor = vendor_search(job) if search != "auto" else None
     choice = choose(job, effort, vendor)
     chosen = choice.candidate

@@ -145,6 +145,13 @@ def _summary(bundle: Bundle) -> dict[str, object]:
     }
 
 
+def _held(step: dict[str, Any]) -> str:
+    """What a step did on images that decided nothing."""
+    if "held_after" not in step:
+        return ""
+    return f" (on others {step['held_before']:.4f} -> {step['held_after']:.4f})"
+
+
 def report(bundle: Bundle, verbose: bool) -> None:
     """Print what was done and how far the integers are from float."""
     manifest = bundle.manifest
@@ -156,9 +163,13 @@ def report(bundle: Bundle, verbose: bool) -> None:
     search_table(record.get("hb_search"), record["mean_output_sqnr_db"])
     scores = ", ".join(f"{name} {value:.1f}" for name, value in record["mean_output_sqnr_db"].items())
     say(f"- ranges by {record['method']} (mean output SQNR in dB: {scores})")
+    if "step_images" in record:
+        count = record["step_images"]
+        taught, judged, rest = (count[name] for name in ("teach", "judge", "report"))
+        say(f"- {taught} images teach, a step stays where the task loss falls on {judged} more; {rest} others confirm")
     for step in record.get("steps", []):
         kept = "" if step["kept"] else ", not kept"
-        say(f"- {step['step']}: task loss {step['loss_before']:.4f} -> {step['loss_after']:.4f}{kept}")
+        say(f"- {step['step']}: task loss {step['loss_before']:.4f} -> {step['loss_after']:.4f}{kept}{_held(step)}")
     held = len(record["held_back"])
     if verbose:
         node_table(bundle)

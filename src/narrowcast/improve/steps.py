@@ -65,21 +65,27 @@ class Step:
         step: its name.
         loss_before, loss_after: in task units (:class:`narrowcast.analyze.task_error.TaskError`) on the judging images.
         kept: whether the loss fell.
+        held_before, held_after: the same loss on images that neither taught nor judged, where there are any.
     """
 
     step: str
     loss_before: float
     loss_after: float
     kept: bool
+    held_before: float | None = None
+    held_after: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; six digits."""
-        return {
+        found: dict[str, Any] = {
             "step": self.step,
             "loss_before": round(self.loss_before, 6),
             "loss_after": round(self.loss_after, 6),
             "kept": self.kept,
         }
+        if self.held_before is not None and self.held_after is not None:
+            found |= {"held_before": round(self.held_before, 6), "held_after": round(self.held_after, 6)}
+        return found
 
 
 def split(count: int, teachers: int, judges: int) -> tuple[list[int], list[int]]:
@@ -101,23 +107,29 @@ class Recovery:
     Args:
         state: where to start.
         judge: on images that no step sees.
+        reporter: on images that decide nothing, to say what each step bought; ``None`` to say nothing.
     """
 
-    def __init__(self, state: State, judge: Judge) -> None:
-        self.state, self.judge = state, judge
-        self.loss = loss_of(judge.error_of(state.lower()[0]))
+    def __init__(self, state: State, judge: Judge, reporter: Judge | None = None) -> None:
+        self.state, self.judge, self.reporter = state, judge, reporter
+        self.loss, self.held = self._losses(state)
         self.steps: list[Step] = []
+
+    def _losses(self, state: State) -> tuple[float, float | None]:
+        proto = state.lower()[0]
+        held = None if self.reporter is None else loss_of(self.reporter.error_of(proto))
+        return loss_of(self.judge.error_of(proto)), held
 
     def attempt(self, name: str, step: Callable[[State], State]) -> None:
         """Take a step back unless it lowers the loss; nothing is recorded where there was nothing to do."""
         changed = step(self.state)
         if changed is self.state:
             return
-        loss = loss_of(self.judge.error_of(changed.lower()[0]))
+        loss, held = self._losses(changed)
         kept = loss < self.loss
-        self.steps.append(Step(name, self.loss, loss, kept))
+        self.steps.append(Step(name, self.loss, loss, kept, self.held, held))
         if kept:
-            self.state, self.loss = changed, loss
+            self.state, self.loss, self.held = changed, loss, held
 
 
 def recover(
@@ -130,6 +142,7 @@ def recover(
     judge: Judge,
     effort: Effort,
     images: Iterable[NDArray[np.float32]] | None = None,
+    reporter: Judge | None = None,
 ) -> tuple[State, list[Step]]:
     """Improve a quantized network without labels.
 
@@ -143,11 +156,12 @@ def recover(
         judge: on other images.
         effort: how much is spent.
         images: for what needs many and fits little, the ranges of output channels; those of ``teachers`` by default.
+        reporter: on images that decide nothing.
 
     Returns:
         The best state, and what each step did.
     """
-    recovery = Recovery(state, judge)
+    recovery = Recovery(state, judge, reporter)
 
     def factors(before: State) -> State:
         runner = Runner(model.to_proto(), judge.threads)
