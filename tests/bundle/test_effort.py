@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -89,5 +90,5 @@ def test_every_step_is_reported_on_images_that_decide_nothing(pose: Bundle) -> N
     count = record["step_images"]
     assert count["teach"] + count["judge"] + count["report"] == 12  # 12 images, each in one role
     held = [(step["held_before"], step["held_after"], step["kept"]) for step in record["steps"]]
-    for (_, after, kept), (before, _, _) in zip(held, held[1:], strict=False):
+    for (_, after, kept), (before, _, _) in pairwise(held):
         assert not kept or before == after
