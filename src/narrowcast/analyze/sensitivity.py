@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from narrowcast.analyze.measure import Effect, References, measure
@@ -14,8 +14,9 @@ from narrowcast.calibrate.unary import unary_name
 from narrowcast.errors import UserError
 from narrowcast.plan.build import draft, finish
 from narrowcast.plan.parameters import bias_encoding
-from narrowcast.plan.pins import Pins
-from narrowcast.plan.types import Encoding, Plan, edge_key
+from narrowcast.plan.pins import ExactPins
+from narrowcast.plan.reading import accumulator_encoding, operand_encoding
+from narrowcast.plan.types import Encoding, Plan
 
 __all__ = ["Sensitivity", "choose", "sensitivity", "wider_plan"]
 
@@ -69,7 +70,7 @@ def wider_plan(subject: Subject, nodes: Collection[str], statistics: Mapping[str
     wanted = {name: "int16" for name in nodes}
     usual = draft(graph, subject.target).placement
     fixed = {name: place.type for name, place in plan.nodes.items() if place.type != usual[name].type}
-    drafted = draft(graph, subject.target, Pins({**fixed, **wanted}))
+    drafted = draft(graph, subject.target, ExactPins({**fixed, **wanted}))
     chosen: dict[int, Encoding] = {}
     for index, group in enumerate(drafted.structure.groups):
         encoding = plan.tensors.get(group.values[0])
@@ -88,12 +89,11 @@ def _keep_weights(subject: Subject, made: Plan, changed: Collection[str]) -> Non
         if name in changed or made.tensors.get(values[1]) == subject.plan.tensors.get(values[1]):
             continue
         made.tensors[values[1]] = weight = subject.plan.tensors[values[1]]
-        product = bias_encoding(made.edges.get(edge_key(name, 0), made.tensors[values[0]]), weight)
         if len(values) > 2 and values[2] in made.tensors:
-            made.tensors[values[2]] = product
+            made.tensors[values[2]] = bias_encoding(operand_encoding(node, 0, made.tensors, made.edges), weight)
         output = str(node.outputs[0].name)
         if output in made.tensors and made.tensors[output].dtype == "int32":
-            made.tensors[output] = product if product.axis is None else replace(product, axis=1)
+            made.tensors[output] = accumulator_encoding(node, made.tensors, made.edges)
 
 
 def sensitivity(

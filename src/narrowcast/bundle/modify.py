@@ -33,9 +33,10 @@ from narrowcast.lower import lower_qdq
 from narrowcast.lower.ends import with_integer_input, with_integer_outputs
 from narrowcast.lower.factors import Factors, undo_factors, with_factors
 from narrowcast.lower.integer import integer_bytes, lower_integer
-from narrowcast.plan import Encoding, Plan, edge_key, plan_to_json
-from narrowcast.plan.parameters import bias_encoding
+from narrowcast.plan import Encoding, Plan, plan_to_json
+from narrowcast.plan.reading import accumulator_encoding
 from narrowcast.plan.structure import ACCUMULATING
+from narrowcast.plan.types import split_edge_key
 from narrowcast.targets import Target
 
 __all__ = ["ALL", "KINDS", "modify"]
@@ -194,14 +195,8 @@ def _restricted(plan: Plan, model: ir.Model, target: Target) -> Plan:
         if str(value.name) in tensors or producer is None or target.outputs.type != "accumulator":
             continue
         if producer.op_type in ACCUMULATING and plan.nodes[str(producer.name)].type != "float32":
-            operands = [
-                plan.edges.get(edge_key(str(producer.name), index), tensors[str(operand.name)])
-                for index, operand in enumerate(producer.inputs[:2])
-                if operand is not None
-            ]
-            product = bias_encoding(*operands)
-            tensors[str(value.name)] = product if product.axis is None else replace(product, axis=1)
-    edges = {key: encoding for key, encoding in plan.edges.items() if key.rsplit("#", 1)[0] in nodes}
+            tensors[str(value.name)] = accumulator_encoding(producer, tensors, plan.edges)
+    edges = {key: encoding for key, encoding in plan.edges.items() if split_edge_key(key)[0] in nodes}
     return replace(plan, tensors=tensors, edges=edges, nodes={n: p for n, p in plan.nodes.items() if n in nodes})
 
 

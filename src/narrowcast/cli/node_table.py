@@ -24,7 +24,7 @@ def node_rows(bundle: Bundle) -> list[tuple[str, ...]]:
     8 bits). ``--`` stands where a tensor exists only in float, in an accumulator or inside a fused unit.
     """
     from narrowcast.bundle.store import NODES_FILE
-    from narrowcast.plan import edge_key
+    from narrowcast.plan.reading import read_encoding
     from narrowcast.targets.placement import place, subgraphs
 
     graph, plan = bundle.model.ir.graph, bundle.plan
@@ -36,8 +36,8 @@ def node_rows(bundle: Bundle) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for node in graph:
         name, placement = str(node.name), plan.nodes[str(node.name)]
-        first, output = node.inputs[0], str(node.outputs[0].name)
-        source = plan.edges.get(edge_key(name, 0), plan.tensors.get(str(first.name)) if first is not None else None)
+        output = str(node.outputs[0].name)
+        source = read_encoding(node, 0, plan.tensors, plan.edges)
         result = plan.tensors.get(output)
         entry = noise.get(output)
         threshold = "--" if source is None or source.axis is not None else f"{source.qmax * float(source.scales):.6g}"

@@ -15,12 +15,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.calibrate.statistics import TensorStatistics
-from narrowcast.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.improve.state import State
-from narrowcast.plan import Draft, Encoding, Pins, Plan, draft, edge_key
+from narrowcast.plan import Draft, Encoding, ExactPins, Plan, draft, edge_key
 from narrowcast.plan.parameters import bias_encoding, constant_encoding, weight_encoding
 from narrowcast.plan.ranging import choose_encoding
+from narrowcast.plan.reading import accumulator_encoding, operand_encoding, read_encoding, read_name
 from narrowcast.plan.structure import ACCUMULATING, Group, activation_inputs
 from narrowcast.targets.schema import Target
 
@@ -29,13 +29,6 @@ __all__ = ["Widener", "wide_products"]
 #: Room above the range seen, so that other images do not clip: 16 bits have it to spare.
 _MARGIN = 1.5
 _REASON = "16 bits, by tune"
-
-
-class _Exact(Pins):
-    """Pins by whole names: node names may hold characters that patterns use."""
-
-    def type_of(self, node: str) -> str | None:
-        return self.nodes.get(node)
 
 
 @dataclass
@@ -114,7 +107,7 @@ class Widener:
         if not wide:
             return self.base
         types = {name: placement.type for name, placement in self.base.nodes.items()}
-        pins = _Exact({**types, **dict.fromkeys(wide, "int16")})
+        pins = ExactPins({**types, **dict.fromkeys(wide, "int16")})
         drafted = draft(self.graph, self.target, pins, self.runtime)
         tensors = dict(self.base.tensors)
         encodings = {id(group): self._encoding(group) for group in drafted.structure.groups}
@@ -122,12 +115,13 @@ class Widener:
             tensors.update(dict.fromkeys(group.values, encodings[id(group)]))
         edges = {key: encodings[id(group)] for key, group in drafted.structure.edges.items()}
         edges.update(self._type_edges(drafted, tensors, edges))
-        edges = {key: value for key, value in edges.items() if value != tensors.get(_read(key, drafted))}
+        edges = {
+            key: value for key, value in edges.items() if value != tensors.get(read_name(key, drafted.nodes_by_name))
+        }
         for node in self.graph:
             self._parameters(node, drafted, tensors, edges)
         for name, node in drafted.structure.accumulators.items():
-            product = bias_encoding(*(_operand(node, index, tensors, edges) for index in (0, 1)))
-            tensors[name] = product if product.axis is None else replace(product, axis=1)
+            tensors[name] = accumulator_encoding(node, tensors, edges)
         nodes = {
             name: self.base.nodes[name] if kind == placement.type else replace(placement, reason=_REASON)
             for (name, kind), placement in zip(types.items(), drafted.placement.values(), strict=True)
@@ -155,7 +149,7 @@ class Widener:
         for node in self.graph:
             for index, value in activation_inputs(node):
                 key, name = edge_key(str(node.name), index), str(value.name)
-                before = base.edges.get(key, base.tensors.get(name))
+                before = read_encoding(node, index, base.tensors, base.edges)
                 widened = not narrow(other.tensors.get(name)) and not narrow(other.edges.get(key))
                 if before is not None and narrow(before) and widened and name not in tensors:
                     edges[key] = before
@@ -184,7 +178,7 @@ class Widener:
                 continue
             for index, value in activation_inputs(node):
                 key = edge_key(str(node.name), index)
-                current = edges.get(key, tensors.get(str(value.name)))
+                current = read_encoding(node, index, tensors, edges)
                 if current is None or current.dtype == wanted:
                     continue
                 if wanted == "int16":  # every int8 value is an int16 value of a 256 times finer step
@@ -214,7 +208,9 @@ class Widener:
             dtype = self.target.weight.type_for(kind)
             tensors[name] = self._weight(node, dtype)
             if len(node.inputs) > 2 and node.inputs[2] is not None:
-                tensors[str(node.inputs[2].name)] = bias_encoding(_operand(node, 0, tensors, edges), tensors[name])
+                tensors[str(node.inputs[2].name)] = bias_encoding(
+                    operand_encoding(node, 0, tensors, edges), tensors[name]
+                )
         elif kind != self.base.nodes[str(node.name)].type and node.op_type in self.target.constant_operands:
             for value in node.inputs:
                 array = constant_of(value)
@@ -234,20 +230,6 @@ class Widener:
         return self._weights[name]
 
 
-def _read(key: str, drafted: Draft) -> str:
-    node, index = key.rsplit("#", 1)
-    value = drafted.nodes_by_name[node].inputs[int(index)]
-    return "" if value is None else str(value.name)
-
-
-def _operand(node: ir.Node, index: int, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]) -> Encoding:
-    value = node.inputs[index]
-    found = edges.get(edge_key(str(node.name), index), tensors.get(str(value.name) if value is not None else ""))
-    if found is None:
-        raise UserError(f"operand {index} of {node.name} is not quantized", "quantize the model again")
-    return found
-
-
 def wide_products(graph: ir.Graph, plan: Plan) -> list[str]:
     """Names of the sums of products with a constant weight that compute at 16 bits, in graph order.
 
@@ -258,18 +240,10 @@ def wide_products(graph: ir.Graph, plan: Plan) -> list[str]:
     for node in graph:
         if node.op_type not in ACCUMULATING:
             continue
-        read = [_type(node, index, plan) for index, _ in activation_inputs(node)]
+        read = [read_encoding(node, index, plan.tensors, plan.edges) for index, _ in activation_inputs(node)]
         written = plan.tensors.get(str(node.outputs[0].name))
         placement = plan.nodes.get(str(node.name))
         wide = placement is not None and placement.type == "int16"
-        if wide or "int16" in read or (written is not None and written.dtype == "int16"):
+        if wide or any(each is not None and each.dtype == "int16" for each in (*read, written)):
             found.append(str(node.name))
     return found
-
-
-def _type(node: ir.Node, index: int, plan: Plan) -> str:
-    value = node.inputs[index]
-    encoding = plan.edges.get(edge_key(str(node.name), index))
-    if encoding is None and value is not None:
-        encoding = plan.tensors.get(str(value.name))
-    return encoding.dtype if encoding is not None else ""

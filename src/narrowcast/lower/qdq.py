@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.graph.units import constant_of, inline_units
-from narrowcast.plan.types import Encoding, Plan, edge_key
+from narrowcast.plan.types import Encoding, Plan, split_edge_key
 
 __all__ = ["CONTRIB_DOMAIN", "SCALE_INPUT", "ZERO_POINT_INPUT", "lower_qdq"]
 
@@ -187,11 +187,11 @@ def _quantize_activations(state: _Lowering, image: ir.Value) -> None:
 def _requantize_edges(state: _Lowering) -> None:
     nodes = {str(node.name): node for node in state.graph}
     for key, encoding in state.plan.edges.items():
-        node_name, index = key.rsplit("#", 1)
+        node_name, index = split_edge_key(key)
         node = nodes[node_name]
-        value = node.inputs[int(index)]
+        value = node.inputs[index]
         if value is None:
             raise AssertionError(f"{key} names an absent input")
-        pair = state.pair(value, encoding, edge_key(node_name, int(index)))
+        pair = state.pair(value, encoding, key)
         state.graph.insert_before(node, pair)
-        node.replace_input_with(int(index), pair[1].outputs[0])
+        node.replace_input_with(index, pair[1].outputs[0])

@@ -2,13 +2,14 @@
 
 from narrowcast.plan.build import Draft, draft, finish
 from narrowcast.plan.files import plan_to_json, read_pins, read_plan
-from narrowcast.plan.pins import Pins, TensorPin
+from narrowcast.plan.pins import ExactPins, Pins, TensorPin
 from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, edge_key
 
 __all__ = [
     "DTYPES",
     "Draft",
     "Encoding",
+    "ExactPins",
     "Pins",
     "Placement",
     "Plan",

@@ -15,6 +15,7 @@ from narrowcast.graph.units import constant_of
 from narrowcast.plan.parameters import bias_encoding, constant_encoding, weight_encoding
 from narrowcast.plan.pins import Pins
 from narrowcast.plan.ranging import choose_encoding
+from narrowcast.plan.reading import accumulator_encoding, read_encoding, read_name
 from narrowcast.plan.structure import ACCUMULATING, Group, Structure, activation_inputs, is_passive, structure
 from narrowcast.plan.types import Encoding, Placement, Plan, edge_key
 from narrowcast.targets.placement import place
@@ -122,13 +123,14 @@ def finish(
         tensors.update(dict.fromkeys(group.values, encoding))
     edges = {key: by_group[id(group)] for key, group in drafted.structure.edges.items()}
     edges.update(_type_edges(drafted, tensors, edges, statistics, method, percentile))
-    edges = {key: value for key, value in edges.items() if value != _source_encoding(key, drafted, tensors)}
+    nodes = drafted.nodes_by_name
+    edges = {key: value for key, value in edges.items() if value != tensors.get(read_name(key, nodes))}
     notes: list[str] = []
     for node in drafted.graph:
         if drafted.placement[str(node.name)].type != "float32":
             _encode_parameters(node, drafted, tensors, edges, notes)
     for name, producer in drafted.structure.accumulators.items():
-        tensors[name] = _accumulator_encoding(producer, tensors, edges)
+        tensors[name] = accumulator_encoding(producer, tensors, edges)
     return Plan(target.name, tensors, edges, dict(drafted.placement)), notes
 
 
@@ -141,12 +143,6 @@ def _group_encoding(
         return Encoding(dtype, pinned.scale, pinned.zero_point)
     sources = [statistics[name] for name in group.sources]
     return choose_encoding(sources, drafted.target, dtype, method, percentile, group.through)
-
-
-def _source_encoding(key: str, drafted: Draft, tensors: Mapping[str, Encoding]) -> Encoding | None:
-    node_name, index = key.rsplit("#", 1)
-    value = drafted.nodes_by_name[node_name].inputs[int(index)]
-    return tensors.get(str(value.name)) if value is not None else None
 
 
 def _type_edges(
@@ -167,7 +163,7 @@ def _type_edges(
             continue
         for index, value in activation_inputs(node):
             key = edge_key(str(node.name), index)
-            current = edges.get(key, tensors.get(str(value.name)))
+            current = read_encoding(node, index, tensors, edges)
             if current is None or current.dtype == wanted or drafted.is_passive(node):
                 continue
             if wanted == "int16":  # every int8 value is an int16 value of a 256 times finer step
@@ -217,7 +213,7 @@ def _encode_bias(
     notes: list[str],
 ) -> None:
     source, weight, bias = (str(value.name) for value in node.inputs[:3] if value is not None)
-    read = edges.get(edge_key(str(node.name), 0), tensors.get(source))
+    read = read_encoding(node, 0, tensors, edges)
     if read is None:
         raise AssertionError(f"{node.name} is quantized but its input {source} has no encoding")
     tensors[bias] = encoding = bias_encoding(read, tensors[weight])
@@ -229,14 +225,3 @@ def _encode_bias(
     beyond = int((np.abs(np.rint(values / encoding.broadcast(1))) > limit - 1).sum())
     if beyond:
         notes.append(f"{node.name}: {beyond} biases exceed {bits} bits and saturate")
-
-
-def _accumulator_encoding(node: ir.Node, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]) -> Encoding:
-    """An output that leaves as accumulator: scale = input scale * weight scale, channels on axis 1."""
-
-    def read(index: int) -> Encoding:
-        value = node.inputs[index]
-        return edges.get(edge_key(str(node.name), index), tensors[str(value.name)])
-
-    product = bias_encoding(read(0), read(1))
-    return product if product.axis is None else replace(product, axis=1)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from narrowcast.errors import UserError, closest
 
-__all__ = ["Pins", "TensorPin"]
+__all__ = ["ExactPins", "Pins", "TensorPin"]
 
 NODE_TYPES = ("int8", "int16", "float32")
 
@@ -66,6 +66,14 @@ class Pins:
         for name in self.tensors:
             if name not in values:
                 raise _unknown("tensor", name, sorted(values))
+
+
+class ExactPins(Pins):
+    """Pins by whole names, for names that no person wrote: they may hold characters that patterns use."""
+
+    def type_of(self, node: str) -> str | None:
+        """The pinned type of a node, if any."""
+        return self.nodes.get(node)
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

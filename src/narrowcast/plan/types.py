@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DTYPES", "Encoding", "Placement", "Plan", "edge_key"]
+__all__ = ["DTYPES", "Encoding", "Placement", "Plan", "edge_key", "split_edge_key"]
 
 #: Integer types with their smallest and largest value.
 DTYPES: dict[str, tuple[int, int]] = {
@@ -133,3 +133,9 @@ class Plan:
 def edge_key(node: str, index: int) -> str:
     """The key of input ``index`` of node ``node`` in :attr:`Plan.edges`."""
     return f"{node}#{index}"
+
+
+def split_edge_key(key: str) -> tuple[str, int]:
+    """The node and the index of its input, of a key of :attr:`Plan.edges`."""
+    node, index = key.rsplit("#", 1)
+    return node, int(index)

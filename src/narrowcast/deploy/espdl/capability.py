@@ -16,7 +16,8 @@ import onnx_ir as ir
 from narrowcast.deploy.espdl.writer import build_espdl
 from narrowcast.errors import UserError
 from narrowcast.graph.units import constant_of
-from narrowcast.plan.types import Plan, edge_key
+from narrowcast.plan.reading import read_encoding
+from narrowcast.plan.types import Plan
 from narrowcast.targets.schema import Target
 from narrowcast.targets.support import Support, support
 
@@ -201,8 +202,7 @@ def _shift(node: ir.Node, plan: Plan) -> Iterator[RuntimeRow]:
     source = node.inputs[0]
     if weight is None or source is None:
         return
-    edge = plan.edges.get(edge_key(str(node.name), 0))
-    inner = edge or plan.tensors.get(str(source.name))
+    inner = read_encoding(node, 0, plan.tensors, plan.edges)
     outer = plan.tensors.get(str(node.outputs[0].name))
     if outer is None:
         outer = next((plan.tensors.get(str(use.node.outputs[0].name)) for use in node.outputs[0].uses()), None)

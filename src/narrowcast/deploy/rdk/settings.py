@@ -11,7 +11,8 @@ from narrowcast.bundle import Bundle
 from narrowcast.config import QuantizeSettings, from_settings, parse_hb_mapper, write_hb_mapper
 from narrowcast.config.yaml_files import parse_yaml
 from narrowcast.errors import UserError
-from narrowcast.plan import Plan, draft, edge_key
+from narrowcast.plan import Plan, draft
+from narrowcast.plan.reading import read_encoding
 from narrowcast.plan.structure import activation_inputs, is_passive
 from narrowcast.targets import Target
 from narrowcast.vision import Preprocess
@@ -71,9 +72,7 @@ def decisions(graph: ir.Graph, plan: Plan, target: Target) -> Decisions:
 def _wide_inputs(node: ir.Node, plan: Plan) -> list[str]:
     name = str(node.name)
     computed = activation_inputs(node)
-    read = {
-        index: plan.edges.get(edge_key(name, index), plan.tensors.get(str(value.name))) for index, value in computed
-    }
+    read = {index: read_encoding(node, index, plan.tensors, plan.edges) for index, _ in computed}
     wide = [index for index, encoding in read.items() if encoding is not None and encoding.dtype == "int16"]
     if len(wide) == len(computed):
         return [name] if wide else []

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from narrowcast.graph.units import constant_of
 from narrowcast.improve.finetune.operators import MOVING, check_operators, compute
+from narrowcast.plan.reading import read_encoding
 from narrowcast.plan.structure import ACCUMULATING
 from narrowcast.plan.types import Encoding, Plan, edge_key
 
@@ -148,9 +149,7 @@ class Network:
 
     def encoding_read(self, node: ir.Node, index: int) -> Encoding | None:
         """How a node reads an operand."""
-        value = node.inputs[index]
-        name = str(value.name) if value is not None else ""
-        return self.plan.edges.get(edge_key(str(node.name), index), self.plan.tensors.get(name))
+        return read_encoding(node, index, self.plan.tensors, self.plan.edges)
 
     def parameters(self, nodes: Iterable[ir.Node]) -> list[Tensor]:
         """Trained tensors of some nodes: weights in steps and shifts of biases."""

@@ -8,19 +8,13 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from narrowcast.graph.units import constant_of
-from narrowcast.plan import Draft, Encoding, Pins, Plan, draft, edge_key
+from narrowcast.plan import Draft, Encoding, ExactPins, Plan, draft
 from narrowcast.plan.parameters import bias_encoding
+from narrowcast.plan.reading import accumulator_encoding, operand_encoding, read_name
 from narrowcast.plan.structure import ACCUMULATING
 from narrowcast.targets.schema import Target
 
 __all__ = ["Tied", "tie"]
-
-
-class _Exact(Pins):
-    """Pins by whole names: node names may hold characters that patterns use."""
-
-    def type_of(self, node: str) -> str | None:
-        return self.nodes.get(node)
 
 
 @dataclass(frozen=True)
@@ -48,12 +42,15 @@ class Tied:
             for key in group:
                 place = edges if key in edges else tensors
                 place[key] = replace(place[key], scale=scale)
-        edges = {key: value for key, value in edges.items() if value != tensors.get(_read(key, self.drafted))}
+        edges = {
+            key: value
+            for key, value in edges.items()
+            if value != tensors.get(read_name(key, self.drafted.nodes_by_name))
+        }
         for node in self.drafted.graph:
             _follow(node, tensors, edges)
         for name, node in self.drafted.structure.accumulators.items():
-            product = bias_encoding(_operand(node, 0, tensors, edges), _operand(node, 1, tensors, edges))
-            tensors[name] = product if product.axis is None else replace(product, axis=1)
+            tensors[name] = accumulator_encoding(node, tensors, edges)
         return replace(self.plan, tensors=tensors, edges=edges)
 
 
@@ -68,11 +65,13 @@ def tie(graph: ir.Graph, plan: Plan, target: Target, runtime: str | None, traine
         trained: nodes whose values may change.
     """
     types = {name: placement.type for name, placement in plan.nodes.items()}
-    drafted = draft(graph, target, _Exact(types), runtime)
+    drafted = draft(graph, target, ExactPins(types), runtime)
     made = {str(output.name) for node in trained for output in node.outputs}
     structure = drafted.structure
     shared = {key: plan.tensors[group.values[0]] for key, group in structure.edges.items()}
-    fixed = {_read(key, drafted) for key in plan.edges if key not in shared}  # follow the type of their reader
+    fixed = {
+        read_name(key, drafted.nodes_by_name) for key in plan.edges if key not in shared
+    }  # follow the type of their reader
     groups = []
     for group in structure.groups:
         found = {plan.tensors.get(name) for name in group.values}
@@ -84,22 +83,12 @@ def tie(graph: ir.Graph, plan: Plan, target: Target, runtime: str | None, traine
     return Tied(drafted, replace(plan, edges={**plan.edges, **shared}), groups)
 
 
-def _read(key: str, drafted: Draft) -> str:
-    node, index = key.rsplit("#", 1)
-    value = drafted.nodes_by_name[node].inputs[int(index)]
-    return "" if value is None else str(value.name)
-
-
-def _operand(node: ir.Node, index: int, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]) -> Encoding:
-    value = node.inputs[index]
-    assert value is not None
-    return edges.get(edge_key(str(node.name), index)) or tensors[str(value.name)]
-
-
 def _follow(node: ir.Node, tensors: dict[str, Encoding], edges: Mapping[str, Encoding]) -> None:
     """The scale of a bias is the product of those of input and weight."""
     if node.op_type not in ACCUMULATING or len(node.inputs) < 3 or node.inputs[2] is None:
         return
     bias = str(node.inputs[2].name)
     if bias in tensors and constant_of(node.inputs[1]) is not None:
-        tensors[bias] = bias_encoding(_operand(node, 0, tensors, edges), _operand(node, 1, tensors, edges))
+        tensors[bias] = bias_encoding(
+            operand_encoding(node, 0, tensors, edges), operand_encoding(node, 1, tensors, edges)
+        )
