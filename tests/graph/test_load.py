@@ -237,3 +237,34 @@ def test_silu_function_is_standard_enough_for_the_checker(pose_model: Model) -> 
     onnx.checker.check_model(pose_model.to_proto())
     assert ("narrowcast", "Silu", "") in pose_model.ir.functions
     assert isinstance(pose_model.ir, ir.Model)
+
+
+def shared_head(share: bool) -> onnx.ModelProto:
+    """Two convolutions on two levels with equal weights and biases, as one constant or as two."""
+    rng = np.random.default_rng(0)
+    other = {name: name if share else f"{name}2" for name in ("wh", "bh")}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["p3"], "c0", pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Conv", ["p3", "w1"], ["p4"], "c1", pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Conv", ["p3", "wh", "bh"], ["out3"], "head3"),
+        helper.make_node("Conv", ["p4", other["wh"], other["bh"]], ["level4"], "head4"),
+        helper.make_node("Add", ["level4", "step"], ["shifted"], "add"),
+        helper.make_node("Mul", ["shifted", "step"], ["out4"], "mul"),
+    ]
+    constants = [weights(rng, "w0", 8, 3, 3, 3), weights(rng, "w1", 8, 8, 3, 3), constant("step", np.float32([0.5]))]
+    head = {"wh": rng.normal(0, 0.3, (4, 8, 1, 1)), "bh": rng.normal(0, 2, 4)}
+    for name, array in head.items():
+        constants += [constant(each, array.astype(np.float32)) for each in dict.fromkeys((name, other[name]))]
+    return model(nodes, constants, outputs=("out3", "out4"))
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_every_operand_has_a_constant_of_its_own(tmp_path: Path, share: bool) -> None:
+    loaded = load(save(shared_head(share), tmp_path / "m.onnx"))
+    constants = [value for node in loaded.ir.graph for value in node.inputs if value and value.const_value is not None]
+    names = [str(value.name) for value in constants]
+    assert len(set(names)) == len(names) == 8
+    again = load(save(loaded.to_proto(), tmp_path / "again.onnx"))
+    assert [str(v.name) for node in again.ir.graph for v in node.inputs if v and v.const_value is not None] == names
+    if share:
+        assert {"head3.operand1", "head4.operand1", "add.operand1", "mul.operand1"} <= set(names)

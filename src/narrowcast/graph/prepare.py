@@ -39,6 +39,7 @@ def tidy(proto: onnx.ModelProto, source: str) -> tuple[ir.Model, tuple[str, ...]
     units = fuse_units(model)
     remove_unused(model)
     _name_everything(model.graph)
+    _own_constants(model.graph)
     _require_static_shapes(model.graph, source)
     after = model.graph.num_nodes()
     notes = [f"simplified from {before} to {after} nodes, {units} activation patterns recognised"]
@@ -53,7 +54,8 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     with contextlib.redirect_stdout(io.StringIO()):  # it reports on stdout, which belongs to --json
-        slim = onnxslim.slim(copy)
+        # equal weights stay apart: each reader gets an encoding of its own
+        slim = onnxslim.slim(copy, skip_optimizations=["weight_tying"])
     if not isinstance(slim, onnx.ModelProto):
         raise UserError("onnxslim returned no model", "please report the model")
     return slim
@@ -116,6 +118,32 @@ def _name_everything(graph: ir.Graph) -> None:
             if not output.name or output.name.isdigit() or output.name in used:
                 output.name = f"{node.name}_output_{index}"
             used.add(output.name)
+
+
+def _own_constants(graph: ir.Graph) -> None:
+    """Give every operand a constant of its own, as it has an encoding of its own.
+
+    A real-valued constant with several readers becomes one a reader, named ``<node>.operand<index>``: the same names
+    whether or not an exporter merged equal constants. Whole numbers (shapes, axes) have no encoding and stay shared.
+    """
+    names = {value.name for value in graph.initializers.values()}
+    names |= {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
+    for value in list(graph.initializers.values()):
+        uses = sorted(value.uses(), key=lambda use: (str(use.node.name), use.idx))
+        array = constant_of(value)
+        if len(uses) < 2 or array is None or array.dtype.kind != "f":
+            continue
+        for use in uses:
+            name = f"{use.node.name}.operand{use.idx}"
+            while name in names:
+                name += "_"
+            names.add(name)
+            own = ir.val(name, const_value=ir.tensor(array, name=name))
+            own.shape, own.type = value.shape, value.type
+            graph.register_initializer(own)
+            use.node.replace_input_with(use.idx, own)
+        if not value.is_graph_output():
+            del graph.initializers[str(value.name)]
 
 
 def _require_static_shapes(graph: ir.Graph, source: str) -> None:
