@@ -40,18 +40,104 @@ def test_external_weights(tmp_path: Path) -> None:
         load(path)
 
 
-def test_batch_normalization_is_folded(tmp_path: Path) -> None:
+def normalized(*before: onnx.NodeProto, channels: int, shape: tuple[int, ...] = (1, 4, 5, 5)) -> onnx.ModelProto:
+    """BatchNormalization of ``channels`` behind nodes that make "c"."""
     rng = np.random.default_rng(1)
-    parameters = [constant(n, rng.uniform(0.5, 2, 8).astype(np.float32)) for n in ("gamma", "beta", "mean", "var")]
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
-        helper.make_node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["n"], name="norm"),
-        helper.make_node("Relu", ["n"], ["r"], name="relu"),
-        helper.make_node("BatchNormalization", ["r", "gamma", "beta", "mean", "var"], ["y"], name="norm2"),
-    ]
-    loaded = load(save(model(nodes, [weights(rng, "w", 8, 3, 1, 1), *parameters]), tmp_path / "m.onnx"))
-    assert "BatchNormalization" not in op_types(loaded)
-    assert loaded.difference["output"] < 1e-5
+    parameters = [constant(n, rng.uniform(0.5, 2, channels).astype(np.float32)) for n in ("g", "b", "mean", "var")]
+    sizes = {"conv": (6, 4, 3, 3), "depth": (4, 1, 3, 3), "up": (4, 6, 2, 2), "groups": (4, 3, 2, 2), "full": (100, 6),
+             "turned": (6, 100), "row": (6,), "last": (25, 6)}  # fmt: skip
+    used = {name for node in before for name in node.input}
+    shapes = {"flat": [1, 4, 25]}
+    constants = [weights(rng, name, *size) for name, size in sizes.items() if name in used]
+    constants += [constant(name, np.asarray(value, np.int64)) for name, value in shapes.items() if name in used]
+    source = before[-1].output[0] if before else "x"
+    norm = helper.make_node("BatchNormalization", [source, "g", "b", "mean", "var"], ["y"], name="norm", epsilon=1e-3)
+    return model([*before, norm], [*constants, *parameters], shape=shape)
+
+
+node = helper.make_node
+FLAT, PLANE = node("Flatten", ["x"], ["f"], name="flat"), node("Reshape", ["x", "flat"], ["f"], name="reshape")
+
+
+@pytest.mark.parametrize(
+    ("proto", "left"),
+    [
+        (normalized(node("Conv", ["x", "conv"], ["c"], name="a", pads=[1] * 4), channels=6), ["Conv"]),
+        (normalized(node("Conv", ["x", "depth"], ["c"], name="a", group=4), channels=4), ["Conv"]),
+        (normalized(node("ConvTranspose", ["x", "up"], ["c"], name="a"), channels=6), ["ConvTranspose"]),
+        (normalized(node("ConvTranspose", ["x", "groups"], ["c"], name="a", group=2), channels=6), ["ConvTranspose"]),
+        (normalized(FLAT, node("Gemm", ["f", "full", "row"], ["c"], name="a"), channels=6), ["Flatten", "Gemm"]),
+        (normalized(FLAT, node("Gemm", ["f", "turned", "row"], ["c"], name="a", transB=1, alpha=0.5, beta=2.0),
+                    channels=6), ["Flatten", "Gemm"]),
+        (normalized(FLAT, node("MatMul", ["f", "full"], ["m"], name="a"), node("Add", ["m", "row"], ["c"], name="b"),
+                    channels=6), ["Flatten", "Gemm"]),
+        (normalized(PLANE, node("MatMul", ["f", "last"], ["c"], name="a"), channels=4),
+         ["Reshape", "MatMul", "Mul", "Add"]),
+        (normalized(PLANE, channels=4), ["Reshape", "Mul", "Add"]),
+        (normalized(node("Relu", ["x"], ["c"], name="a"), channels=4), ["Relu", "Conv"]),
+        (normalized(channels=4), ["Conv"]),
+    ],
+)  # fmt: skip
+def test_batch_normalization_is_folded(tmp_path: Path, proto: onnx.ModelProto, left: list[str]) -> None:
+    loaded = load(save(proto, tmp_path / "m.onnx"), keep_head=True)
+    assert op_types(loaded) == left and str(loaded.ir.graph.outputs[0].name) == "y"
+    tensor = np.random.default_rng(2).normal(size=(1, 4, 5, 5)).astype(np.float32)
+    expected = Runner(proto, 1, "none").run(tensor)["y"]
+    np.testing.assert_allclose(Runner(loaded.to_proto(), 1).run(tensor)["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_batch_normalization_before_a_padded_convolution_or_behind_a_shared_one(tmp_path: Path) -> None:
+    proto = normalized(channels=4)
+    proto.graph.node[0].output[0] = "n"
+    rng = np.random.default_rng(3)
+    proto.graph.initializer.extend([weights(rng, "w", 5, 4, 3, 3), weights(rng, "v", 4, 4, 1, 1)])
+    proto.graph.node.append(node("Conv", ["n", "w"], ["y"], name="padded", pads=[1] * 4))
+    del proto.graph.output[0].type.tensor_type.shape.dim[:]
+    for size in (1, 5, 5, 5):
+        proto.graph.output[0].type.tensor_type.shape.dim.add(dim_value=size)
+    loaded = load(save(proto, tmp_path / "m.onnx"), keep_head=True)
+    tensor = rng.normal(size=(1, 4, 5, 5)).astype(np.float32)
+    expected = Runner(proto, 1, "none").run(tensor)["y"]
+    np.testing.assert_allclose(Runner(loaded.to_proto(), 1).run(tensor)["y"], expected, rtol=1e-4, atol=1e-4)
+    shared = normalized(node("Conv", ["x", "conv"], ["c"], name="a"), node("Relu", ["c"], ["z"], name="r"), channels=6)
+    shared.graph.node[2].input[0] = "c"
+    shared.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 6, 3, 3]))
+    assert load(save(shared, tmp_path / "m.onnx"), keep_head=True).difference["output"] < 1e-5
+
+
+def number(name: str, array: object, dtype: type) -> onnx.NodeProto:
+    tensor = constant(name, np.asarray(array, dtype))
+    return node("Constant", [], [name], name=f"make_{name}", value=tensor)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("Constant", [], ["low"], name="k", value_float=0.0), node("Clip", ["c", "low"], ["y"], name="clip")],
+        [node("Constant", [], ["k"], name="k", value_floats=[1.0, 2.0, 3.0, 4.0]),
+         node("Constant", [], ["s"], name="s", value_ints=[4, 1, 1]), node("Reshape", ["k", "s"], ["r"], name="r"),
+         node("Mul", ["c", "r"], ["y"], name="mul")],
+        [number("k", 0.25, np.float16), node("Cast", ["k"], ["f"], name="cast", to=TensorProto.FLOAT),
+         node("Add", ["c", "f"], ["y"], name="add")],
+        [node("Cast", ["c"], ["d"], name="wide", to=TensorProto.DOUBLE), number("k", 2.5, np.float64),
+         node("Mul", ["d", "k"], ["m"], name="mul"), node("Cast", ["m"], ["y"], name="cast", to=TensorProto.FLOAT)],
+        [node("Cast", ["c"], ["h"], name="narrow", to=TensorProto.FLOAT16), node("Relu", ["h"], ["r"], name="relu"),
+         node("Cast", ["r"], ["y"], name="cast", to=TensorProto.FLOAT)],
+        [node("Cast", ["c"], ["y"], name="wide", to=TensorProto.DOUBLE)],
+        [number("s", [1, 64], np.int32), node("Cast", ["s"], ["l"], name="cast", to=TensorProto.INT64),
+         node("Reshape", ["c", "l"], ["y"], name="reshape")],
+    ],
+    ids=["value_float", "value_floats", "float16", "float64 inside", "float16 inside", "float64 out", "int32"],
+)  # fmt: skip
+def test_other_float_types_become_float32(tmp_path: Path, nodes: list[onnx.NodeProto]) -> None:
+    conv = node("Conv", ["x", "w"], ["c"], name="conv")
+    proto = model([conv, *nodes], [weights(np.random.default_rng(4), "w", 4, 3, 1, 1)], shape=(1, 3, 4, 4))
+    if nodes[-1].name == "wide":
+        proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.DOUBLE, [1, 4, 4, 4]))
+    loaded = load(save(proto, tmp_path / "m.onnx"), keep_head=True)
+    assert loaded.difference["output"] < 1e-3
+    values = [*loaded.ir.graph.initializers.values(), *(value for n in loaded.ir.graph for value in n.outputs)]
+    assert {value.dtype for value in values if value.dtype is not None} <= {ir.DataType.FLOAT, ir.DataType.INT64}
 
 
 def hard_swish_nodes() -> list[onnx.NodeProto]:
@@ -120,6 +206,16 @@ def test_names_are_unique_and_kept(tmp_path: Path) -> None:
     names = [node.name for node in loaded.ir.graph]
     assert len(set(names)) == len(names) and all(names)
     assert "conv1" in names
+
+
+def test_nodes_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    proto = silu_net()
+    for index in (0, 3, 7):
+        proto.graph.node[index].name = "conv"
+    proto.graph.node[4].name = "conv_1"
+    loaded = load(save(proto, tmp_path / "m.onnx"))
+    assert [n.name for n in loaded.ir.graph if n.op_type in ("Conv", "Add")] == ["conv", "conv_2", "conv_1", "conv_3"]
+    assert loaded.difference["output"] < 1e-5
 
 
 def test_pose_head_is_cut_and_decodes_to_the_same(pose_model: Model) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import itertools
 import shutil
 import subprocess
 import tempfile
@@ -119,7 +120,8 @@ def fix_shapes(model: onnx.ModelProto, file: str, size: tuple[int, int] | None =
         size: height and width in pixels; ``None`` takes the file's own, or its ``imgsz`` metadata.
 
     Returns:
-        A copy with a static input shape and no inherited shapes elsewhere where the input changed.
+        A copy with a static input shape, no inherited shapes elsewhere where the input changed, and no two nodes of
+        one name: ONNX allows these, onnxruntime does not.
 
     Raises:
         UserError: several inputs, not an image, batch above 1, unknown size.
@@ -140,6 +142,7 @@ def fix_shapes(model: onnx.ModelProto, file: str, size: tuple[int, int] | None =
     wanted = _wanted_shape(dims, model, file, size)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    _name_nodes_apart(copy.graph)
     if wanted == dims:
         return copy
     target = next(value for value in copy.graph.input if value.name == inputs[0].name)
@@ -149,6 +152,20 @@ def fix_shapes(model: onnx.ModelProto, file: str, size: tuple[int, int] | None =
     for output in copy.graph.output:
         output.type.tensor_type.ClearField("shape")
     return copy
+
+
+def _name_nodes_apart(graph: onnx.GraphProto) -> None:
+    """Give the second and further nodes of one name a number, in place, subgraphs included."""
+    taken = {node.name for node in graph.node}
+    seen: set[str] = set()
+    for node in graph.node:
+        if node.name and node.name in seen:
+            node.name = next(name for i in itertools.count(1) if (name := f"{node.name}_{i}") not in taken)
+            taken.add(node.name)
+        seen.add(node.name)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _name_nodes_apart(attribute.g)
 
 
 def _wanted_shape(dims: list[int], model: onnx.ModelProto, file: str, size: tuple[int, int] | None) -> list[int]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 
-import numpy as np
 import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from narrowcast.errors import UserError
+from narrowcast.graph.dtypes import only_float32
 from narrowcast.graph.exposure import remove_unused
-from narrowcast.graph.units import constant_of, fuse_units
+from narrowcast.graph.normalization import fold_batch_normalization
+from narrowcast.graph.units import fuse_units
 
 __all__ = ["tidy"]
 
@@ -35,17 +36,14 @@ def tidy(proto: onnx.ModelProto, source: str) -> tuple[ir.Model, tuple[str, ...]
     slim = _simplify(proto)
     model = ir.from_proto(onnx.shape_inference.infer_shapes(slim, data_prop=True))
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    folded = _fold_batch_normalization(model)
+    folded = fold_batch_normalization(model)
     units = fuse_units(model)
     remove_unused(model)
     _name_everything(model.graph)
     _own_constants(model.graph)
     _require_static_shapes(model.graph, source)
     after = model.graph.num_nodes()
-    notes = [f"simplified from {before} to {after} nodes, {units} activation patterns recognised"]
-    if folded:
-        notes.append(f"{folded} BatchNormalization nodes became depthwise convolutions")
-    return model, tuple(notes)
+    return model, (f"simplified from {before} to {after} nodes, {units} activation patterns recognised", *folded)
 
 
 def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -53,47 +51,14 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
+    only_float32(copy)
     with contextlib.redirect_stdout(io.StringIO()):  # it reports on stdout, which belongs to --json
         # equal weights stay apart: each reader gets an encoding of its own
         slim = onnxslim.slim(copy, skip_optimizations=["weight_tying"])
     if not isinstance(slim, onnx.ModelProto):
         raise UserError("onnxslim returned no model", "please report the model")
+    only_float32(slim)
     return slim
-
-
-def _fold_batch_normalization(model: ir.Model) -> int:
-    """onnxslim folds it into a preceding convolution; what is left becomes a depthwise 1x1 convolution."""
-    graph = model.graph
-    count = 0
-    for node in list(graph):
-        if node.op_type != "BatchNormalization" or len(_dims(node.outputs[0])) != 4:
-            continue
-        parameters = [constant_of(value) for value in node.inputs[1:5]]
-        if any(array is None for array in parameters):
-            continue
-        gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in parameters)
-        factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-        weight = ir.val(f"{node.name}.weight", const_value=ir.tensor(factor.astype(np.float32).reshape(-1, 1, 1, 1)))
-        bias = ir.val(f"{node.name}.bias", const_value=ir.tensor((beta - mean * factor).astype(np.float32)))
-        for value in (weight, bias):
-            graph.register_initializer(value)
-        conv = ir.node(
-            "Conv", [node.inputs[0], weight, bias], attributes={"group": factor.size}, num_outputs=1, name=node.name
-        )
-        old, new = node.outputs[0], conv.outputs[0]
-        new.name, new.shape, new.type = old.name, old.shape, old.type
-        graph.insert_before(node, conv)
-        for index, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[index] = new
-        old.replace_all_uses_with(new)
-        graph.remove(node, safe=True)
-        count += 1
-    return count
-
-
-def _dims(value: ir.Value) -> list[object]:
-    return list(value.shape) if value.shape is not None else []
 
 
 def _name_everything(graph: ir.Graph) -> None:

@@ -1,0 +1,132 @@
+"""BatchNormalization of a trained model: factors and an offset for every channel, and no node of its own.
+
+    y = x * factor + shift,   factor = scale / sqrt(variance + epsilon),   shift = bias - mean * factor
+
+It goes into the weights of the sum of products before it (Conv, ConvTranspose, Gemm) where nothing else reads that sum;
+else it becomes a depthwise 1x1 convolution (four axes), or Mul and Add.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from narrowcast.graph.units import constant_of
+
+__all__ = ["fold_batch_normalization"]
+
+Array = NDArray[np.float64]
+
+
+def fold_batch_normalization(model: ir.Model) -> list[str]:
+    """Replace every BatchNormalization with constant parameters, in place.
+
+    Returns:
+        One sentence for each kind of replacement that happened. Values keep their names.
+    """
+    counts = {"weights of the node before": 0, "a depthwise convolution": 0, "Mul and Add": 0}
+    for node in list(model.graph):
+        parameters = _parameters(node) if node.op_type == "BatchNormalization" else None
+        if parameters is None or len(node.outputs) != 1:
+            continue
+        factor, shift = parameters
+        rank = len(node.outputs[0].shape or ())
+        if _into_producer(model.graph, node, factor, shift):
+            counts["weights of the node before"] += 1
+        elif rank == 4:
+            _depthwise(model.graph, node, factor, shift)
+            counts["a depthwise convolution"] += 1
+        elif rank >= 2:
+            _multiply_and_add(model.graph, node, factor, shift, rank)
+            counts["Mul and Add"] += 1
+    return [
+        f"{count} BatchNormalization node{'s' if count != 1 else ''} became {what}"
+        for what, count in counts.items()
+        if count
+    ]
+
+
+def _parameters(node: ir.Node) -> tuple[Array, Array] | None:
+    arrays = [constant_of(value) for value in node.inputs[1:5]]
+    if any(array is None for array in arrays) or node.attributes.get_int("training_mode", 0):
+        return None
+    scale, bias, mean, variance = (np.asarray(array, np.float64) for array in arrays)
+    factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    return factor, bias - mean * factor
+
+
+def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    while name in graph.initializers:
+        name += "_"
+    value = ir.val(name, const_value=ir.tensor(np.asarray(array, np.float32), name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def _into_producer(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) -> bool:
+    """Scale weights and bias of the node before; ``False`` where that is not possible."""
+    source = node.inputs[0]
+    before = source.producer() if source is not None else None
+    if source is None or before is None or source.is_graph_output() or len(list(source.uses())) != 1:
+        return False
+    weight = constant_of(before.inputs[1]) if len(before.inputs) > 1 else None
+    given = before.inputs[2] if len(before.inputs) > 2 else None
+    bias = np.zeros(1) if given is None else constant_of(given)
+    folded = _scaled(before, weight, factor) if weight is not None else None
+    if folded is None or bias is None or bias.size not in (1, len(factor)):
+        return False
+    beta = before.attributes.get_float("beta", 1.0) if before.op_type == "Gemm" else 1.0
+    total = np.broadcast_to(np.asarray(bias, np.float64).reshape(-1) * beta, factor.shape) * factor + shift
+    constants = {"weight": folded, "bias": total}
+    inputs = [before.inputs[0], *(_constant(graph, f"{node.name}.{key}", array) for key, array in constants.items())]
+    attributes = [entry for entry in before.attributes.values() if entry.name != "beta"]
+    new = ir.Node("", before.op_type, inputs, attributes, num_outputs=1, name=before.name)
+    _put(graph, node, [new])
+    graph.remove(before, safe=True)
+    return True
+
+
+def _scaled(before: ir.Node, weight: NDArray[Any], factor: Array) -> Array | None:
+    """The weights of a sum of products with every output channel multiplied; ``None`` for other operators."""
+    weight = np.asarray(weight, np.float64)
+    if before.op_type == "Conv":
+        return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    if before.op_type == "ConvTranspose":  # (C, N / group, ...), the groups one after the other
+        group, tail = before.attributes.get_int("group", 1), [1] * (weight.ndim - 2)
+        rows = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
+        return (rows * factor.reshape(group, 1, weight.shape[1], *tail)).reshape(weight.shape)
+    if before.op_type == "Gemm":
+        return weight * (factor[:, None] if before.attributes.get_int("transB", 0) else factor)
+    return None
+
+
+def _depthwise(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) -> None:
+    weight = _constant(graph, f"{node.name}.weight", factor.reshape(-1, 1, 1, 1))
+    bias = _constant(graph, f"{node.name}.bias", shift)
+    inputs = [node.inputs[0], weight, bias]
+    _put(graph, node, [ir.node("Conv", inputs, {"group": factor.size}, num_outputs=1, name=node.name)])
+
+
+def _multiply_and_add(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array, rank: int) -> None:
+    shape = (1, -1, *[1] * (rank - 2))
+    inputs = [node.inputs[0], _constant(graph, f"{node.name}.weight", factor.reshape(shape))]
+    product = ir.node("Mul", inputs, num_outputs=1, name=f"{node.name}_scale")
+    value, like = product.outputs[0], node.outputs[0]
+    value.name, value.shape, value.type = f"{node.name}_scaled", like.shape, like.type
+    offset = _constant(graph, f"{node.name}.bias", shift.reshape(shape))
+    _put(graph, node, [product, ir.node("Add", [value, offset], num_outputs=1, name=node.name)])
+
+
+def _put(graph: ir.Graph, old: ir.Node, nodes: list[ir.Node]) -> None:
+    """Nodes in the place of another; the last one writes the old one's output."""
+    value, new = old.outputs[0], nodes[-1].outputs[0]
+    new.name, new.shape, new.type = value.name, value.shape, value.type
+    graph.insert_before(old, nodes)
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[index] = new
+    value.replace_all_uses_with(new)
+    graph.remove(old, safe=True)
