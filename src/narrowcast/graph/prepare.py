@@ -14,7 +14,7 @@ from narrowcast.errors import UserError
 from narrowcast.graph.dtypes import only_float32
 from narrowcast.graph.exposure import remove_unused
 from narrowcast.graph.normalization import fold_batch_normalization
-from narrowcast.graph.units import fuse_units
+from narrowcast.graph.units import constant_of, fuse_units
 
 __all__ = ["tidy"]
 
