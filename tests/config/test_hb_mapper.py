@@ -201,6 +201,10 @@ def test_unused_numbers_are_said() -> None:
         (entry(input_type_rt=None), "the key input_parameters.input_type_rt is missing"),
         (model(march=None), "model_parameters.march is missing"),
         (model(march="Bernoulli2"), "march: 'Bernoulli2' is unknown: did you mean bernoulli2"),
+        (model(march="bayes2"), "write that of your board: bernoulli2 = X3, bayes = Ultra, bayes-e = X5"),
+        (entry(scale_value="1/255"), "scale_value: '1/255' is no number: write '0.003921568627451'"),
+        (entry(scale_value="one"), "scale_value: 'one' is no number: write '0.003921568627451'"),
+        (entry(mean_value="one"), "mean_value: 'one' is no number: write '123.675 116.28 103.53'"),
         (model(march="nash-e"), "nash-e is compiled by hb_compile"),
         (model(onnx_model=None), "onnx_model: is missing"),
         (model(prototxt="a", caffe_model="b"), "a Caffe and an ONNX model"),
@@ -348,6 +352,33 @@ def test_keys_given_twice(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(BASE) + "compiler_parameters:\n  jobs: 2\n")
     with pytest.raises(UserError, match="compiler_parameters is given twice"):
         read_settings(file, {})
+    info = "  node_info:\n" + 2 * "    '/a/Softmax': {'ON': 'BPU', 'OutputType': 'int16'}\n"
+    file.write_text(yaml.safe_dump(BASE).replace("model_parameters:\n", f"model_parameters:\n{info}"))
+    settings, notes = read_settings_with_notes(file, {})
+    assert settings.int16 == ("/a/Softmax",)
+    assert any("/a/Softmax is given twice, again in line" in note and "the same value" in note for note in notes)
+    file.write_text(file.read_text().replace("'int16'}", "'int8'}", 1))
+    with pytest.raises(UserError, match=r"given twice, again in line .* with another value"):
+        read_settings(file, {})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_that_say_their_encoding_are_read(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "hb.yaml"
+    file.write_text("# \u6a21\u578b\n" + yaml.safe_dump(BASE), encoding=encoding)
+    assert read_settings(file, {}).target == "bayes-e"
+
+
+def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "hb.yaml"
+    file.write_text("a: 1\n# \u6a21\u578b\n", encoding="gbk")
+    with pytest.raises(UserError, match=r"not written in UTF-8 \(line 2\): save it as UTF-8"):
+        read_settings(file, {})
+
+
+def test_keys_of_older_versions(tmp_path: Path) -> None:
+    _, notes = read_settings_with_notes(write(tmp_path / "hb.yaml", model(log_level="debug")), {})
+    assert any("log_level is a key of older versions" in note for note in notes)
 
 
 def test_what_quantize_cannot_do_is_refused(tmp_path: Path) -> None:

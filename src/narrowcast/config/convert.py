@@ -66,9 +66,10 @@ def convert(file: Path) -> Converted:
     Raises:
         UserError: the file is wrong, or asks for what the other form cannot say.
     """
-    data = read_yaml(file)
+    data, written = read_yaml(file)
     if is_hb_mapper(data):
         settings, notes = to_settings(parse_hb_mapper(data, str(file)), Path())
+        notes = (*written, *notes)
         return Converted(_yaml(settings, notes), "narrowcast", notes)
     try:
         settings = QuantizeSettings.model_validate(data)

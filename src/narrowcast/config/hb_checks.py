@@ -20,18 +20,24 @@ class March:
     """What the tool accepts for one architecture.
 
     Attributes:
+        board: where it is built in, in the vendor's words.
         int16: tensors may have 16 bits.
         cores: of the BPU.
         planar_yuv444: yuv444 may be fed as NCHW.
     """
 
+    board: str
     int16: bool
     cores: int
     planar_yuv444: bool = True
 
 
 #: Architectures that hb_mapper compiles for; each is also the name of a target.
-MARCHES = {"bernoulli2": March(False, 2, False), "bayes": March(True, 2), "bayes-e": March(True, 1)}
+MARCHES = {
+    "bernoulli2": March("X3", False, 2, False),
+    "bayes": March("Ultra", True, 2),
+    "bayes-e": March("X5", True, 1),
+}
 _OTHER_TOOL = ("nash-e", "nash-m", "nash-p")
 #: What the board may feed, to what the float model may then eat.
 RT_TO_TRAIN = {
@@ -46,13 +52,19 @@ _CHANNELS = {"rgb": 3, "bgr": 3, "yuv444": 3, "gray": 1}
 _RESIZER_AREA = 18432
 
 
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
 def march(value: Any) -> str:
     """Check the architecture's name."""
     name = str(value)
     if name in _OTHER_TOOL:
         raise Refusal(f"{name} is compiled by hb_compile, not by hb_mapper", f"use {', '.join(MARCHES)}")
     if name not in MARCHES:
-        raise Refusal(f"{name!r} is unknown", nearest(name, MARCHES))
+        known = ", ".join(f"{march} = {rules.board}" for march, rules in MARCHES.items())
+        same = [march for march in MARCHES if _letters(march) == _letters(name)]
+        raise Refusal(f"{name!r} is unknown", nearest(name, same) if same else f"write that of your board: {known}")
     return name
 
 

@@ -33,7 +33,7 @@ from narrowcast.errors import UserError, nearest
 __all__ = ["GROUPS", "HbMapperConfig", "is_hb_mapper", "parse_hb_mapper", "read_hb_mapper", "write_hb_mapper"]
 
 Names = Annotated[tuple[str, ...], names()]
-Numbers = Annotated[tuple[tuple[float, ...] | None, ...], numbers()]
+Numbers = tuple[tuple[float, ...] | None, ...]
 
 
 def _path(value: Any) -> Any:
@@ -73,6 +73,7 @@ class ModelParameters(_Group):
     set_node_data_type: Annotated[dict[str, str], node_types()] = {}
     node_info: Annotated[dict[str, NodeInfo], node_table()] = {}
     debug_mode: Annotated[str | None, choice("dump_calibration_data")] = None
+    log_level: Text | None = None  # of older versions of the tool
 
 
 class InputParameters(_Group):
@@ -89,8 +90,8 @@ class InputParameters(_Group):
     norm_type: Annotated[
         tuple[str, ...], choices("no_preprocess", "data_mean", "data_scale", "data_mean_and_scale")
     ] = ()
-    mean_value: Numbers = ()
-    scale_value: Numbers = ()
+    mean_value: Annotated[Numbers, numbers("123.675 116.28 103.53")] = ()
+    scale_value: Annotated[Numbers, numbers("0.003921568627451")] = ()
 
 
 class CalibrationParameters(_Group):
@@ -191,7 +192,7 @@ def read_hb_mapper(file: Path) -> HbMapperConfig:
     Raises:
         UserError: as :func:`parse_hb_mapper`, or it cannot be read.
     """
-    return parse_hb_mapper(read_yaml(file), str(file))
+    return parse_hb_mapper(read_yaml(file)[0], str(file))
 
 
 def parse_hb_mapper(data: Mapping[str, Any], where: str = "hb_mapper YAML") -> HbMapperConfig:

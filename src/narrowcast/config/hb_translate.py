@@ -240,4 +240,7 @@ def _kept(config: HbMapperConfig) -> list[str]:
     if config.input_parameters.input_layout_rt:
         keys.append("input_layout_rt")
     keys += [key for key in ("layer_out_dump", "debug_mode") if getattr(config.model_parameters, key)]
-    return [f"for the vendor's compiler only, without influence here: {', '.join(keys)}"] if keys else []
+    notes = [f"for the vendor's compiler only, without influence here: {', '.join(keys)}"] if keys else []
+    if config.model_parameters.log_level is not None:
+        notes.append("log_level is a key of older versions of hb_mapper, without influence here")
+    return notes

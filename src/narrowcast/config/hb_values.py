@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -128,30 +129,38 @@ def _checked(word: str, allowed: tuple[str, ...]) -> str:
     return word
 
 
-def numbers() -> BeforeValidator:
+def numbers(example: str) -> BeforeValidator:
     """One value, or one a channel with spaces between; ``;`` between inputs; ``None`` for an input without."""
 
     def parse(value: Any) -> tuple[tuple[float, ...] | None, ...]:
         if isinstance(value, tuple):
             return tuple(None if entry is None else tuple(map(float, entry)) for entry in value)
         if isinstance(value, (list, dict, bool)):
-            raise Refusal(f"{value!r} is not of the form that hb_mapper reads", "write '123.675 116.28 103.53'")
-        return tuple(_channels(part) for part in _split(value))
+            raise Refusal(f"{value!r} is not of the form that hb_mapper reads", f"write '{example}'")
+        return tuple(_channels(part, example) for part in _split(value))
 
     return BeforeValidator(parse)
 
 
-def _channels(text: str) -> tuple[float, ...] | None:
+def _channels(text: str, example: str) -> tuple[float, ...] | None:
     if text == "None":
         return None
     try:
         values = tuple(float(part) for part in text.split())
     except ValueError as error:
-        remedy = "separate channels by spaces" if "," in text else "write '123.675 116.28 103.53'"
+        remedy = "separate channels by spaces" if "," in text else f"write '{_divided(text) or example}'"
         raise Refusal(f"{text!r} is no number", remedy) from error
     if not values or not all(math.isfinite(value) for value in values):
         raise Refusal(f"{text!r} is no finite number", "write one value, or one a channel")
     return values
+
+
+def _divided(text: str) -> str:
+    """Fractions such as ``1/255``, which hb_mapper does not read, as decimal numbers; empty for anything else."""
+    try:
+        return " ".join(f"{float(Fraction(part)):.13g}" for part in text.split())
+    except (ValueError, ZeroDivisionError):
+        return ""
 
 
 def shapes() -> BeforeValidator:

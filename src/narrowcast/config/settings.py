@@ -211,9 +211,10 @@ def _from_file(file: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], tu
     from narrowcast.config.hb_mapper import is_hb_mapper, parse_hb_mapper
     from narrowcast.config.hb_translate import to_values
 
-    data = read_yaml(file)
+    data, written = read_yaml(file)
     if is_hb_mapper(data):
-        return to_values(parse_hb_mapper(data, str(file)), file.parent, str(file), frozenset(given))
+        values, notes = to_values(parse_hb_mapper(data, str(file)), file.parent, str(file), frozenset(given))
+        return values, (*written, *notes)
     for key in PATHS:
         if isinstance(data.get(key), str):
             data[key] = file.parent / data[key]

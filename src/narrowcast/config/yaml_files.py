@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -14,45 +15,56 @@ __all__ = ["parse_yaml", "read_yaml"]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key is given twice; PyYAML alone would quietly take the last one."""
+    """YAML in which no key is given twice with two values; PyYAML alone would quietly take the last one."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.notes: list[str] = []
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
+        seen: dict[str, yaml.Node] = {}
+        for key, value in node.value:
             name = str(key.value)
             if name in seen and name != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{name} is given twice, again in line {key.start_mark.line + 1}", None
-                )
-            seen.add(name)
+                twice = f"{name} is given twice, again in line {key.start_mark.line + 1}"
+                if self.construct_object(seen[name], deep=True) != self.construct_object(value, deep=True):
+                    raise yaml.constructor.ConstructorError(None, None, f"{twice}, with another value", None)
+                self.notes.append(f"{twice}, with the same value")
+            seen[name] = value
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The settings in a YAML file.
+def read_yaml(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The settings in a YAML file: UTF-8, or UTF-16 that says so in its first bytes.
+
+    Returns:
+        The settings, and what a person should know of how they are written.
 
     Raises:
-        UserError: it cannot be read, is not YAML, gives a key twice, or is no table.
+        UserError: it cannot be read, is not YAML, gives a key twice with two values, or is no table.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        data = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}", "check the path of --config") from error
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not valid YAML: {error}", "mend the line it names") from error
+        line = data[: error.start].count(b"\n") + 1
+        where = f"{file} is not written in {'UTF-16' if wide else 'UTF-8'} (line {line})"
+        remedy = "save it as UTF-8 (editors on Windows may choose another encoding, such as GBK)"
+        raise UserError(where, remedy) from error
     return parse_yaml(text, str(file))
 
 
-def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """The settings in YAML text; ``where`` names it in messages.
-
-    Raises:
-        UserError: as :func:`read_yaml`.
-    """
+def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """As :func:`read_yaml`, of text; ``where`` names it in messages."""
     try:
-        data = yaml.load(text, _Loader)  # a SafeLoader
+        loader = _Loader(text)  # a SafeLoader
+        data = loader.get_single_data()
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not valid YAML: {error}", "mend the line it names") from error
     if not isinstance(data, dict):
         raise UserError(f"{where} is no table of settings", "write lines such as 'target: esp32p4'")
-    return data
+    return data, tuple(dict.fromkeys(loader.notes))

@@ -137,6 +137,6 @@ def hb_yaml(settings: QuantizeSettings, notes: tuple[str, ...]) -> str:
     """
     config, unsaid = from_settings(settings)
     text = "".join(f"# {note}\n" for note in (*notes, *unsaid)) + write_hb_mapper(config)
-    if parse_hb_mapper(parse_yaml(text, "hb_mapper.yaml"), "hb_mapper.yaml") != config:
+    if parse_hb_mapper(parse_yaml(text, "hb_mapper.yaml")[0], "hb_mapper.yaml") != config:
         raise AssertionError("hb_mapper.yaml does not say what it should")
     return text
