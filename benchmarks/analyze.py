@@ -21,7 +21,7 @@ from narrowcast.analyze.subject import subplan
 from narrowcast.analyze.tensors import graphwise
 from narrowcast.bundle import open_bundle
 from narrowcast.calibrate import images
-from narrowcast.cli.analyze import subject_of
+from narrowcast.deploy.analysis import subject_of
 from narrowcast.graph.run import Runner
 
 

@@ -3,8 +3,8 @@
     import narrowcast as nc
 
     model = nc.load("yolo11n-pose.onnx")
-    images = nc.images("photos/", model.preprocess)
-    bundle = nc.quantize(model, images, target="esp32p4", out="pose-p4")
+    print(nc.check(model, "esp32p4"))
+    bundle = nc.quantize(model, "photos/", target="esp32p4", out="pose-p4")
     poses = bundle.predict("street.jpg")
     report = bundle.evaluate(nc.coco("val2017/", "person_keypoints_val2017.json"))
 
@@ -14,12 +14,18 @@ Everything here is imported on first use, so that importing the package costs no
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle, open_bundle
     from narrowcast.calibrate import images
-    from narrowcast.deploy import quantize
+    from narrowcast.deploy import deploy, quantize
+    from narrowcast.deploy.analysis import analyze
+    from narrowcast.deploy.check import check
+    from narrowcast.deploy.finetune import finetune
+    from narrowcast.deploy.tune import tune
     from narrowcast.errors import UserError
     from narrowcast.evaluate import Report, coco, imagenet
     from narrowcast.graph import Model, load
@@ -39,7 +45,11 @@ _HOMES = {
     "Preprocess": "vision",
     "Report": "evaluate",
     "UserError": "errors",
+    "analyze": "deploy.analysis",
+    "check": "deploy.check",
     "coco": "evaluate",
+    "deploy": "deploy",
+    "finetune": "deploy.finetune",
     "imagenet": "evaluate",
     "images": "calibrate",
     "load": "graph",
@@ -48,6 +58,7 @@ _HOMES = {
     "quantize": "deploy",
     "sample": "zoo",
     "target_names": "targets",
+    "tune": "deploy.tune",
 }
 
 __all__ = [
@@ -61,7 +72,11 @@ __all__ = [
     "Preprocess",
     "Report",
     "UserError",
+    "analyze",
+    "check",
     "coco",
+    "deploy",
+    "finetune",
     "imagenet",
     "images",
     "load",
@@ -70,16 +85,43 @@ __all__ = [
     "quantize",
     "sample",
     "target_names",
+    "tune",
 ]
 
 __version__ = "0.1.0"
 
 
+class _Room(ModuleType):
+    """A room that has the name of a public function: calling ``nc.analyze`` calls the function."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.__wrapped__(*args, **options)
+
+    @property
+    def __wrapped__(self) -> Any:
+        return _public(self.__name__.rpartition(".")[2])
+
+
+class _Package(ModuleType):
+    """Makes a room callable when the import system hangs it into the package."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOMES and isinstance(value, ModuleType):
+            value.__class__ = _Room
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def _public(name: str) -> Any:
+    return getattr(importlib.import_module(f"narrowcast.{_HOMES[name]}"), name)
+
+
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    if name not in _HOMES:
         raise AttributeError(f"module 'narrowcast' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"narrowcast.{home}"), name)
+    return _public(name)
 
 
 def __dir__() -> list[str]:

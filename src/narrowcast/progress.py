@@ -1,22 +1,74 @@
-"""One progress helper: a bar on a terminal, silence elsewhere."""
+"""What a person sees on a terminal while they wait: the phase by name, and a bar where there is something to count."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-__all__ = ["set_quiet", "track"]
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = ["phase", "set_quiet", "track"]
 
 Item = TypeVar("Item")
 _quiet = False
+#: What is going on, the innermost last, and what the terminal shows of it. One display a process: rich allows no more.
+_phases: list[str] = []
+_shown: Progress | None = None
 
 
 def set_quiet(quiet: bool) -> None:
-    """Turn progress bars off (``--quiet``, ``--json``) or on for the whole process."""
+    """Turn phases and bars off (``--quiet``, ``--json``) or on for the whole process."""
     global _quiet
     _quiet = quiet
+
+
+def _silent() -> bool:
+    return _quiet or not sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def phase(description: str) -> Iterator[None]:
+    """Name what is going on and how long it takes, for as long as the block lasts; usable as a decorator.
+
+    Args:
+        description: what is being done, e.g. ``"load"``. A phase or bar inside shows in its place until it ends.
+    """
+    if _silent():
+        yield
+        return
+    _phases.append(description)
+    _show()
+    try:
+        yield
+    finally:
+        _phases.pop()
+        _show()
+
+
+def _hide() -> None:
+    global _shown
+    if _shown is not None:
+        _shown.stop()
+        _shown = None
+
+
+def _show() -> None:
+    """Draw the innermost phase, or nothing."""
+    global _shown
+    _hide()
+    if not _phases:
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description:<12}"), SpinnerColumn(), TimeElapsedColumn()
+    _shown = Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
+    _shown.add_task(_phases[-1], total=None)
+    _shown.start()
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
@@ -30,11 +82,18 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     Yields:
         The items, unchanged and in order.
     """
-    if _quiet or not sys.stderr.isatty():
+    if _silent():
         yield from items
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -44,11 +103,16 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
+        TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=total, rate="")
-        start = time.perf_counter()
-        for count, item in enumerate(items, 1):
-            yield item
-            rate = count / (time.perf_counter() - start)
-            bar.update(task, advance=1, rate=f"{rate:.1f}/s")
+    _hide()
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(description, total=total, rate="")
+            start = time.perf_counter()
+            for count, item in enumerate(items, 1):
+                yield item
+                rate = count / (time.perf_counter() - start)
+                bar.update(task, advance=1, rate=f"{rate:.1f}/s")
+    finally:
+        _show()

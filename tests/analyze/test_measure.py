@@ -26,7 +26,7 @@ from narrowcast.analyze.subject import subplan
 from narrowcast.analyze.tensors import graphwise
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import collect, images
-from narrowcast.cli.analyze import subject_of
+from narrowcast.deploy.analysis import subject_of
 from narrowcast.errors import UserError
 from narrowcast.graph.prepare import tidy
 from narrowcast.graph.run import Runner

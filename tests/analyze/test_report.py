@@ -20,7 +20,8 @@ from narrowcast.analyze.pictures import match, pair
 from narrowcast.analyze.report import render, write_report
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import images
-from narrowcast.cli.analyze import run, subject_of
+from narrowcast.cli.analyze import run
+from narrowcast.deploy.analysis import subject_of
 from narrowcast.errors import UserError
 from narrowcast.vision import Classification, Detections
 from narrowcast.zoo import sample

@@ -17,32 +17,33 @@ __all__ = ["telling", "unseen"]
 
 
 def unseen(images: ImageSet, used: Collection[str]) -> tuple[ImageSet, int]:
-    """Images that calibration has not seen.
+    """Images that calibration has not seen, each content once.
 
     Args:
         images: those given.
         used: SHA-256 of the calibration images.
 
     Returns:
-        What remains, and how many were left out.
+        What remains, and how many were left out because calibration saw them.
 
     Raises:
         UserError: nothing remains.
     """
-    known = set(used)
-    keep = [index for index, digest in enumerate(images.hashes()) if digest not in known]
+    digests, known = images.hashes(), set(used)
+    first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
+    keep = sorted(index for digest, index in first.items() if digest not in known)
     if not keep:
         raise UserError(
             f"all {len(images)} images were used for calibration", "analyze on others, or calibrate on fewer of them"
         )
-    return images.subset(keep), len(images) - len(keep)
+    return images.subset(keep), sum(digest in known for digest in digests)
 
 
 def telling(images: ImageSet, limit: int, proto: onnx.ModelProto, task: str, head: HeadSpec | None) -> ImageSet:
     """At most ``limit`` images, those in which the float model finds something first.
 
     An image in which nothing is found only tells about false positives. Up to four times as many images are looked
-    at, spread evenly.
+    at, spread evenly; unreadable ones are left out.
 
     Args:
         images: to choose from.
@@ -53,8 +54,8 @@ def telling(images: ImageSet, limit: int, proto: onnx.ModelProto, task: str, hea
     """
     count = len(images)
     wanted = min(limit, count)
-    seen = min(count, wanted if head is None else 4 * limit)
-    looked_at = images.spread(seen)
+    looked_at = images.spread(min(count, wanted if head is None else 4 * limit)).usable()
+    seen = len(looked_at)
     if head is None or seen <= wanted:
         return looked_at
     size = images.preprocess.height, images.preprocess.width

@@ -51,6 +51,10 @@ class Analysis:
     macs: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        loss = self.everything.task.loss
+        return f"<Analysis on {self.images} images: {self.task}, task loss {loss:.4f}, {len(self.findings)} findings>"
+
     @property
     def chosen(self) -> list[Sensitivity]:
         """Nodes worth 16 bits, by gain per cost, within a tenth of the multiplications."""

@@ -22,11 +22,12 @@ from narrowcast.bundle.contents import (
 from narrowcast.bundle.folder import check_out, new_folder
 from narrowcast.bundle.manifest import VERSION, Manifest, versions
 from narrowcast.bundle.store import FLOAT_FILE, NODES_FILE, TARGET_FILE, Bundle
-from narrowcast.calibrate import METHODS, ImageSet, TensorStatistics, collect
+from narrowcast.calibrate import METHODS, Images, ImageSet, TensorStatistics, collect
+from narrowcast.calibrate import images as find_images
 from narrowcast.errors import UserError
 from narrowcast.graph.model import Model
 from narrowcast.plan import Draft, Pins, draft
-from narrowcast.progress import track
+from narrowcast.progress import phase, track
 from narrowcast.targets import Target, load_target, write_target
 
 __all__ = ["AUTO_METHODS", "quantize"]
@@ -34,10 +35,10 @@ __all__ = ["AUTO_METHODS", "quantize"]
 
 def quantize(
     model: Model,
-    images: ImageSet,
+    images: Images,
     target: str = "onnx",
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     method: str = "auto",
     percentile: float = 99.99,
     pins: Pins | None = None,
@@ -53,9 +54,10 @@ def quantize(
 
     Args:
         model: from :func:`narrowcast.load`.
-        images: calibration images, from :func:`narrowcast.images`; a tenth is held back for the comparison.
+        images: calibration images: what :func:`narrowcast.images` gives or takes. A tenth is held back for the
+            comparison; unreadable files and second copies are left out.
         target: name of a target, or the path of a target file.
-        out: folder to write.
+        out: folder to write; by default named after the model and the target, in the current folder.
         method: calibration method, or ``"auto"`` to try several and keep the best one.
         percentile: for the method of that name, in percent.
         pins: types and encodings to fix.
@@ -79,17 +81,22 @@ def quantize(
     if not 50 < percentile <= 100:
         raise UserError(f"a percentile of {percentile} keeps too little", "use a value from 99 to 100")
     check_effort(effort)
-    path = check_out(out, force)
-    drafted = draft(model.ir.graph, load_target(target), pins, runtime)
-    calibration, held = images.hold_back()
-    difference = _difference(model, calibration)
+    chip = load_target(target)
+    path = check_out(out if out is not None else f"{Path(model.source).stem}-{chip.name}", force)
+    with phase("plan"):
+        drafted = draft(model.ir.graph, chip, pins, runtime)
+    found = find_images(images, model.preprocess).usable()
+    calibration, held = found.hold_back()
+    with phase("check"):
+        difference = _difference(model, calibration)
     float_model = model.to_proto()
     statistics = _statistics(model, float_model, drafted, calibration, threads)
     job = Job(model, float_model, drafted, statistics, calibration, held, method, percentile, threads)
     vendor = vendor_search(job) if search != "auto" else None
     choice = choose(job, effort, vendor)
     chosen = choice.candidate
-    made = make_contents(model, chosen.state, chosen.proto, drafted.target, float_model, held, threads, extra)
+    compared = held if len(held) else calibration
+    made = make_contents(model, chosen.state, chosen.proto, drafted.target, float_model, compared, threads, extra)
     record = {
         "method": chosen.method,
         "requested": method,
@@ -104,7 +111,7 @@ def quantize(
         _manifest(model, drafted, chosen, made, runtime),
         calibration=record,
         difference_to_source=difference,
-        notes=(*model.notes, *chosen.state.notes, *choice.notes, *made.notes),
+        notes=(*model.notes, *found.notes, *chosen.state.notes, *choice.notes, *made.notes),
         command=tuple(command),
     )
     return _write(path, manifest, model, made, drafted.target)

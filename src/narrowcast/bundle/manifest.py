@@ -78,6 +78,17 @@ class Manifest:
     command: tuple[str, ...]
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def compared_on(self) -> str:
+        """The images of :attr:`comparison`, in words."""
+        held = len(self.calibration["held_back"])
+        if not held:
+            return "the calibration image itself (nothing was held back: give more images)"
+        return f"{held} image{'s' if held != 1 else ''} held back from calibration"
+
+    def __repr__(self) -> str:
+        return f"<Manifest of {self.model.get('source')}: {self.task} for {self.target}>"
     modified: dict[str, Any] = field(default_factory=dict)  # what `narrowcast modify` changed
 
     def to_json(self) -> str:

@@ -47,6 +47,9 @@ class Predictor:
     encodings: Mapping[str, OutputEncoding] | None = None
     digest: str = ""
 
+    def __repr__(self) -> str:
+        return f"<Predictor: {self.task}, {self.preprocess.height}x{self.preprocess.width}>"
+
     @classmethod
     def of_model(cls, model: Model, threads: int = 0) -> Predictor:
         """Run a float model."""

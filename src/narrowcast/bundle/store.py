@@ -61,6 +61,10 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return f"<Bundle {self.path}: {manifest.task} for {manifest.target}, {len(manifest.outputs)} outputs>"
+
     @cached_property
     def plan(self) -> Plan:
         """How every tensor is represented and where every node runs."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.errors import UserError
+from narrowcast.progress import track
 from narrowcast.vision.preprocess import Preprocess, preprocess, read_image
 
-__all__ = ["ImageSet", "images", "spread"]
+__all__ = ["SUFFIXES", "ImageSet", "Images", "image_files", "images", "spread"]
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+#: Unreadable files that a note names.
+_NAMED = 3
 Source = Path | NDArray[Any]
 Item = TypeVar("Item")
 
@@ -46,10 +51,17 @@ class ImageSet:
     Attributes:
         sources: files, or arrays: uint8 HxWx3 BGR images, or float32 tensors that are already model inputs.
         preprocess: how an image becomes an input.
+        strict: a file that is no readable image is an error, instead of being left out by :meth:`usable`.
+        notes: on what was left out, one sentence each.
     """
 
     sources: tuple[Source, ...]
     preprocess: Preprocess
+    strict: bool = False
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<ImageSet of {len(self)} for an input of {self.preprocess.height}x{self.preprocess.width}>"
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -105,6 +117,40 @@ class ImageSet:
         """At most ``limit`` images, as the function of that name chooses them."""
         return replace(self, sources=tuple(spread(self.sources, limit)))
 
+    def _problem(self, source: Source) -> str:
+        """Why a file is no readable image, empty where it is; arrays are looked at when they are used."""
+        if isinstance(source, np.ndarray) or source.suffix == ".npy":
+            return ""
+        try:
+            read_image(source)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def usable(self) -> ImageSet:
+        """The images that can be read, each content once however many names it has; :attr:`notes` count the others.
+
+        Every file is decoded once for that. So no image is on both sides of a split.
+
+        Raises:
+            UserError: none is left, or one is unreadable and the set is :attr:`strict`.
+        """
+        with ThreadPoolExecutor() as pool:
+            problems = list(track(pool.map(self._problem, self.sources), "read images", len(self)))
+        bad = [problem for problem in problems if problem]
+        if bad and (self.strict or len(bad) == len(self)):
+            raise UserError(bad[0], "remove or replace the image" if len(self) > 1 else "give another image")
+        digests = self.hashes()
+        first = {digest: index for index, digest in reversed(list(enumerate(digests))) if not problems[index]}
+        copies = len(self) - len(bad) - len(first)
+        notes = list(self.notes)
+        if bad:
+            more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+            notes.append(f"{len(bad)} of {len(self)} files left out: {'; '.join(bad[:_NAMED])}{more}")
+        if copies:
+            notes.append(f"{copies} of {len(self)} images left out: the same content is there under another name")
+        return replace(self.subset(sorted(first.values())), notes=tuple(notes))
+
     def hold_back(self, share: float = 0.1) -> tuple[ImageSet, ImageSet]:
         """Split into images to calibrate on and images to compare on, the same way every time.
 
@@ -112,15 +158,13 @@ class ImageSet:
             share: of the images to hold back, spread evenly; at least one when there are two or more.
 
         Returns:
-            (calibration, held back). With a single image both hold it.
+            (calibration, held back). A single image is not held back.
         """
         count = len(self)
-        if count < 2:
-            return self, self
         every = max(2, round(1 / share))
-        held = list(range(every - 1, count, every)) or [count - 1]
-        kept = [index for index in range(count) if index not in set(held)]
-        return self.subset(kept), self.subset(held)
+        held = (list(range(every - 1, count, every)) or [count - 1]) if count > 1 else []
+        taken = set(held)
+        return self.subset([index for index in range(count) if index not in taken]), self.subset(held)
 
     def hashes(self) -> list[str]:
         """SHA-256 of every source, in order."""
@@ -130,36 +174,65 @@ class ImageSet:
         ]
 
 
-def images(
-    source: str | Path | Sequence[Source] | NDArray[Any], preprocess: Preprocess, *, limit: int | None = None
-) -> ImageSet:
+#: What :func:`images` takes; a set that is one already stays as it is.
+Images = str | Path | Sequence[str | Source] | NDArray[Any] | ImageSet
+
+
+def images(source: Images, preprocess: Preprocess, *, limit: int | None = None, strict: bool = False) -> ImageSet:
     """Find images.
 
     Args:
-        source: a folder (searched without subfolders), one image, a text file with one path a line (relative to
-            the file), a ``.npy`` file or array with a batch of model inputs, or a list of paths and arrays.
-        preprocess: how an image becomes a model input.
+        source: a folder (with all folders in it; hidden files are passed over), one image, a text file with one path
+            a line (relative to the file), a ``.npy`` file or array with a batch of model inputs, a list of paths and
+            arrays, or a set of images.
+        preprocess: how an image becomes a model input; a set of images keeps its own.
         limit: take at most this many, spread evenly over the sorted files.
+        strict: of the set, see :class:`ImageSet`.
 
     Raises:
         UserError: nothing there, or nothing that is an image.
     """
+    if isinstance(source, ImageSet):
+        return source if limit is None else source.spread(limit)
     found = _arrays(source) if isinstance(source, np.ndarray) else _sources(source)
-    return ImageSet(tuple(found if limit is None else spread(found, limit)), preprocess)
+    return ImageSet(tuple(found if limit is None else spread(found, limit)), preprocess, strict)
 
 
-def _sources(source: str | Path | Sequence[Source]) -> list[Source]:
+def image_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+    """Files with one of the suffixes in a folder and all folders in it, sorted; nothing whose name begins with a dot.
+
+    Raises:
+        UserError: there are none.
+    """
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            found += [Path(root, name) for name in names if not name.startswith(".")]
+        seen.add(real)
+    found = sorted(file for file in found if file.suffix.lower() in suffixes)
+    if not found:
+        raise UserError(f"{folder} holds no images", f"put {', '.join(sorted(suffixes))} files there or in its folders")
+    return found
+
+
+def _sources(source: str | Path | Sequence[str | Source]) -> list[Source]:
     if not isinstance(source, (str, Path)):
-        found: list[Source] = [item if isinstance(item, np.ndarray) else Path(item) for item in source]
+        found: list[Source] = []
+        for item in source:
+            if isinstance(item, np.ndarray):
+                found.append(item)
+            elif Path(item).is_file():
+                found.append(Path(item))
+            else:
+                found += _sources(item)
         if not found:
             raise UserError("the list of images is empty", "give at least one image")
         return found
     path = Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES or file.suffix == ".npy")
-        if not files:
-            raise UserError(f"{path} holds no images", f"put {', '.join(sorted(SUFFIXES))} or .npy files there")
-        return list(files)
+        return list(image_files(path, {*SUFFIXES, ".npy"}))
     if not path.exists():
         raise UserError(f"{path} does not exist", "give a folder of images, a list file or a .npy file")
     if path.suffix == ".npy":

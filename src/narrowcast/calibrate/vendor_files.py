@@ -36,6 +36,10 @@ class VendorImages(ImageSet):
 
     dtype: str = "float32"
 
+    def _problem(self, source: Source) -> str:
+        """Nothing: the files are no pictures, and their sizes are right."""
+        return ""
+
     def tensor(
         self, index: int, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
     ) -> NDArray[np.float32]:
@@ -119,7 +123,7 @@ def vendor_images(
     for file in files:
         if isinstance(file, Path):
             _check_size(file, _shape(spec), dtype)
-    return VendorImages(tuple(files), spec, dtype)
+    return VendorImages(tuple(files), spec, dtype=dtype)
 
 
 def _normalized(pixels: NDArray[np.float32], spec: Preprocess, file: Path) -> NDArray[np.float32]:

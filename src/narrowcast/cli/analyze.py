@@ -11,13 +11,13 @@ from narrowcast.cli.tables import decibel, print_json, print_table, say
 from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
-    from narrowcast.analyze import Analysis, Subject
+    from narrowcast.analyze import Analysis
     from narrowcast.analyze.measure import Effect
     from narrowcast.analyze.pictures import Pair
     from narrowcast.bundle import Bundle
     from narrowcast.calibrate import ImageSet
 
-__all__ = ["print_analysis", "run", "subject_of"]
+__all__ = ["print_analysis", "run"]
 
 #: Rows of a table on the terminal; the report has all.
 _ROWS = 12
@@ -40,6 +40,7 @@ def run(
     quiet: bool = False,
     force: bool = False,
     threads: int = 0,
+    strict: bool = False,
 ) -> None:
     """Measure, print, write the report.
 
@@ -49,7 +50,10 @@ def run(
     from narrowcast.analyze import analyze
     from narrowcast.analyze.report import write_report
     from narrowcast.bundle import open_bundle
+    from narrowcast.calibrate import images as find_images
+    from narrowcast.deploy.analysis import subject_of, telling_images
     from narrowcast.progress import set_quiet
+    from narrowcast.zoo import sample_for
 
     set_quiet(quiet or json)
     bundle = open_bundle(path)
@@ -57,7 +61,11 @@ def run(
     if file.exists() and not force:
         raise UserError(f"{file} exists", "choose another --out, or add --force to replace it")
     scores = _evaluation(evaluation)
-    chosen, notes = _images(bundle, images, limit)
+    source = images or sample_for(bundle.manifest.task).validation
+    found = find_images(source, bundle.manifest.preprocess, strict=strict)
+    chosen, notes = telling_images(bundle, found, limit)
+    if images is None:
+        notes = (*notes, "these are drawings that come with narrowcast: give photographs with --images")
     everything = not (graphwise or layerwise or ablate or sensitivity)
     result = analyze(
         subject_of(bundle, chosen),
@@ -66,7 +74,7 @@ def run(
         parts=ablate or everything,
         wide=sensitivity,
         threads=threads,
-        notes=tuple(notes),
+        notes=notes,
     )
     if json:
         print_json(result.to_dict())
@@ -77,46 +85,6 @@ def run(
     )
     if not json:
         say(f"report: {file}")
-
-
-def subject_of(bundle: Bundle, images: ImageSet) -> Subject:
-    """A bundle and images as the analysis takes them."""
-    from narrowcast.analyze import Subject
-
-    manifest = bundle.manifest
-    return Subject(
-        model=bundle.prepared.ir,
-        plan=bundle.plan,
-        target=bundle.target,
-        task=manifest.task,
-        head=manifest.head,
-        softmax_missing=manifest.softmax_missing,
-        inputs=list(images),
-        input_size=(manifest.preprocess.height, manifest.preprocess.width),
-        source=None if bundle.prepared is bundle.model else bundle.model.ir,
-        factors=bundle.factors,
-    )
-
-
-def _images(bundle: Bundle, path: Path | None, limit: int) -> tuple[ImageSet, list[str]]:
-    """Images that calibration has not seen, and what a person should know about them."""
-    import onnx
-
-    from narrowcast.analyze.images import telling, unseen
-    from narrowcast.bundle.manifest import FLOAT_FILE
-    from narrowcast.calibrate import images as find_images
-    from narrowcast.zoo import sample_for
-
-    manifest = bundle.manifest
-    given = path or sample_for(manifest.task).validation
-    found = find_images(given, manifest.preprocess)
-    left, excluded = unseen(found, manifest.calibration.get("images", ()))
-    proto = onnx.load(str(bundle.path / FLOAT_FILE))
-    chosen = telling(left, limit, proto, manifest.task, manifest.head)
-    notes = [f"{len(chosen)} images of {len(found)}; {excluded} left out because they were used for calibration"]
-    if path is None:
-        notes.append("these are drawings that come with narrowcast: give photographs with --images")
-    return chosen, notes
 
 
 def _evaluation(file: Path | None) -> dict[str, Any] | None:

@@ -33,16 +33,15 @@ def run(
     attention: str = "keep",
 ) -> None:
     """Print the placement; exit code 1 when the chip cannot run a node."""
+    from narrowcast.deploy.check import check
     from narrowcast.graph import load
-    from narrowcast.targets import check_rows, load_target
+    from narrowcast.targets import load_target
 
-    chip = load_target(target)
+    chip = load_target(target)  # a wrong name is said before anything slow
     loaded = load(model, size=parse_size(size), keep_head=keep_head, attention=attention_choice(attention))
-    rows = check_rows(loaded.ir.graph, chip, runtime)
-    refused = [row for row in rows if not row.supported]
-    findings = _runtime_rows(loaded, chip, runtime, {row.node for row in refused})
+    found = check(loaded, target, runtime=runtime)
+    rows, refused, elsewhere, findings = found.rows, found.refused, found.elsewhere, found.runtime
     first = chip.units[0]
-    elsewhere = [row for row in rows if row.supported and row.on != first]
     if json:
         print_json(
             {
@@ -71,17 +70,8 @@ def run(
             f"{len(rows)} nodes: {len(rows) - len(refused) - len(elsewhere)} on {first} in {subgraphs} subgraph"
             f"{'s' if subgraphs != 1 else ''}, {len(elsewhere)} elsewhere, {len(refused)} cannot run"
         )
-    if refused or any(finding.severity == "error" for finding in findings):
+    if not found.runs:
         raise typer.Exit(1)
-
-
-def _runtime_rows(model: Model, chip: Target, runtime: str | None, known: set[str]) -> list[RuntimeRow]:
-    """What the runtime would refuse or compute wrongly, beyond what the table of operators says."""
-    if "espdl" not in chip.kits:
-        return []
-    from narrowcast.deploy.espdl import check_runtime
-
-    return [row for row in check_runtime(model.ir, chip, None, runtime) if row.node not in known]
 
 
 def _grouped(findings: Sequence[RuntimeRow]) -> list[tuple[str, ...]]:

@@ -17,6 +17,7 @@ from narrowcast.cli.root import (
     Limit,
     Quiet,
     SkipMissing,
+    StrictImages,
     Threads,
     Workers,
     app,
@@ -40,18 +41,23 @@ def analyze(
     evaluation: Annotated[
         Path | None, typer.Option(help="Report of 'evaluate --json', for the verdict on top.")
     ] = None,
+    strict_images: StrictImages = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file [<bundle>-report.html].")] = None,
     force: Force = False,
     threads: Threads = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say where the accuracy goes, what to do about it, and write report.html."""
+    """Say where the accuracy goes, and write an HTML report.
+
+    With what to do about it.
+    """
     from narrowcast.cli import analyze as command
 
     command.run(
         bundle, images, limit, graphwise=graphwise, layerwise=layerwise, ablate=ablate, sensitivity=sensitivity,
         evaluation=evaluation, out=out, json=json, quiet=quiet, force=force, threads=threads,
+        strict=strict_images,
     )  # fmt: skip
 
 
@@ -71,19 +77,24 @@ def tune(
         int | None, typer.Option(help="Images on which sets are compared [20 at 640x640, more below].", min=2)
     ] = None,
     skip_missing: SkipMissing = False,
+    strict_images: StrictImages = False,
     workers: Workers = None,
     fresh: Fresh = False,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Give the nodes 16 bits that buy the most accuracy for their cost, until the drop is small enough."""
+    """Give 16 bits to the nodes that gain most by it.
+
+    As many as it takes until the drop is small enough, within a budget.
+    """
     from narrowcast.cli import tune as command
 
     command.run(
         bundle, images, annotations=annotations, labels=labels, max_drop=max_drop, int16_budget=int16_budget,
         budget_unit=budget_unit, metric=metric, out=out, limit=limit, loss_images=loss_images,
         skip_missing=skip_missing, workers=workers, fresh=fresh, force=force, json=json, quiet=quiet,
+        strict=strict_images,
     )  # fmt: skip
 
 
@@ -97,6 +108,7 @@ def finetune(
     rate: Annotated[float | None, typer.Option(help="Largest change of a weight in a step, in its steps.")] = None,
     scale_rate: Annotated[float | None, typer.Option(help="The same for the logarithm of scales [0].")] = None,
     limit: Limit = None,
+    strict_images: StrictImages = False,
     seed: Annotated[int, typer.Option(help="Order of the images.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [<bundle>-finetuned].")] = None,
@@ -105,10 +117,14 @@ def finetune(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Teach the quantized network with the float one, on images without labels; needs narrowcast[finetune]."""
+    """Teach the quantized network with the float one.
+
+    On images without labels; needs PyTorch: pip install narrowcast[finetune].
+    """
     from narrowcast.cli import finetune as command
 
     command.run(
         bundle, images, steps=steps, batch=batch, scope=scope, rate=rate, scale_rate=scale_rate, limit=limit,
         seed=seed, device=device, out=out, force=force, threads=threads, json=json, quiet=quiet,
+        strict=strict_images,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from narrowcast.cli.root import BundleFolder, Engine, Force, Json, Quiet, Runtime, app
+from narrowcast.cli.root import BundleFolder, Engine, Force, Json, Quiet, Runtime, StrictImages, app
 
 
 @app.command()
@@ -18,14 +18,18 @@ def verify(
     bundle: BundleFolder,
     images: Annotated[Path | None, typer.Option(help="Images to run [embedded ones].")] = None,
     limit: Annotated[int, typer.Option(help="How many of them.", min=1)] = 3,
+    strict_images: StrictImages = False,
     everything: Annotated[bool, typer.Option("--all", help="List every tensor, not only those that differ.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare the exact integer graph with a slow independent reference, tensor by tensor."""
+    """Compare the integers with a slow independent reference.
+
+    Tensor by tensor, bit for bit.
+    """
     from narrowcast.cli import verify as command
 
-    command.run(bundle, images, limit, everything, json, quiet)
+    command.run(bundle, images, limit, everything, json, quiet, strict_images)
 
 
 @app.command()
@@ -56,7 +60,10 @@ def bench(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure latency and frames per second on this machine, stage by stage."""
+    """Measure latency and frames per second on this machine.
+
+    Stage by stage: preprocessing, inference, decoding.
+    """
     from narrowcast.cli import bench as command
 
     command.run(bundle, threads, frames, image, engine, profile=profile, json=json, quiet=quiet)
@@ -77,7 +84,10 @@ def modify(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Take dequantize, quantize and passive nodes off the ends, as hb_model_modifier does."""
+    """Take nodes off the ends, as hb_model_modifier does.
+
+    Dequantize, quantize and passive nodes.
+    """
     from narrowcast.cli import modify as command
 
     command.run(bundle, remove_dequantize or [], remove or [], node or [], out, force=force, json=json)
@@ -90,6 +100,7 @@ def deploy(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder, or .espdl file, to write.")] = None,
     images: Annotated[Path | None, typer.Option(help="Images for calibration data and test vectors.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most this many of them.", min=1)] = None,
+    strict_images: StrictImages = False,
     test_vectors: Annotated[int, typer.Option(help="Inputs with their results in the .espdl file.", min=0)] = 0,
     runtime: Runtime = None,
     force: Force = False,
@@ -99,10 +110,10 @@ def deploy(
     """Write what the board and its vendor's tools need."""
     from narrowcast.cli import deploy as command
 
-    command.run(bundle, kit, out, images, limit, test_vectors, runtime, force, json, quiet)
+    command.run(bundle, kit, out, images, limit, test_vectors, runtime, force, json, quiet, strict_images)
 
 
-config_app = typer.Typer(help="YAML settings: schema for editors, conversion from and to hb_mapper's.")
+config_app = typer.Typer(help="Settings in YAML: their schema, and hb_mapper's.")
 app.add_typer(config_app, name="config")
 
 

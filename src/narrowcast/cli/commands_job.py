@@ -25,6 +25,7 @@ from narrowcast.cli.root import (
     Scale,
     Size,
     SkipMissing,
+    StrictImages,
     TargetName,
     Workers,
     app,
@@ -63,7 +64,10 @@ def check(
     everything: Annotated[bool, typer.Option("--all", help="Every node, not only those that need attention.")] = False,
     json: Json = False,
 ) -> None:
-    """Say where every node will run, and what to do about those that cannot; takes a second."""
+    """Say where every node will run on a chip.
+
+    Says what to do about those that cannot; takes a second.
+    """
     from narrowcast.cli import check as command
 
     command.run(model, target, size, keep_head, runtime, everything, json, attention)
@@ -79,7 +83,10 @@ def prepare(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write the tidied float graph that quantize works on: head cut off, constants folded, stock operators."""
+    """Write the tidied float graph that quantize works on.
+
+    The decode head is cut off, constants are folded, operators are stock ones.
+    """
     from narrowcast.cli import prepare as command
 
     command.run(model, out, attention, size, keep_head, force=force, json=json)
@@ -104,6 +111,7 @@ def quantize(
     ] = None,
     percentile: Annotated[float | None, typer.Option(help="For the method 'percentile' [99.99].")] = None,
     limit: Limit = None,
+    strict_images: StrictImages = False,
     plan: Annotated[Path | None, typer.Option(help="Edited plan.json whose types and pins are kept.")] = None,
     int16: Annotated[list[str] | None, typer.Option(help="Node (or pattern with *) to run at 16 bits.")] = None,
     float_: Annotated[list[str] | None, typer.Option("--float", help="Node (or pattern) to leave in float.")] = None,
@@ -133,7 +141,10 @@ def quantize(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Quantize a model and compare it with the float one on images held back from calibration."""
+    """Turn a float model into integers and compare the two.
+
+    Compared on images held back from calibration.
+    """
     from narrowcast.cli import quantize as command
 
     options = {
@@ -143,8 +154,9 @@ def quantize(
         "threads": threads, "attention": attention, "effort": effort, "search": search,
     }  # fmt: skip
     command.run(
-        config, options, force=force, verbose=verbose, json=json, quiet=quiet, save_intermediates=save_intermediates
-    )
+        config, options, force=force, verbose=verbose, json=json, quiet=quiet, save_intermediates=save_intermediates,
+        strict=strict_images,
+    )  # fmt: skip
 
 
 @app.command()
@@ -192,7 +204,10 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure AP or top-1 on labelled images, float and quantized side by side, with 95 % intervals."""
+    """Measure AP or top-1 on labelled images.
+
+    Float and quantized side by side, with 95 % intervals.
+    """
     from narrowcast.cli import evaluate as command
 
     command.run(
@@ -215,11 +230,18 @@ def predict(
     iou: Annotated[float, typer.Option(help="Overlap above which two boxes are one object.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Classes to show, for classifiers.", min=1)] = 5,
     engine: Engine = None,
+    strict_images: StrictImages = False,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Detect in images or a video: pictures with boxes, masks and skeletons, and JSON on --json."""
+    """Detect or classify in images or a video.
+
+    Prints what is found, draws boxes, masks and skeletons with --out.
+    """
     from narrowcast.cli import predict as command
 
-    command.run(bundle, image, out, conf=conf, iou=iou, top_k=top_k, engine=engine, force=force, json=json, quiet=quiet)
+    command.run(
+        bundle, image, out, conf=conf, iou=iou, top_k=top_k, engine=engine, force=force, json=json, quiet=quiet,
+        strict=strict_images,
+    )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from narrowcast.cli.quantize import report
 from narrowcast.cli.tables import print_table, say
+from narrowcast.errors import UserError
 from narrowcast.writing import write_file
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from narrowcast.zoo import Sample
 
 __all__ = ["run"]
+
+#: What the manifests of the demo's bundles say.
+_COMMAND = ("narrowcast", "demo")
 
 
 def run(out: Path, target: str, force: bool, quiet: bool) -> None:
@@ -28,8 +32,9 @@ def run(out: Path, target: str, force: bool, quiet: bool) -> None:
 
     set_quiet(quiet)
     chip = load_target(target)
-    for name in ("pose", "classify"):
-        check_out(out / name, force)
+    replaced = {name: force or _own(out / name) for name in ("pose", "classify")}
+    for name, again in replaced.items():
+        check_out(out / name, again)
     for name in ("pose", "classify"):
         found = sample(name)
         say(f"\n1. {name}: load {found.model.name} and place its nodes on {chip.title}")
@@ -39,7 +44,7 @@ def run(out: Path, target: str, force: bool, quiet: bool) -> None:
         say(f"2. {name}: quantize on {found.calibration.name} images")
         calibration = images(found.calibration, model.preprocess)
         bundle = quantize(
-            model, calibration, target, out=out / name, force=force, command=("narrowcast", "demo", "--target", target)
+            model, calibration, target, out=out / name, force=replaced[name], command=(*_COMMAND, "--target", target)
         )
         report(bundle, verbose=False)
         say(f"3. {name}: float and integers on labelled images that neither has seen")
@@ -47,6 +52,16 @@ def run(out: Path, target: str, force: bool, quiet: bool) -> None:
         say(f"4. {name}: draw")
         _draw(bundle, found, out / f"{name}.png")
         say(f"   {out / f'{name}.png'} written: float on top, {chip.name} integers below")
+
+
+def _own(folder: Path) -> bool:
+    """Whether an earlier demo wrote the bundle, so that nothing is lost when it is written again."""
+    from narrowcast.bundle.manifest import read_manifest
+
+    try:
+        return read_manifest(folder).command[: len(_COMMAND)] == _COMMAND
+    except UserError:
+        return False
 
 
 def _measure(bundle: Bundle, found: Sample) -> None:

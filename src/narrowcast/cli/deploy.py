@@ -29,9 +29,11 @@ def run(
     force: bool,
     json: bool,
     quiet: bool,
+    strict: bool = False,
 ) -> None:
     """Write a kit, say what was written and what to type next."""
     from narrowcast.bundle import open_bundle
+    from narrowcast.calibrate import images as find_images
     from narrowcast.deploy import chosen_kit, deploy
     from narrowcast.progress import set_quiet
     from narrowcast.zoo import sample_for
@@ -41,8 +43,9 @@ def run(
     name = chosen_kit(bundle, kit)
     embedded = images is None and test_vectors > 0
     source = sample_for(bundle.manifest.task).validation if embedded else images
+    found = find_images(source, bundle.manifest.preprocess, strict=strict) if source is not None else None
     made = deploy(
-        bundle, name, out, images=source, limit=limit, test_vectors=test_vectors, force=force, runtime=runtime
+        bundle, name, out, images=found, limit=limit, test_vectors=test_vectors, force=force, runtime=runtime
     )
     if json:
         print_json({"kit": name, **_plain(made)})

@@ -38,6 +38,7 @@ def run(
     threads: int = 0,
     json: bool = False,
     quiet: bool = False,
+    strict: bool = False,
 ) -> None:
     """Distil the float model into the quantized one, write the new bundle, print what it bought.
 
@@ -52,6 +53,7 @@ def run(
         threads: of torch and onnxruntime; 0 for all cores.
         json: print JSON.
         quiet: no progress bars.
+        strict: an unreadable image is an error.
     """
     from narrowcast.bundle import open_bundle
     from narrowcast.bundle.folder import check_out
@@ -68,7 +70,7 @@ def run(
     settings = Settings(**chosen, seed=seed, device=device)
     folder = out or beside(path, "-finetuned")
     check_out(folder, force)
-    found = find_images(images, bundle.manifest.preprocess, limit=limit)
+    found = find_images(images, bundle.manifest.preprocess, limit=limit, strict=strict)
     command = ["narrowcast", "finetune", *(f"--{name.replace('_', '-')}={value}" for name, value in chosen.items())]
     options: dict[str, Any] = {"force": force, "threads": threads, "command": command}
     with on_interrupt("interrupted: nothing was written"):
@@ -89,6 +91,8 @@ def print_finetuned(bundle: Bundle) -> None:
         for name, digits in _ROWS.items()
         if before.get(name) is not None and after.get(name) is not None
     ]
+    for note in record["image_notes"]:
+        say(f"- {note}")
     count = len(record["images"]["judge"])
     print_table(f"error on {count} images that taught nothing, {record['judged_by']}", ["", "before", "after"], rows)
     if not record["kept_step"]:

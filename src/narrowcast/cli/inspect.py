@@ -85,7 +85,7 @@ def _bundle(bundle: Bundle) -> None:
     ]
     print_table("", ("file", "size", "SHA-256"), sizes)
     comparison_table(
-        f"Outputs against float on {len(manifest.calibration['held_back'])} held-back images",
+        f"Outputs against float on {manifest.compared_on}",
         manifest.comparison,
         "output",
     )

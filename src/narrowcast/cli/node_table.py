@@ -53,7 +53,7 @@ def node_rows(bundle: Bundle) -> list[tuple[str, ...]]:
 
 def node_table(bundle: Bundle) -> None:
     """Print :func:`node_rows`."""
-    print_table("Nodes, float against integers on held-back images", NODE_COLUMNS, node_rows(bundle), 4)
+    print_table(f"Nodes, float against integers on {bundle.manifest.compared_on}", NODE_COLUMNS, node_rows(bundle), 4)
 
 
 def output_table(bundle: Bundle) -> None:
@@ -73,8 +73,7 @@ def output_table(bundle: Bundle) -> None:
                 f"{entry['max_abs']:.6f}", decibel(entry["sqnr_db"]),
             )
         )  # fmt: skip
-    held = len(bundle.manifest.calibration["held_back"])
-    title = f"Outputs on {held} held-back image{'s' if held != 1 else ''}"
+    title = f"Outputs on {bundle.manifest.compared_on}"
     print_table(title, ("Output", "Cosine", "L1", "L2", "Chebyshev", "SQNR dB"), rows)
 
 

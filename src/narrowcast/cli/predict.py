@@ -10,6 +10,9 @@ from narrowcast.cli.video import VIDEO_SUFFIXES, run_video
 from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from narrowcast.bundle import Predictor
     from narrowcast.vision import Classification, Detections
 
@@ -45,10 +48,12 @@ def run(
     force: bool,
     json: bool,
     quiet: bool,
+    strict: bool = False,
 ) -> None:
     """Predict, print, draw."""
-    from narrowcast.calibrate.images import SUFFIXES
+    from narrowcast.calibrate.images import image_files
     from narrowcast.progress import set_quiet, track
+    from narrowcast.vision.preprocess import read_image
 
     set_quiet(quiet or json)
     if not 0 < conf < 1 or not 0 < iou <= 1:
@@ -59,21 +64,30 @@ def run(
         options = {"confidence": conf, "iou": iou, "top_k": top_k}
         run_video(open_predictor(bundle, engine), image, out, options, force=force, json=json)
         return
-    files = sorted(f for f in image.iterdir() if f.suffix.lower() in SUFFIXES) if image.is_dir() else [image]
-    if not files:
-        raise UserError(f"{image} holds no images", f"put {', '.join(sorted(SUFFIXES))} files there")
+    files = image_files(image) if image.is_dir() else [image]
     pictures = _pictures(image, files, out, force)
     predictor = open_predictor(bundle, engine)
     results: list[dict[str, Any]] = []
+    unreadable: list[str] = []
     for file in track(files, "predict"):
-        found = predictor.predict(file, confidence=conf, iou=iou, top_k=top_k)
+        try:
+            pixels = read_image(file)
+        except ValueError as error:
+            unreadable.append(str(error))
+            if strict or len(unreadable) == len(files):
+                raise UserError(unreadable[0], "remove or replace the image") from error
+            pictures.pop(file, None)
+            continue
+        found = predictor.predict(pixels, confidence=conf, iou=iou, top_k=top_k)
         results.append({"image": str(file), "results": found.to_dict(predictor.classes)})
         if file in pictures:
-            _draw(file, found, predictor, pictures[file])
+            _draw(pixels, found, predictor, pictures[file])
     if json:
         print_json(results if image.is_dir() else results[0])
         return
     _print(results, predictor)
+    if unreadable:
+        say(f"- {len(unreadable)} of {len(files)} files left out: {'; '.join(unreadable)}")
     for picture in pictures.values():
         say(f"{picture} written")
 
@@ -93,13 +107,12 @@ def _pictures(image: Path, files: list[Path], out: Path | None, force: bool) -> 
     return pictures
 
 
-def _draw(file: Path, found: Detections | Classification, predictor: Predictor, picture: Path) -> None:
+def _draw(pixels: NDArray[np.uint8], found: Detections | Classification, predictor: Predictor, picture: Path) -> None:
     import cv2
 
     from narrowcast.vision.draw import draw
-    from narrowcast.vision.preprocess import read_image
 
-    drawn = draw(read_image(file), found, predictor.classes, predictor.skeleton)
+    drawn = draw(pixels, found, predictor.classes, predictor.skeleton)
     quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if picture.suffix.lower() in (".jpg", ".jpeg") else []
     done, data = cv2.imencode(picture.suffix, drawn, quality)
     if not done:

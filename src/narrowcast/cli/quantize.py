@@ -34,6 +34,7 @@ def run(
     json: bool,
     quiet: bool,
     save_intermediates: Path | None = None,
+    strict: bool = False,
 ) -> None:
     """Quantize and print the comparison."""
     from narrowcast.bundle.folder import check_out
@@ -64,7 +65,7 @@ def run(
         check_input(settings, loaded.input_name, shape)
     bundle = quantize(
         loaded,
-        _images(settings, loaded.preprocess),
+        _images(settings, loaded.preprocess, strict),
         settings.target,
         out=settings.out,
         method=settings.method,
@@ -107,11 +108,11 @@ def _command(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _images(settings: QuantizeSettings, spec: Preprocess) -> ImageSet:
+def _images(settings: QuantizeSettings, spec: Preprocess, strict: bool) -> ImageSet:
     from narrowcast.calibrate import images, vendor_files
 
     if settings.calibration_data == "images":
-        return images(settings.images, spec, limit=settings.limit)
+        return images(settings.images, spec, limit=settings.limit, strict=strict)
     return vendor_files.vendor_images(settings.images, spec, settings.calibration_data, limit=settings.limit)
 
 
@@ -170,13 +171,11 @@ def report(bundle: Bundle, verbose: bool) -> None:
     for step in record.get("steps", []):
         kept = "" if step["kept"] else ", not kept"
         say(f"- {step['step']}: task loss {step['loss_before']:.4f} -> {step['loss_after']:.4f}{kept}{_held(step)}")
-    held = len(record["held_back"])
     if verbose:
         node_table(bundle)
         output_table(bundle)
     comparison_table(
-        f"Outputs, float against {manifest.target} integers, on {held} image{'s' if held != 1 else ''} "
-        "held back from calibration",
+        f"Outputs, float against {manifest.target} integers, on {manifest.compared_on}",
         manifest.comparison,
         "output",
     )

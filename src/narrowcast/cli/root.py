@@ -10,22 +10,22 @@ import typer
 
 __all__ = [
     "Annotations", "Attention", "BundleFolder", "Color", "Engine", "Force", "Fresh", "Json", "KeepHead", "Labels",
-    "Limit", "Mean", "Quiet", "Resize", "Runtime", "Scale", "Size", "SkipMissing", "TargetName", "Threads", "Workers",
-    "app",
+    "Limit", "Mean", "Quiet", "Resize", "Runtime", "Scale", "Size", "SkipMissing", "StrictImages", "TargetName",
+    "Threads", "Workers", "app",
 ]  # fmt: skip
 
 app = typer.Typer(
     name="narrowcast",
     help="Turn a trained vision model into 8/16-bit integers for an edge chip, and see what the chip will compute.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no hint at what to do next.")]
 TargetName = Annotated[
     str, typer.Option("--target", "-t", help="Chip: a name (see 'narrowcast targets') or a YAML file.")
 ]
@@ -40,6 +40,9 @@ Limit = Annotated[int | None, typer.Option(help="Use at most this many images, s
 Annotations = Annotated[Path | None, typer.Option(help="COCO JSON: instances or person_keypoints.")]
 Labels = Annotated[Path | None, typer.Option(help="For classifiers: lines of 'file index'.")]
 SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Annotated images may be missing.")]
+StrictImages = Annotated[
+    bool, typer.Option("--strict-images", help="Stop at an unreadable image instead of leaving it out.")
+]
 Workers = Annotated[int | None, typer.Option(help="Images in work at once [one a core].", min=1)]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do not go on from an interrupted run.")]
 Runtime = Annotated[str | None, typer.Option(help="Version of the chip's runtime; the newest known by default.")]

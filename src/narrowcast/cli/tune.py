@@ -36,6 +36,7 @@ def run(
     force: bool = False,
     json: bool = False,
     quiet: bool = False,
+    strict: bool = False,
 ) -> None:
     """Choose nodes for 16 bits, write the new bundle, print what each step bought.
 
@@ -56,7 +57,7 @@ def run(
     if limit < 2:
         raise UserError(f"a limit of {limit} labelled images cannot be halved", "give 2 or more")
     data = labelled_images(images, annotations, labels, limit=limit, skip_missing=skip_missing)
-    found = find_images(images, bundle.manifest.preprocess)
+    found = find_images(images, bundle.manifest.preprocess, strict=strict)
     command = ["narrowcast", "tune", "--max-drop", max_drop, "--int16-budget", int16_budget]
     command += ["--budget-unit", budget_unit, *(["--metric", metric] if metric is not None else [])]
     with on_interrupt("interrupted: measurements are kept, the same command goes on from there"):
@@ -112,7 +113,7 @@ def print_tuned(tuned: Bundle) -> None:
     images = len(record["images"]["choose"])
     columns = ("step", "of", "", "gain", "task loss", "drop", unit, "share")
     print_table(f"16 bits on {tuned.manifest.target}, chosen on {images} images", columns, rows, 3)
-    for text in _report(record["report"]):
+    for text in (*record["image_notes"], *_report(record["report"])):
         say(f"- {text}")
     say(_last(record))
 

@@ -19,17 +19,22 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
-def _some_inputs(bundle: Bundle, images: Path | None, limit: int) -> list[NDArray[np.float32]]:
-    """Model inputs of a person's images, or of embedded ones."""
+def _some_inputs(
+    bundle: Bundle, images: Path | None, limit: int, strict: bool
+) -> tuple[list[NDArray[np.float32]], tuple[str, ...]]:
+    """Model inputs of a person's images, or of embedded ones, and notes on images left out."""
     from narrowcast.bundle.integer_input import chip_input
     from narrowcast.calibrate import images as find_images
     from narrowcast.zoo import sample_for
 
-    found = find_images(images or sample_for(bundle.manifest.task).validation, bundle.manifest.preprocess, limit=limit)
-    return [chip_input(tensor, bundle.manifest) for tensor in found]
+    source = images or sample_for(bundle.manifest.task).validation
+    found = find_images(source, bundle.manifest.preprocess, limit=limit, strict=strict).usable()
+    return [chip_input(tensor, bundle.manifest) for tensor in found], found.notes
 
 
-def run(path: Path, images: Path | None, limit: int, everything: bool, json: bool, quiet: bool) -> None:
+def run(
+    path: Path, images: Path | None, limit: int, everything: bool, json: bool, quiet: bool, strict: bool = False
+) -> None:
     """Compare every integer tensor; exit code 1 when one differs."""
     from narrowcast.bundle import open_bundle
     from narrowcast.lower.verify import verify
@@ -38,7 +43,7 @@ def run(path: Path, images: Path | None, limit: int, everything: bool, json: boo
     set_quiet(quiet or json)
     bundle = open_bundle(path)
     graph = bundle.integer_graph
-    inputs = _some_inputs(bundle, images, limit)
+    inputs, notes = _some_inputs(bundle, images, limit, strict)
     target = bundle.target
     rows = verify(bundle.prepared.ir, bundle.plan, target, graph, track(inputs, "verify", len(inputs)))
     wrong = [row for row in rows if row.differing]
@@ -46,6 +51,8 @@ def run(path: Path, images: Path | None, limit: int, everything: bool, json: boo
     if json:
         print_json({"images": len(inputs), "differing": differing, "total": total, "rows": [asdict(r) for r in rows]})
     else:
+        for note in notes:
+            say(f"- {note}")
         shown = rows if everything else wrong
         if shown:
             cells = [

@@ -14,7 +14,8 @@ from narrowcast.analyze.task_error import TaskError
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.remake import lowered, remake, state_of
-from narrowcast.calibrate import ImageSet
+from narrowcast.calibrate import Images
+from narrowcast.calibrate import images as find_images
 from narrowcast.deploy.espdl import bundled_espdl
 from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner
@@ -36,7 +37,7 @@ JUDGES, JUDGE_EVERY = 16, 4
 
 def finetune(
     bundle: Bundle,
-    images: ImageSet,
+    images: Images,
     *,
     out: str | Path,
     settings: Settings | None = None,
@@ -48,7 +49,8 @@ def finetune(
 
     Args:
         bundle: to start from; not changed.
-        images: of the kind that the model will see; none needs a label. One in four judges, the others teach.
+        images: what :func:`narrowcast.images` gives or takes, of the kind that the model will see; none needs a
+            label. One in four judges, the others teach.
         out: folder to write.
         settings: how.
         force: replace an existing bundle.
@@ -65,11 +67,12 @@ def finetune(
     path = check_out(out, force)
     require_torch()
     settings = settings or Settings()
-    if len(images) < LEAST_IMAGES:
-        raise UserError(f"{len(images)} images are too few to finetune", f"give {LEAST_IMAGES} or more, better 50")
+    found = find_images(images, bundle.manifest.preprocess).usable()
+    if len(found) < LEAST_IMAGES:
+        raise UserError(f"{len(found)} images are too few to finetune", f"give {LEAST_IMAGES} or more, better 50")
     start, target = state_of(bundle), bundle.target
-    judging = min(JUDGES, max(2, len(images) // JUDGE_EVERY))
-    teachers, judges = (images.subset(indices) for indices in split(len(images), len(images), judging))
+    judging = min(JUDGES, max(2, len(found) // JUDGE_EVERY))
+    teachers, judges = (found.subset(indices) for indices in split(len(found), len(found), judging))
     gate = _Gate(bundle, start, target, list(track(judges, "read", len(judges))), threads)
     from narrowcast.improve.finetune.training import Course, train  # needs torch
 
@@ -80,12 +83,13 @@ def finetune(
         bundle.model.to_proto(), learned, features(start.model.graph, inside, learned), manifest.task, manifest.head,
         teachers, target, manifest.runtime_version,
     )  # fmt: skip
-    found = train(start, course, gate, settings, threads)
+    learnt = train(start, course, gate, settings, threads)
     images_used = {"teach": teachers.hashes(), "judge": judges.hashes()}
-    record = {"settings": settings.to_dict(), **found.to_dict(), **gate.record(found), "images": images_used}
+    record = {"settings": settings.to_dict(), **learnt.to_dict(), **gate.record(learnt), "images": images_used}
+    record["image_notes"] = list(found.notes)
     extra = bundled_espdl(target, manifest.model, manifest.runtime_version)
     return remake(
-        bundle, found.state, {"finetune": record}, judges,
+        bundle, learnt.state, {"finetune": record}, judges,
         out=path, force=force, threads=threads, command=command, extra=extra,
     )  # fmt: skip
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from narrowcast.bundle import Bundle, Manifest
-from narrowcast.calibrate import ImageSet
+from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
 from narrowcast.deploy.delivery import Delivery
 from narrowcast.deploy.espdl import deploy_espdl
@@ -145,7 +145,7 @@ def deploy(
     kit: str | None = None,
     out: str | Path | None = None,
     *,
-    images: ImageSet | str | Path | None = None,
+    images: Images | None = None,
     limit: int | None = None,
     test_vectors: int = 0,
     force: bool = False,
@@ -173,6 +173,9 @@ def deploy(
     name = chosen_kit(bundle, kit)
     maker = KITS[name]
     path = Path(out) if out is not None else Path(f"{bundle.path.resolve().name}-{name}{maker.suffix}")
-    if isinstance(images, (str, Path)):
-        images = find_images(images, bundle.manifest.preprocess, limit=limit or (test_vectors or MOST_IMAGES))
-    return maker.make(Request(bundle, path, images, test_vectors, force, runtime))
+    found = None
+    if images is not None:
+        most = limit or test_vectors or MOST_IMAGES
+        found = find_images(images, bundle.manifest.preprocess).spread(most).usable()
+    made = maker.make(Request(bundle, path, found, test_vectors, force, runtime))
+    return made if found is None else replace(made, notes=(*made.notes, *found.notes))

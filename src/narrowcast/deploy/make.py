@@ -7,25 +7,31 @@ from typing import Any
 
 from narrowcast import bundle as bundles
 from narrowcast.bundle import Bundle
-from narrowcast.calibrate import ImageSet
+from narrowcast.calibrate import Images
 from narrowcast.deploy.espdl import bundled_espdl, check_runtime
 from narrowcast.errors import UserError
-from narrowcast.graph import Model
+from narrowcast.graph import Model, load
 from narrowcast.targets import load_target
 
 __all__ = ["quantize"]
 
 
 def quantize(
-    model: Model, images: ImageSet, target: str = "onnx", *, out: str | Path, runtime: str | None = None, **options: Any
+    model: Model | str | Path,
+    images: Images,
+    target: str = "onnx",
+    *,
+    out: str | Path | None = None,
+    runtime: str | None = None,
+    **options: Any,
 ) -> Bundle:
     """Quantize a model and write the bundle, with the chip's own model file where we write that.
 
     Args:
-        model: from :func:`narrowcast.load`.
-        images: calibration images, from :func:`narrowcast.images`.
+        model: from :func:`narrowcast.load`, or the path of one.
+        images: calibration images: what :func:`narrowcast.images` gives or takes, such as a folder.
         target: name of a target, or the path of a target file.
-        out: folder to write.
+        out: folder to write; by default named after the model and the target, in the current folder.
         runtime: version of the chip's runtime; the newest known by default.
         options: as :func:`narrowcast.bundle.quantize` takes them: method, percentile, pins, force, threads, command.
 
@@ -37,6 +43,7 @@ def quantize(
             before anything slow starts.
     """
     chip = load_target(target)
+    model = model if isinstance(model, Model) else load(model)
     if "espdl" not in chip.kits:
         return bundles.quantize(model, images, target, out=out, runtime=runtime, **options)
     for row in check_runtime(model.ir, chip, None, runtime):

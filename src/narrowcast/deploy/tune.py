@@ -18,7 +18,8 @@ from narrowcast.analyze.task_units import TaskError, TaskJudge, combine
 from narrowcast.bundle import Bundle, Predictor
 from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.remake import lowered, remake, state_of
-from narrowcast.calibrate import ImageSet, TensorStatistics, collect
+from narrowcast.calibrate import Images, ImageSet, TensorStatistics, collect
+from narrowcast.calibrate import images as find_images
 from narrowcast.deploy.espdl import bundled_espdl
 from narrowcast.deploy.tune_halves import Labelled, halves, halves_of_labels
 from narrowcast.errors import UserError
@@ -83,7 +84,7 @@ def usual_metric(task: str) -> tuple[str, str]:
 
 def tune(
     bundle: Bundle,
-    images: ImageSet,
+    images: Images,
     *,
     out: str | Path,
     wish: Wish | None = None,
@@ -98,8 +99,8 @@ def tune(
 
     Args:
         bundle: to start from; not changed.
-        images: of the kind that the model will see; those used for calibration are left out. Half of them choose, the
-            other half reports.
+        images: what :func:`narrowcast.images` gives or takes, of the kind that the model will see; those used for
+            calibration are left out. Half of them choose, the other half reports.
         out: folder to write. Until it is written, measurements are kept in ``.<name>.tune.jsonl`` beside it.
         wish: drop and budget.
         data: labelled images, for the metric; needed when the wish names one.
@@ -116,7 +117,8 @@ def tune(
         UserError: a target without 16 bits, too few images, a budget that allows nothing.
     """
     path = check_out(out, force)
-    job = _Job.of(bundle, images, wish or Wish(), data, loss_images, workers)
+    found = find_images(images, bundle.manifest.preprocess)
+    job = _Job.of(bundle, found, wish or Wish(), data, loss_images, workers)
     file = path.absolute().parent / f".{path.name}.tune.jsonl"
     with Journal(file, job.key(), fresh=fresh) as journal:
         record, state = job.run(journal)
@@ -171,7 +173,8 @@ class _Job:
         floating = bundle.model.to_proto()
         pick = partial(telling, limit=limit, proto=floating, task=manifest.task, head=manifest.head)
         few = pick(choosing), pick(reporting)
-        return cls(bundle, start, target, wish, *few, choosing.spread(RANGE_IMAGES), labelled, excluded, workers)
+        seen = choosing.spread(RANGE_IMAGES).usable()
+        return cls(bundle, start, target, wish, *few, seen, labelled, excluded, workers)
 
     def key(self) -> dict[str, Any]:
         """Everything that the measurements depend on."""
@@ -216,6 +219,7 @@ class _Job:
             "cost": {unit: self._cost(unit, state.plan) for unit in ("convolutions", "macs")},
             "images": {"choose": self.chosen_by.hashes(), "report": self.report_images.hashes()},
             "excluded": self.excluded,
+            "image_notes": [*self.chosen_by.notes, *self.report_images.notes],
             "report": self._report(state),
         }
         return record, state

@@ -62,6 +62,14 @@ class Report:
     protocol: dict[str, Any]
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        found = []
+        for row in self.rows:
+            for metrics in row.metrics[:1]:
+                name, value = next(iter(metrics.values.items()))
+                found.append(f"{row.name} {metrics.family} {name} {'-' if value is None else f'{value:.3f}'}")
+        return f"<Report on {self.images} images: {', '.join(found)}>"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)

@@ -17,6 +17,7 @@ from narrowcast.errors import UserError
 from narrowcast.graph import attention as attentions
 from narrowcast.graph import check, ends, exposure, files, prepare
 from narrowcast.graph.units import inline_units
+from narrowcast.progress import phase
 from narrowcast.vision.heads import HeadSpec
 from narrowcast.vision.preprocess import Preprocess
 
@@ -62,6 +63,10 @@ class Model:
     difference: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        size, graph = f"{self.preprocess.height}x{self.preprocess.width}", self.ir.graph
+        return f"<Model {self.source}: {self.task}, {size}, {len(graph)} nodes, {len(graph.outputs)} outputs>"
+
     def to_proto(self) -> onnx.ModelProto:
         """The prepared graph as an ONNX model (with local functions for Silu and the like)."""
         return ir.to_proto(self.ir)
@@ -102,6 +107,7 @@ class Model:
         return proto
 
 
+@phase("load")
 def load(
     path: str | Path,
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,6 +129,11 @@ class Plan:
     tensors: dict[str, Encoding] = field(default_factory=dict)
     edges: dict[str, Encoding] = field(default_factory=dict)
     nodes: dict[str, Placement] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        count = Counter(placement.type for placement in self.nodes.values())
+        types = ", ".join(f"{number} {name}" for name, number in sorted(count.items()))
+        return f"<Plan for {self.target}: {len(self.tensors)} tensors, {len(self.nodes)} nodes ({types})>"
 
 
 def edge_key(node: str, index: int) -> str:

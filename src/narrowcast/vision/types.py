@@ -37,6 +37,11 @@ class Detections:
         if isinstance(self.masks, np.ndarray):
             object.__setattr__(self, "masks", dense_masks(self.masks))
 
+    def __repr__(self) -> str:
+        extra = [name for name in ("masks", "keypoints") if getattr(self, name) is not None]
+        scores = f", scores {self.scores.max():.2f} to {self.scores.min():.2f}" if len(self) else ""
+        return f"<Detections: {', '.join([f'{len(self)} boxes', *extra])}{scores}>"
+
     def __len__(self) -> int:
         return len(self.scores)
 
