@@ -73,7 +73,6 @@ def conv_model(tmp_path: Path, **attributes: Any) -> Model:
     [
         ("bayes-e", {"kernel": 33}, "kernel 33"),
         ("bayes-e", {"dilations": [17, 17]}, "dilation 17"),
-        ("esp32p4", {"group": 2}, "2 groups"),
     ],
 )
 def test_convolution_limits(tmp_path: Path, target: str, attributes: dict[str, Any], words: str) -> None:
@@ -83,8 +82,8 @@ def test_convolution_limits(tmp_path: Path, target: str, attributes: dict[str, A
     assert verdict.unit in ("CPU", "")
 
 
-def test_depthwise_and_plain_convolutions_are_fine(tmp_path: Path) -> None:
-    for group in (1, 6):
+def test_groups_are_fine(tmp_path: Path) -> None:
+    for group in (1, 2, 6):
         verdict = support(conv_model(tmp_path, group=group).ir.graph.node(0), load_target("esp32p4"))
         assert verdict.supported and verdict.types == ("int8", "int16")
 

@@ -43,7 +43,9 @@ def choose_encoding(
         qmin = -qmax
     spec = RangeSpec(qmin, qmax, rules.symmetric, power_of_two, method if dtype == "int8" else "minmax", percentile)
     table = target.table16
-    if dtype == "int16" and table is not None and through and power_of_two and through.split()[0] in target.tables:
+    name = through.split()[0] if through else ""
+    stepped = table is not None and name in target.tables and name not in table.exact
+    if dtype == "int16" and table is not None and stepped and power_of_two:
         half = table.entries // 2
         scale, _ = choose_range(statistics, replace(spec, qmin=-half, qmax=half - 1, method="lp"), through)
         return Encoding(dtype, scale / table.step)

@@ -88,6 +88,7 @@ class Table16(_Rules):
     entries: int
     step: int
     rounding: Rounding
+    exact: tuple[str, ...] = Field(default=(), description="functions that have a 16-bit kernel of their own")
 
 
 class Softmax(_Rules):
@@ -129,7 +130,9 @@ class Limits(_Rules):
     axes: tuple[int, ...] | None = Field(default=None, description="values of the attribute 'axis', from the front")
     matrix_size: int | None = Field(default=None, description="largest M and K of a MatMul")
     dims: tuple[int, int] | None = Field(default=None, description="each axis of input and output")
-    constant_operand: Literal["required", "forbidden"] | None = None
+    constant_operand: Literal["required", "scalar", "forbidden"] | None = Field(
+        default=None, description="constant operands; scalar: one number"
+    )
     power_of_two_factor: bool | None = Field(default=None, description="Resize enlarges by powers of two")
     divisible_split: bool | None = Field(default=None, description="the length is a multiple of every part of a Split")
     power_of_two_dilation: bool | None = None
@@ -147,6 +150,10 @@ class Limits(_Rules):
     padded_plane: bool | None = Field(default=None, description="Pad pads height and width only")
     single_matrix: bool | None = Field(default=None, description="the second operand of a MatMul is one matrix")
     block: tuple[int, int] | None = Field(default=None, description="blocksize of DepthToSpace and SpaceToDepth")
+    whole_windows: bool | None = Field(default=None, description="every window of an average counts its whole kernel")
+    floor_grid: bool | None = Field(
+        default=None, description="nearest Resize reads floor(i / scale), linear a half-pixel or align-corners grid"
+    )
 
 
 class OpRule(_Rules):

@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from narrowcast.errors import UserError
+from narrowcast.graph.grids import LINEAR_GRIDS, floor_positions, linear_positions, nearest_positions, resize_scales
+from narrowcast.graph.windows import window_counts
 from narrowcast.targets.schema import Limits, OpRule, Target
 
 __all__ = ["Support", "support"]
@@ -137,10 +140,12 @@ def _matrix(node: ir.Node, largest: int) -> str:
 
 
 def _constant(node: ir.Node, wanted: str) -> str:
-    constant = any(value is not None and value.const_value is not None for value in node.inputs[1:])
-    if wanted == "required" and not constant:
+    constants = [value.const_value for value in node.inputs[1:] if value is not None and value.const_value is not None]
+    if wanted in ("required", "scalar") and not constants:
         return "needs a constant operand"
-    return "takes no constant operand" if wanted == "forbidden" and constant else ""
+    if wanted == "scalar" and constants[0].size != 1:
+        return f"a constant of {constants[0].size} numbers (only 1)"
+    return "takes no constant operand" if wanted == "forbidden" and constants else ""
 
 
 def _factor(node: ir.Node) -> str:
@@ -213,6 +218,42 @@ def _second_matrix(node: ir.Node) -> str:
     return "" if lead == 1 else f"the second operand is {lead} matrices (only 1)"
 
 
+def _whole_windows(node: ir.Node) -> str:
+    counts = window_counts(node, _dims(node.inputs[0])[2:], _dims(node.outputs[0])[2:])
+    area = math.prod(_kernel(node))
+    return "" if (counts == area).all() else f"a window at the border averages {counts.min()} of {area} numbers"
+
+
+def _grid(node: ir.Node) -> str:
+    mode = node.attributes.get_string("mode", "nearest")
+    given = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    before, after = tuple(_dims(node.inputs[0])), tuple(_dims(node.outputs[0]))
+    if before[:2] != after[:2]:
+        return "resizes batch or channels"
+    if node.attributes.get_int("antialias", 0):
+        return "antialias"
+    if mode == "linear" and given not in LINEAR_GRIDS:
+        return f"linear with {given}"
+    for size, outputs, scale in list(zip(before, after, resize_scales(node, before, after), strict=True))[2:]:
+        if mode == "linear":
+            usual = "align_corners" if given == "align_corners" else "half_pixel"
+            pairs = (linear_positions(size, outputs, scale, grid) for grid in (given, usual))
+            if size != outputs and not all(np.array_equal(*parts) for parts in zip(*pairs, strict=True)):
+                return f"linear with {given} reads other places than half_pixel and align_corners"
+        elif not _reads_floor(node, size, outputs, scale):
+            rule = node.attributes.get_string("nearest_mode", "round_prefer_floor")
+            return f"nearest with {given} and {rule} reads other pixels than floor(i / scale)"
+    return ""
+
+
+def _reads_floor(node: ir.Node, size: int, outputs: int, scale: float) -> bool:
+    try:
+        own = nearest_positions(node, size, outputs, scale)
+    except ValueError:
+        return False
+    return np.array_equal(own, floor_positions(size, outputs, scale))
+
+
 def _broken(node: ir.Node, limits: Limits) -> str:
     """The first limit that the node breaks, as a clause; empty when it fits."""
     checks: list[tuple[object, Callable[[], str]]] = [
@@ -264,5 +305,7 @@ def _broken(node: ir.Node, limits: Limits) -> str:
         (limits.reduced, lambda: _reduced(node, limits.reduced or "")),
         (limits.padded_plane, lambda: _padded(node)),
         (limits.single_matrix, lambda: _second_matrix(node)),
+        (limits.whole_windows, lambda: _whole_windows(node)),
+        (limits.floor_grid, lambda: _grid(node)),
     ]
     return next((text for limit, check in checks if limit is not None and (text := check())), "")

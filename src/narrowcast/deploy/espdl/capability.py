@@ -161,7 +161,8 @@ def _types(node: ir.Node, verdict: Support, target: Target, plan: Plan | None) -
 def _uses(node: ir.Node, plan: Plan | None, target: Target) -> Iterator[str]:
     """What a node does that not every version can."""
     kind = _type_of(node, plan)
-    if kind == "int16" and node.op_type in target.tables:
+    exact = () if target.table16 is None else target.table16.exact
+    if kind == "int16" and node.op_type in target.tables and node.op_type not in exact:
         yield "16-bit table"
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     if weight is None or constant_of(weight) is None or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):

@@ -10,8 +10,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.deploy.espdl.assembly import QUANT_TYPES, Assembly, Stored, exponents, shape_of
-from narrowcast.deploy.espdl.layouts import Order, channels_last, identity, inverse, moves_nothing, then
+from narrowcast.deploy.espdl.layouts import (
+    Order,
+    channels_last,
+    identity,
+    inverse,
+    moves_nothing,
+    reordered,
+    then,
+)
 from narrowcast.deploy.espdl.products import (
+    Chain,
     add_convolution,
     add_fully_connected,
     add_matmul,
@@ -79,12 +88,12 @@ def _move(
     x: Stored,
     order: Order,
     operands: list[str],
+    op_type: str | None = None,
     **attributes: AttributeValue,
 ) -> None:
-    """A node that moves bytes; Reshape stands for everything that only changes the shape."""
-    op_type = "Reshape" if node.op_type in ("Flatten", "Squeeze", "Unsqueeze") else node.op_type
+    """A node that moves bytes, under the model's operator or another one."""
     names = [_store_moved(assembly, value, order, x, node) for value in node.outputs]
-    assembly.emit(op_type, str(node.name), [x.name, *operands], names, **attributes)
+    assembly.emit(op_type or node.op_type, str(node.name), [x.name, *operands], names, **attributes)
     for value, name in zip(node.outputs, names, strict=True):
         _convert_moved(assembly, value, order, name, x)
 
@@ -106,8 +115,7 @@ def _table(assembly: Assembly, node: ir.Node, source: Encoding, wanted: Encoding
     if wide and rule is None:
         raise UserError(f"{node.name}: the target has no 16-bit tables", "pin the node to int8")
     if node.op_type in ("Relu", "Clip"):
-        clipped = _clip_table(assembly, node, source, wanted)
-        return clipped if not wide or rule is None else np.append(clipped[:: rule.step], clipped[-1])
+        return _clip_table(assembly, node, source, wanted)
     function = unary_function(node)
     if function is None:
         raise UserError(f"{node.name}: {node.op_type} is no function of one value", "make its operands constant")
@@ -120,18 +128,34 @@ def _unary(assembly: Assembly, node: ir.Node) -> None:
     x, wanted = assembly.operand(node, 0), assembly.encoding(node.outputs[0], node)
     if x.encoding is None or x.encoding.dtype != wanted.dtype:
         raise UserError(f"{node.name} ({node.op_type}) reads and writes different types", "make the plan again")
+    rule = assembly.target.table16
+    if wanted.dtype == "int16" and rule is not None and node.op_type in rule.exact:
+        _without_table(assembly, node, x, wanted)
+        return
     table = _table(assembly, node, x.encoding, wanted)
     if table.ndim != 1:
         raise UserError(f"{node.name}: {node.op_type} with a slope per channel", "use one slope, or Relu")
     name = _NAMES.get(node.op_type, node.op_type)
     kept = {key: value for key, value in _attributes(node).items() if value is not None}
     operands = _unary_operands(assembly, node, wanted)
-    if wanted.dtype == "int16" and assembly.target.table16 is not None:
-        kept |= {"original_op_type": name, "int16_lut_step": assembly.target.table16.step}
+    if wanted.dtype == "int16" and rule is not None:
+        kept |= {"original_op_type": name, "int16_lut_step": rule.step}
+        name = "LUT"
+    elif node.op_type == "Pow":  # the kernel of that name raises to a power in float32, number by number
+        kept |= {"original_op_type": name}
         name = "LUT"
     kept["lut"] = _shared_table(assembly, node, table, wanted)
     output = assembly.result(node.outputs[0], x.order, wanted)
     assembly.emit(name, str(node.name), [x.name, *operands], [output.name], **kept)
+
+
+def _without_table(assembly: Assembly, node: ir.Node, x: Stored, wanted: Encoding) -> None:
+    """Relu and Clip of 16 bits; Clip compares integers before it changes their scale, so that is done in front."""
+    if node.op_type == "Clip" and x.encoding != wanted:
+        x = assembly.requantized(x, wanted)
+    operands = _unary_operands(assembly, node, wanted)
+    output = assembly.result(node.outputs[0], x.order, wanted)
+    assembly.emit(node.op_type, str(node.name), [x.name, *operands], [output.name])
 
 
 def _shared_table(assembly: Assembly, node: ir.Node, table: NDArray[np.int64], wanted: Encoding) -> str:
@@ -304,29 +328,28 @@ def _reduce(assembly: Assembly, node: ir.Node) -> None:
 
 
 def _pool(assembly: Assembly, node: ir.Node) -> None:
+    """Pools; there is no GlobalMaxPool, but a MaxPool whose window is the whole plane."""
     wanted, rank = assembly.encoding(node.outputs[0], node), len(shape_of(node.outputs[0]))
     x = assembly.ordered(assembly.operand(node, 0), channels_last(rank))
     attributes: dict[str, AttributeValue] = {}
-    if not node.op_type.startswith("Global"):
+    if node.op_type != "GlobalAveragePool":
         attributes = _window_attributes(node, x)
     if "Max" in node.op_type:
-        _move(assembly, node, x, x.order, [], **attributes)
+        _move(assembly, node, x, x.order, [], "MaxPool", **attributes)
     else:
         output = assembly.result(node.outputs[0], x.order, wanted)
         assembly.emit(node.op_type, str(node.name), [x.name], [output.name], **attributes)
 
 
 def _window_attributes(node: ir.Node, x: Stored) -> dict[str, AttributeValue]:
-    kernel = tuple(int(size) for size in node.attributes.get_ints("kernel_shape", []) or [])
+    everything = x.shape[2:] if node.op_type == "GlobalMaxPool" else ()
+    kernel = everything or tuple(int(size) for size in node.attributes.get_ints("kernel_shape", []) or [])
     ones = (1,) * len(kernel)
-    dilations = tuple(node.attributes.get_ints("dilations", []) or ones)
-    if any(dilation != 1 for dilation in dilations):
-        raise UserError(f"{node.name}: {node.op_type} with dilation", "pools of ESP-DL take no dilation")
     own = {"count_include_pad": node.attributes.get_int("count_include_pad", 0)}
     return {
-        "ceil_mode": node.attributes.get_int("ceil_mode", 0),
+        "ceil_mode": 0,
         "kernel_shape": kernel,
-        "pads": tuple(explicit_pads(node, kernel, x.shape[2:], shape_of(node.outputs[0])[2:])),
+        "pads": explicit_pads(node, kernel, x.shape[2:], shape_of(node.outputs[0])[2:]),
         "strides": tuple(node.attributes.get_ints("strides", []) or ones),
         **(own if node.op_type == "AveragePool" else {"dilations": ones}),
     }
@@ -348,15 +371,29 @@ def _resize(assembly: Assembly, node: ir.Node) -> None:
         "nearest_mode": "round_prefer_floor", **_attributes(node),
     }  # fmt: skip
     if attributes["mode"] == "nearest":
-        _move(assembly, node, x, x.order, ["", *operands, *sizes], **attributes)
+        _move(assembly, node, x, x.order, ["", *operands, *sizes], None, **attributes)
         return
     output = assembly.result(node.outputs[0], x.order, wanted)
     assembly.emit("Resize", str(node.name), [x.name, "", *operands, *sizes], [output.name], **attributes)
 
 
 def _blocks(assembly: Assembly, node: ir.Node) -> None:
-    x = assembly.ordered(assembly.operand(node, 0), channels_last(len(shape_of(node.outputs[0]))))
-    _move(assembly, node, x, x.order, [], **_attributes(node))
+    """DepthToSpace and SpaceToDepth. The runtime orders channels as ONNX only in mode CRD; the other two swap the
+    axes (block, width) of a channels-last tensor (height, block, width, block * channels)."""
+    x = assembly.ordered(assembly.operand(node, 0), channels_last(4))
+    block, whole = node.attributes.get_int("blocksize", 1), node.op_type == "SpaceToDepth"
+    if node.attributes.get_string("mode", "DCR") == "CRD":
+        _move(assembly, node, x, x.order, [], None, **_attributes(node))
+        return
+    _, channels, height, width = x.shape
+    inner = (height // block, block, width // block, block * channels)
+    inner = inner if whole else (height, width, block, channels // block)
+    chain = Chain(assembly, f"{node.name}/blocks")
+    stored = Stored(x.name, reordered(x.shape, x.order), identity(4), x.encoding)
+    turned = chain.transpose(chain.reshape(stored, inner), (0, 2, 1, 3))
+    shape = shape_of(node.outputs[0])
+    sizes = assembly.numbers(f"{node.name}/shape", reordered(shape, x.order))
+    _move(assembly, node, turned, x.order, [sizes], "Reshape", allowzero=0)
 
 
 # shapes
@@ -399,7 +436,7 @@ def _reshape(assembly: Assembly, node: ir.Node) -> None:
     if moves_nothing(shape, channels_last(len(shape))) and assembly.feeds_channels_last(node.outputs[0]):
         order = channels_last(len(shape))
     sizes = assembly.numbers(f"{node.name}/shape", [shape[axis] for axis in order])
-    _move(assembly, node, x, order, [sizes], allowzero=0)
+    _move(assembly, node, x, order, [sizes], "Reshape", allowzero=0)
 
 
 def _gather(assembly: Assembly, node: ir.Node) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -9,13 +11,17 @@ from numpy.typing import NDArray
 from narrowcast.deploy.espdl.assembly import Assembly, Stored, exponents, shape_of
 from narrowcast.deploy.espdl.layouts import channels_last, identity, reordered
 from narrowcast.deploy.espdl.packing import filter_layout, pack_filter, pack_matrix
-from narrowcast.deploy.espdl.types import EspdlTensor
+from narrowcast.deploy.espdl.types import AttributeValue, EspdlTensor
 from narrowcast.errors import UserError
 from narrowcast.graph.units import constant_of
+from narrowcast.graph.windows import windows
 from narrowcast.lower.integer import bias_integers, constant_integers
 from narrowcast.plan.types import Encoding
 
-__all__ = ["add_convolution", "add_fully_connected", "add_matmul", "add_transposed_convolution", "fused_relu"]
+__all__ = [
+    "Chain", "add_convolution", "add_fully_connected", "add_matmul", "add_transposed_convolution", "explicit_pads",
+    "fused_relu",
+]  # fmt: skip
 
 
 def fused_relu(assembly: Assembly, node: ir.Node) -> ir.Node | None:
@@ -56,10 +62,10 @@ def _lanes(encoding: Encoding) -> int:
     return 16 if encoding.dtype == "int8" else 8
 
 
-def _bias(assembly: Assembly, node: ir.Node, channels: int, kind: Encoding) -> list[str]:
+def _bias(assembly: Assembly, node: ir.Node, channels: int, kind: Encoding) -> EspdlTensor | None:
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
-        return []
+        return None
     array, encoding = constant_of(value), assembly.plan.tensors.get(str(value.name))
     if array is None or encoding is None:
         raise UserError(f"{node.name}: its bias is computed or has no encoding", "make the plan again")
@@ -71,19 +77,47 @@ def _bias(assembly: Assembly, node: ir.Node, channels: int, kind: Encoding) -> l
     )
     stored = integers.astype(np.int64 if kind.dtype == "int16" else np.int32)
     name = str(value.name)
-    return [assembly.add_tensor(EspdlTensor(name, (channels,), stored, exponents(encoding, name), "UNK"))]
+    return EspdlTensor(name, (channels,), stored, exponents(encoding, name), "UNK")
 
 
-def _filter(
-    assembly: Assembly, name: str, integers: NDArray[np.int64], encoding: Encoding, depthwise: bool = False
-) -> str:
-    """Store integers (N, C, ...) packed, with logical dims HWCN, or HWNC of a depthwise filter."""
-    lanes, spatial = _lanes(encoding), integers.ndim - 2
-    window = tuple(range(2, integers.ndim))
-    dims = reordered(integers.shape, (*window, 0, 1) if depthwise else (*window, 1, 0))
-    data = pack_filter(integers.astype(encoding.dtype), lanes, depthwise)
-    layout = filter_layout(len(integers), spatial, lanes)
-    return assembly.add_tensor(EspdlTensor(name, dims, data, exponents(encoding, name), layout))
+@dataclass(frozen=True)
+class _Weights:
+    """Constants of a convolution.
+
+    Attributes:
+        name: of the filter.
+        integers: the filter, (N, C / group, ...).
+        encoding: of the filter, per tensor or per output channel.
+        bias: (N,), or ``None``.
+        group: into how many parts the channels fall.
+    """
+
+    name: str
+    integers: NDArray[np.int64]
+    encoding: Encoding
+    bias: EspdlTensor | None = None
+    group: int = 1
+
+    def stored(self, assembly: Assembly) -> list[str]:
+        """Their names in the file: the filter packed, with logical dims HWCN, or HWNC of a depthwise one."""
+        lanes, spatial, depthwise = _lanes(self.encoding), self.integers.ndim - 2, self.group > 1
+        window = tuple(range(2, self.integers.ndim))
+        dims = reordered(self.integers.shape, (*window, 0, 1) if depthwise else (*window, 1, 0))
+        data = pack_filter(self.integers.astype(self.encoding.dtype), lanes, depthwise)
+        layout = filter_layout(len(self.integers), spatial, lanes)
+        filters = EspdlTensor(self.name, dims, data, exponents(self.encoding, self.name), layout)
+        return [assembly.add_tensor(tensor) for tensor in (filters, self.bias) if tensor is not None]
+
+    def part(self, index: int) -> _Weights:
+        """Those of one group, which is a convolution by itself."""
+        each = len(self.integers) // self.group
+        own, encoding, bias = slice(index * each, (index + 1) * each), self.encoding, self.bias
+        if isinstance(encoding.scale, tuple):
+            encoding = replace(encoding, scale=encoding.scale[own])
+        if bias is not None:
+            scales = bias.exponents if len(bias.exponents) == 1 else bias.exponents[own]
+            bias = replace(bias, name=f"{bias.name}__{index}", dims=(each,), data=bias.data[own], exponents=scales)
+        return _Weights(f"{self.name}__{index}", self.integers[own], encoding, bias)
 
 
 def _window(node: ir.Node, name: str, count: int, default: int) -> tuple[int, ...]:
@@ -92,8 +126,9 @@ def _window(node: ir.Node, name: str, count: int, default: int) -> tuple[int, ..
 
 def explicit_pads(
     node: ir.Node, kernel: tuple[int, ...], sizes: tuple[int, ...], outputs: tuple[int, ...]
-) -> list[int]:
-    """Padding at the begin of every axis, then at the ends; ``auto_pad`` written out.
+) -> tuple[int, ...]:
+    """Padding at the begin of every axis, then at the ends; ``auto_pad`` and ``ceil_mode``, which the runtime does
+    not read, are part of it.
 
     Args:
         node: a Conv or pool.
@@ -101,18 +136,8 @@ def explicit_pads(
         sizes: of the input's spatial axes.
         outputs: of the output's.
     """
-    count = len(kernel)
-    auto = node.attributes.get_string("auto_pad", "NOTSET")
-    if auto not in ("SAME_UPPER", "SAME_LOWER"):
-        return list(node.attributes.get_ints("pads", []) or [0] * (2 * count))
-    strides, dilations = _window(node, "strides", count, 1), _window(node, "dilations", count, 1)
-    begins, ends = [], []
-    for axis in range(count):
-        reach = (outputs[axis] - 1) * strides[axis] + (kernel[axis] - 1) * dilations[axis] + 1
-        total = max(reach - sizes[axis], 0)
-        begins.append(total // 2 if auto == "SAME_UPPER" else total - total // 2)
-        ends.append(total - begins[-1])
-    return [*begins, *ends]
+    each = windows(node, sizes, outputs, kernel)
+    return (*(w.begin for w in each), *(max(w.end, w.needed_end) for w in each))
 
 
 def _integers(assembly: Assembly, node: ir.Node, encoding: Encoding) -> NDArray[np.int64]:
@@ -122,12 +147,54 @@ def _integers(assembly: Assembly, node: ir.Node, encoding: Encoding) -> NDArray[
     return constant_integers(array, encoding, assembly.target)
 
 
-def _check_groups(node: ir.Node, group: int, channels: int, outputs: int) -> None:
-    if group not in (1, channels) or (group > 1 and outputs != channels):
-        raise UserError(
-            f"{node.name}: {group} groups of {channels} channels, ESP-DL has only 1 or all",
-            "use 1 group or a depthwise convolution",
-        )
+def _convolve(
+    assembly: Assembly, name: str, x: Stored, weights: _Weights, output: Stored, **attributes: AttributeValue
+) -> None:
+    """A Conv with any number of groups.
+
+    The runtime has 1 group, or as many as input and output channels. A depthwise filter with several outputs a channel
+    reads each channel several times; other groups are convolutions of their own.
+    """
+    group, (count, depth) = weights.group, weights.integers.shape[:2]
+    if group > 1 and depth > 1:
+        _convolve_groups(assembly, name, x, weights, output, **attributes)
+        return
+    if group > 1 and count > group:
+        x = _repeated(assembly, name, x, count // group)
+    inputs = [x.name, *weights.stored(assembly)]
+    assembly.emit("Conv", name, inputs, [output.name], group=count if group > 1 else 1, **attributes)
+
+
+def _repeated(assembly: Assembly, name: str, x: Stored, times: int) -> Stored:
+    """A channels-last tensor with every channel several times."""
+    shape = (x.shape[0], x.shape[1] * times, *x.shape[2:])
+    indices = assembly.plain(f"{name}/channels", np.repeat(np.arange(x.shape[1]), times))
+    result = assembly.declare(Stored(assembly.fresh(f"{name}/repeated"), shape, x.order, x.encoding))
+    node = assembly.fresh_node(f"{name}/Gather")
+    assembly.emit("Gather", node, [x.name, indices], [result.name], axis=len(shape) - 1)
+    return result
+
+
+def _convolve_groups(
+    assembly: Assembly, name: str, x: Stored, weights: _Weights, output: Stored, **attributes: AttributeValue
+) -> None:
+    """Split, a Conv a group, Concat."""
+    group, last = weights.group, len(x.shape) - 1
+
+    def part(whole: Stored, index: int, kind: str) -> Stored:
+        shape = (whole.shape[0], whole.shape[1] // group, *whole.shape[2:])
+        fresh = assembly.fresh(f"{name}/{kind}_{index}")
+        return assembly.declare(Stored(fresh, shape, whole.order, whole.encoding))
+
+    pieces = [part(x, index, "input") for index in range(group)]
+    results = [part(output, index, "output") for index in range(group)]
+    sizes = assembly.numbers(f"{name}/groups", [x.shape[1] // group] * group)
+    split, join = (assembly.fresh_node(f"{name}/{kind}") for kind in ("Split", "Concat"))
+    assembly.emit("Split", split, [x.name, sizes], [piece.name for piece in pieces], axis=last)
+    for index, (piece, result) in enumerate(zip(pieces, results, strict=True)):
+        node = assembly.fresh_node(f"{name}_{index}")
+        _convolve(assembly, node, piece, weights.part(index), result, **attributes)
+    assembly.emit("Concat", join, [result.name for result in results], [output.name], axis=last)
 
 
 def add_convolution(assembly: Assembly, node: ir.Node) -> None:
@@ -137,15 +204,13 @@ def add_convolution(assembly: Assembly, node: ir.Node) -> None:
     integers = _integers(assembly, node, encoding)
     kernel, count = integers.shape[2:], integers.ndim - 2
     x = assembly.ordered(_input(assembly, node, 0, wanted), channels_last(integers.ndim))
-    group = node.attributes.get_int("group", 1)
-    _check_groups(node, group, x.shape[1], len(integers))
-    weight = _filter(assembly, str(node.inputs[1].name), integers, encoding, group > 1)
-    inputs = [x.name, weight, *_bias(assembly, node, len(integers), wanted)]
-    output = assembly.result(value, channels_last(integers.ndim), wanted)
-    pads = explicit_pads(node, kernel, x.shape[2:], shape_of(node.outputs[0])[2:])
-    assembly.emit(
-        "Conv", str(node.name), inputs, [output.name], activation=activation, group=group, kernel_shape=kernel,
-        dilations=_window(node, "dilations", count, 1), pads=tuple(pads), strides=_window(node, "strides", count, 1),
+    bias, group = _bias(assembly, node, len(integers), wanted), node.attributes.get_int("group", 1)
+    weights = _Weights(str(node.inputs[1].name), integers, encoding, bias, group)
+    _convolve(
+        assembly, str(node.name), x, weights, assembly.result(value, channels_last(integers.ndim), wanted),
+        activation=activation, kernel_shape=kernel, dilations=_window(node, "dilations", count, 1),
+        pads=explicit_pads(node, kernel, x.shape[2:], shape_of(node.outputs[0])[2:]),
+        strides=_window(node, "strides", count, 1),
     )  # fmt: skip
 
 
@@ -157,26 +222,23 @@ def add_transposed_convolution(assembly: Assembly, node: ir.Node) -> None:
     count, kernel = integers.ndim - 2, integers.shape[2:]
     x = assembly.ordered(_input(assembly, node, 0, wanted), channels_last(integers.ndim))
     group = node.attributes.get_int("group", 1)
-    _check_groups(node, group, x.shape[1], integers.shape[1] * group)
     mirrored = np.flip(integers, tuple(range(2, integers.ndim)))
-    if group == 1:
-        mirrored = np.moveaxis(mirrored, 1, 0)
+    mirrored = mirrored.reshape(group, -1, *integers.shape[1:]).swapaxes(1, 2)  # (group, N / group, C / group, ...)
+    mirrored = mirrored.reshape(-1, *mirrored.shape[2:])
     strides, dilations = _window(node, "strides", count, 1), _window(node, "dilations", count, 1)
     pads, extra = _transposed_pads(node, x.shape[2:], kernel)
     if encoding.axis is not None:
-        encoding = Encoding(encoding.dtype, encoding.scale, encoding.zero_point, 0)
-    name = str(node.inputs[1].name)
-    weight = _filter(assembly, f"{name}__mirrored", mirrored, encoding, group > 1)
-    inputs = [weight, *_bias(assembly, node, shape_of(value)[1], wanted)]
+        encoding = replace(encoding, axis=0)
+    bias = _bias(assembly, node, len(mirrored), wanted)
+    weights = _Weights(f"{node.inputs[1].name}__mirrored", mirrored, encoding, bias, group)
     spread = tuple((size - 1) * stride + 1 + e for size, stride, e in zip(x.shape[2:], strides, extra, strict=True))
     zeros = Stored(assembly.fresh(f"{node.name}/spread"), (*x.shape[:2], *spread), x.order, x.encoding)
     assembly.declare(zeros)
     name = assembly.fresh_node(f"{node.name}/InsertZeros")
     assembly.emit("InsertZeros", name, [x.name], [zeros.name], stride=strides, output_padding=extra)
-    output = assembly.result(value, channels_last(integers.ndim), wanted)
-    assembly.emit(
-        "Conv", str(node.name), [zeros.name, *inputs], [output.name], activation=activation, group=group,
-        kernel_shape=kernel, dilations=dilations, pads=pads, strides=(1,) * count,
+    _convolve(
+        assembly, str(node.name), zeros, weights, assembly.result(value, channels_last(integers.ndim), wanted),
+        activation=activation, kernel_shape=kernel, dilations=dilations, pads=pads, strides=(1,) * count,
     )  # fmt: skip
 
 
@@ -213,8 +275,9 @@ def add_fully_connected(assembly: Assembly, node: ir.Node) -> None:
     integers = _integers(assembly, node, encoding)
     matrix = integers if attributes.get_int("transB", 0) else integers.T
     x = assembly.ordered(_input(assembly, node, 0, wanted), identity(2))
-    weight = _filter(assembly, str(node.inputs[1].name), matrix[:, :, None, None], encoding)
-    inputs = [x.name, weight, *_bias(assembly, node, len(matrix), wanted)]
+    bias = _bias(assembly, node, len(matrix), wanted)
+    weights = _Weights(str(node.inputs[1].name), matrix[:, :, None, None], encoding, bias)
+    inputs = [x.name, *weights.stored(assembly)]
     output = assembly.result(value, identity(2), wanted)
     assembly.emit(
         "Gemm", str(node.name), inputs, [output.name], activation=activation, alpha=1.0, beta=1.0, transB=0
@@ -244,7 +307,7 @@ def _packed(assembly: Assembly, matrix: Stored, lanes: int, stem: str) -> str:
     """Nodes that put a computed (..., C, N) into the order of a packed 1x1 filter, with the same shape."""
     *batch, rows, columns = matrix.shape
     axes, full = len(batch), columns // lanes * lanes
-    chain = _Chain(assembly, f"{stem}/pack")
+    chain = Chain(assembly, f"{stem}/pack")
     if full == columns:
         blocks = chain.reshape(matrix, (*batch, rows, columns // lanes, lanes))
         turned = chain.transpose(blocks, (*range(axes), axes + 1, axes, axes + 2))
@@ -257,7 +320,7 @@ def _packed(assembly: Assembly, matrix: Stored, lanes: int, stem: str) -> str:
     return chain.reshape(turned, matrix.shape).name
 
 
-class _Chain:
+class Chain:
     """Nodes on tensors in the model's own order, named after one node."""
 
     def __init__(self, assembly: Assembly, stem: str) -> None:

@@ -277,6 +277,7 @@ class _Restoring:
         self._emit(op_type, node.name, inputs, [inner], **attributes)
         if relu:
             self._emit("Relu", f"{node.name}/Relu", [inner], [output])
+            self.placements[node.name] = self.placements[f"{node.name}/Relu"]  # the sum has the type of the result
             known = self.known[output]
             self.values[inner] = self._info(_Known(inner, known.shape, known.order), "float32")
 
@@ -469,7 +470,8 @@ class _Restoring:
         x = self._ordered(node.inputs[0], order)
         operands = [self._constant(name) if name else "" for name in node.inputs[1:]]
         self._store(node.outputs[0], order)
-        self._emit(node.op_type, node.name, [x.name, *operands], [node.outputs[0]], **self._attributes(node))
+        attributes = self._attributes(node, **_as_the_runtime_reads(node))
+        self._emit(node.op_type, node.name, [x.name, *operands], [node.outputs[0]], **attributes)
 
     def _transpose(self, node: EspdlNode) -> None:
         """The file's transposition and the one from the model's order into the file's, as one.
@@ -494,6 +496,24 @@ class _Restoring:
         for output in node.outputs:
             self._store(output, identity(len(self.file.values[output].dims)))
         self._emit(node.op_type, node.name, inputs, list(node.outputs), **self._attributes(node))
+
+
+def _as_the_runtime_reads(node: EspdlNode) -> dict[str, Any]:
+    """What the runtime computes where it does not read an attribute of a file, whoever wrote it.
+
+    Raises:
+        ValueError: it computes what no ONNX operator does.
+    """
+    if node.op_type == "SpaceToDepth" or (node.op_type == "DepthToSpace" and node.text("mode", "DCR") != "CRD"):
+        raise ValueError("the runtime orders its channels otherwise")
+    if node.op_type == "AveragePool":
+        return {"ceil_mode": 0, "count_include_pad": 1}
+    if node.op_type != "Resize":
+        return {"ceil_mode": 0} if "ceil_mode" in node.attributes else {}
+    if node.text("mode", "nearest") == "nearest":
+        return {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    aligned = node.text("coordinate_transformation_mode") == "align_corners"
+    return {"coordinate_transformation_mode": "align_corners" if aligned else "half_pixel"}
 
 
 def _scales(tensor: EspdlTensor, channels: int) -> NDArray[np.float64]:

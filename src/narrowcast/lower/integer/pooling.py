@@ -12,7 +12,6 @@ as the kernels of ESP-DL do; zero points are taken off the sum's terms and added
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from narrowcast.errors import UserError
 from narrowcast.graph.units import constant_of
+from narrowcast.graph.windows import window_counts, windows
 from narrowcast.lower.integer.context import Context, dims
 from narrowcast.lower.integer.products import window_sum
 from narrowcast.lower.integer.proof import EXACT
@@ -30,68 +30,21 @@ from narrowcast.plan.types import Encoding
 __all__ = ["lower_average_pool", "lower_global_average", "lower_reduce"]
 
 
-@dataclass(frozen=True)
-class _Window:
-    """One spatial axis of a pool."""
-
-    size: int
-    kernel: int
-    stride: int
-    dilation: int
-    begin: int
-    end: int
-
-    def needed_end(self, outputs: int) -> int:
-        """Padding at the end that a convolution needs to give this many outputs (ceil_mode asks for more)."""
-        return max((outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1 - self.size - self.begin, 0)
-
-    def counts(self, outputs: int, with_pads: bool) -> NDArray[np.int64]:
-        """How many positions of each window count."""
-        starts = np.arange(outputs)[:, None] * self.stride - self.begin
-        positions = starts + np.arange(self.kernel) * self.dilation
-        low, high = (-self.begin, self.size + self.end) if with_pads else (0, self.size)
-        return np.asarray(((positions >= low) & (positions < high)).sum(axis=1))
-
-
-def _windows(node: ir.Node, sizes: Sequence[int], outputs: Sequence[int]) -> list[_Window]:
-    count = len(sizes)
-    kernel = list(node.attributes.get_ints("kernel_shape", []) or [])
-    strides = list(node.attributes.get_ints("strides", []) or [1] * count)
-    dilations = list(node.attributes.get_ints("dilations", []) or [1] * count)
-    pads = list(node.attributes.get_ints("pads", []) or [0] * (2 * count))
-    auto = node.attributes.get_string("auto_pad", "NOTSET")
-    windows = []
-    for axis in range(count):
-        begin, end = pads[axis], pads[axis + count]
-        if auto in ("SAME_UPPER", "SAME_LOWER"):
-            reach = (outputs[axis] - 1) * strides[axis] + (kernel[axis] - 1) * dilations[axis] + 1
-            total = max(reach - sizes[axis], 0)
-            begin = total // 2 if auto == "SAME_UPPER" else total - total // 2
-            end = total - begin
-        windows.append(_Window(sizes[axis], kernel[axis], strides[axis], dilations[axis], begin, end))
-    return windows
-
-
 def lower_average_pool(context: Context, node: ir.Node) -> None:
     """AveragePool: a depthwise convolution with ones, then one factor per position."""
     x, encoding = context.integers(node, 0), context.wanted(node)
     shape = dims(node.outputs[0])
-    outputs = shape[2:]
-    windows = _windows(node, x.shape[2:], outputs)
-    pads = [w.begin for w in windows] + [w.needed_end(o) for w, o in zip(windows, outputs, strict=True)]
+    each = windows(node, x.shape[2:], shape[2:])
     total = window_sum(
         context,
         node,
         x,
-        [w.kernel for w in windows],
-        pads=pads,
-        strides=[w.stride for w in windows],
-        dilations=[w.dilation for w in windows],
+        [w.kernel for w in each],
+        pads=[w.begin for w in each] + [w.needed_end for w in each],
+        strides=[w.stride for w in each],
+        dilations=[w.dilation for w in each],
     )
-    with_pads = bool(node.attributes.get_int("count_include_pad", 0))
-    counts = np.ones((), np.int64)
-    for window, outputs_here in zip(windows, outputs, strict=True):
-        counts = counts[..., None] * window.counts(outputs_here, with_pads)
+    counts = window_counts(node, x.shape[2:], shape[2:])
     if np.all(counts == counts.flat[0]):
         counts = counts.reshape(-1)[0]
     _finish(context, node, total.accumulator(), _reciprocal_factor(counts, x.encoding, encoding), encoding)

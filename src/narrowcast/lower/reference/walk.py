@@ -360,7 +360,8 @@ def _linear_resize(walk: _Walk, node: ir.Node) -> None:
         for index in range(count):
             place, inverse = np.float32(index), np.float32(1 / scales[axis])
             if transformation == "align_corners":
-                place = place * np.float32((size - 1) / (count - 1) if count > 1 else 0)
+                wide = np.float32((count - 1) / (size - 1) if size > 1 else 0)
+                place = place * (np.float32(1) / wide if wide else np.float32(0))
             elif transformation == "asymmetric":
                 place = place * inverse
             elif transformation == "pytorch_half_pixel" and count == 1:
@@ -383,7 +384,7 @@ def _scales(node: ir.Node, source: tuple[int, ...], wanted: tuple[int, ...]) -> 
     constant = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
     if constant is not None and constant.size == len(source):
         return [float(scale) for scale in constant]
-    return [count / size for size, count in zip(source, wanted, strict=True)]
+    return [float(np.float32(count / size)) for size, count in zip(source, wanted, strict=True)]
 
 
 def _nearest_resize(walk: _Walk, node: ir.Node) -> None:
