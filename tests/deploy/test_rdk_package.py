@@ -98,6 +98,7 @@ def test_the_script_runs_the_tools_in_order(package: Path, tmp_path: Path) -> No
     assert checker.endswith(f"--march bayes-e --model model.onnx --input-shape images {shape}")
     assert makertbin == "hb_mapper makertbin --model-type onnx --config hb_mapper.yaml"
     assert "-r kpt_s8_raw_HzDequantize" in modifier
+    assert "-r cls_s8_HzDequantize" in modifier  # one channel has one scale
     assert modifier.count(" -r ") == 9
     assert (package / "board/model.bin").exists()
     (package / "board/model.bin").unlink()
@@ -194,3 +195,54 @@ def test_nv12_with_an_odd_side(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="NV12 images have even sides, the model's input is 15x17"):
             deploy(Bundle(bundle.path, replace(odd, task="detect")), kit, tmp_path / kit,
                    images=sample("classify").calibration)  # fmt: skip
+
+
+def ends_net() -> onnx.ModelProto:
+    """Outputs behind every kind of end that the vendor's tool names differently."""
+    rng = np.random.default_rng(0)
+    make = helper.make_node
+    tensors, nodes = [], []
+
+    def conv(output: str, channels: int) -> str:
+        tensors.append(weights(rng, f"w_{output}", channels, 3, 1, 1))
+        nodes.append(make("Conv", ["x", f"w_{output}"], [output], name=f"conv_{output}"))
+        return output
+
+    conv("one", 1)
+    conv("four", 4)
+    nodes.append(make("Relu", [conv("r", 4)], ["relu"], name="relu_node"))
+    nodes.append(make("Sigmoid", [conv("g", 4)], ["gate"], name="sigmoid"))
+    nodes.append(make("Add", [conv("a", 4), "relu"], ["sum"], name="add"))
+    nodes.append(make("Transpose", [conv("t", 4)], ["last"], name="own", perm=(0, 2, 3, 1)))
+    nodes.append(make("Concat", [conv("c", 4), conv("d", 4)], ["joined"], name="concat", axis=1))
+    return model(nodes, tensors, outputs=["one", "four", "relu", "gate", "sum", "last", "joined"])
+
+
+def test_names_of_dequantize_nodes(tmp_path: Path) -> None:
+    """As hb_mapper 1.24.3 gives them."""
+    bundle = small_bundle(ends_net(), tmp_path, SPEC)
+    exported = export(bundle)
+    assert {output.name: output.dequantize.removesuffix("_HzDequantize") for output in exported.outputs} == {
+        "one": "one", "four": "four_raw", "relu": "relu_raw", "gate": "gate", "sum": "sum_raw", "last": "t",
+        "joined": "",
+    }  # fmt: skip
+    shapes = {output.name: (output.shape, output.layout) for output in exported.outputs}
+    assert shapes["last"] == ((1, 16, 16, 4), "NHWC") == shapes["four"]  # channels last already: no second Transpose
+    assert verify(bundle, exported, [], 1) < 1e-6
+
+
+def test_an_unknown_name_is_said(tmp_path: Path) -> None:
+    bundle = small_bundle(ends_net(), tmp_path, SPEC)
+    found = sample_images("classify", bundle.manifest.preprocess, 2)
+    deploy(bundle, "rdk-x5", tmp_path / "package", images=found)
+    name = read_hb_mapper(tmp_path / "package/hb_mapper.yaml").model_parameters.output_model_file_prefix
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("hb_mapper", "hb_model_modifier"):
+        text = TOOL.format(log=tmp_path / "log", name=name)
+        (tools / tool).write_text(text + "echo 'WARNING Node one_HzDequantize is not found in the model! Skipped!'\n")
+        (tools / tool).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    script = str(tmp_path / "package/build.sh")
+    done = subprocess.run([script], env=environment, check=True, capture_output=True, text=True)
+    assert "stay float" in done.stderr and f"'hb_model_modifier {name}.bin' lists" in done.stderr

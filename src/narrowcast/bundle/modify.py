@@ -45,7 +45,7 @@ ALL = "all"
 #: What ``remove`` takes.
 KINDS = ("Quantize", "Dequantize", *REMOVABLE)
 #: How hb_mapper names the node behind an output.
-_SUFFIXES = ("_HzDequantize", "_Dequantize")
+_SUFFIXES = ("_raw_HzDequantize", "_HzDequantize", "_Dequantize")
 
 
 def modify(
@@ -148,9 +148,9 @@ def _outputs(state: _State, wanted: Sequence[str]) -> list[str]:
         if entry == ALL:
             names += [out.name for out in state.manifest.outputs if out.scale is not None]
             continue
-        plain = next((entry.removesuffix(suffix) for suffix in _SUFFIXES if entry.endswith(suffix)), entry)
-        name = plain if plain in known else aliases.get(plain, plain)
-        if name not in known:
+        plain = [entry.removesuffix(suffix) for suffix in _SUFFIXES if entry.endswith(suffix)] or [entry]
+        name = next((name for name in (*plain, *(aliases.get(word, "") for word in plain)) if name in known), None)
+        if name is None:
             raise UserError(f"no output of this bundle is named {entry}", nearest(entry, [*known, ALL], 0.3))
         if known[name].scale is None:
             raise UserError(f"{name} is computed in float, so it has no integers", "remove the float node behind it")

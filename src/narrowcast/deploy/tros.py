@@ -11,7 +11,6 @@ Keys and what its parsers read are from the published parsers (``dnn_node/src/ut
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from narrowcast.bundle.folder import new_folder
 from narrowcast.deploy.delivery import Delivery, check_folder
 from narrowcast.deploy.rdk.heads import Exported, export
 from narrowcast.deploy.rdk.settings import WORKING_DIR, check_camera, prefix
+from narrowcast.deploy.rdk.texts import removal_script
 from narrowcast.errors import UserError
 
 __all__ = ["PARSERS", "deploy_tros", "parser_settings"]
@@ -76,14 +76,13 @@ def _check_prototypes(bundle: Bundle, exported: Exported) -> None:
 def _modify_script(exported: Exported, name: str) -> str:
     """The segmentation parser wants integers everywhere except for the classes."""
     wanted = [output for output in exported.outputs if not output.name.startswith("cls_")]
-    removals = " \\\n".join(f"  -r {shlex.quote(output.dequantize)}" for output in wanted)
     return (
         "#!/usr/bin/env bash\n"
         "# Run in the package of the kit rdk-x5, after its build.sh, inside the vendor's image: the parser\n"
         "# reads boxes, mask coefficients and prototypes as integers, and classes as float.\n"
         "set -euo pipefail\n"
         f"cd {WORKING_DIR}\n"
-        f"hb_model_modifier {name}.bin \\\n{removals}\n"
+        f"{removal_script(name, wanted, strict=True)}\n"
     )
 
 

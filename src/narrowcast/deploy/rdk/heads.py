@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,10 @@ __all__ = ["Exported", "ExportedOutput", "export", "float_graph", "vendor_order"
 #: Largest difference of an output, as a share of its largest magnitude, that counts as the same computation.
 TOLERANCE = 1e-4
 _TO_CHANNELS_LAST = (0, 2, 3, 1)
+#: How a tensor is called whose name an output took, and how the vendor's tool calls the node behind a tensor.
+_BEFORE, _DEQUANTIZE = "_raw", "_HzDequantize"
+#: Behind accumulators with a scale a channel, the vendor's tool computes these in float when they end the graph.
+_FLOAT_TAILS = ("Concat", "MaxPool", "Slice", "Split", "Resize")
 
 
 @dataclass(frozen=True)
@@ -32,19 +36,16 @@ class ExportedOutput:
         name: as in the bundle.
         shape: (1, H, W, C) for maps, (1, C, 1, 1) for the scores of a classifier.
         layout: ``"NHWC"`` for maps, else ``""``.
-        before: the tensor before the Transpose of a map. The vendor's tool folds the Transpose and names the dequantize
-            node after that tensor (published logs).
+        dequantize: the node with which the vendor's tool turns this output into float, empty where it does so before
+            the last node of the graph.
+        moved: a Transpose to NHWC was added.
     """
 
     name: str
     shape: tuple[int, ...]
     layout: str
-    before: str
-
-    @property
-    def dequantize(self) -> str:
-        """The node with which the vendor's tool turns this output into float."""
-        return f"{self.before}_HzDequantize"
+    dequantize: str
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,28 +118,78 @@ def _set_outputs(proto: onnx.ModelProto, ordered: Sequence[str], scores: bool) -
     outputs = []
     for name in ordered:
         shape = shapes[name]
-        if len(shape) == 4 and shape[2:] != (1, 1):
+        makers = {output: node for node in graph.node for output in node.output}
+        maker = makers.get(name)
+        if len(shape) == 4 and maker is not None and _permutation(maker) == _TO_CHANNELS_LAST:
+            node = _dequantize_node(makers, maker.input[0], name, shape[3])
+            outputs.append(ExportedOutput(name, shape, "NHWC", node))
+        elif len(shape) == 4 and shape[2:] != (1, 1):
             moved = tuple(shape[axis] for axis in _TO_CHANNELS_LAST)
+            node = _dequantize_node(makers, name, name, shape[1], f"{name}{_BEFORE}")
             before = _rename(graph, name)
-            node = helper.make_node("Transpose", [before], [name], f"{name}_to_NHWC", perm=_TO_CHANNELS_LAST)
-            outputs.append(ExportedOutput(name, moved, "NHWC", before))
-            graph.node.append(node)
+            graph.node.append(
+                helper.make_node("Transpose", [before], [name], f"{name}_to_NHWC", perm=_TO_CHANNELS_LAST)
+            )
+            outputs.append(ExportedOutput(name, moved, "NHWC", node, moved=True))
         elif scores and len(shape) == 2:
             moved = (*shape, 1, 1)
             before = _rename(graph, name)
             graph.initializer.append(numpy_helper.from_array(np.asarray(moved, np.int64), f"{name}_shape"))
             graph.node.append(helper.make_node("Reshape", [before, f"{name}_shape"], [name], f"{name}_to_4d"))
-            outputs.append(ExportedOutput(name, moved, "", before))
+            outputs.append(ExportedOutput(name, moved, "", f"{before}{_DEQUANTIZE}"))
         else:
-            outputs.append(ExportedOutput(name, shape, "", name))
+            outputs.append(ExportedOutput(name, shape, "", f"{name}{_DEQUANTIZE}"))
     del graph.output[:]
     graph.output.extend(helper.make_tensor_value_info(o.name, onnx.TensorProto.FLOAT, o.shape) for o in outputs)
     return tuple(outputs)
 
 
+def _permutation(node: onnx.NodeProto) -> tuple[int, ...]:
+    """Order of the axes of a Transpose, empty for other nodes."""
+    perm = next((entry.ints for entry in node.attribute if entry.name == "perm"), ())
+    return tuple(perm) if node.op_type == "Transpose" else ()
+
+
+def _dequantize_node(
+    makers: Mapping[str, onnx.NodeProto], tensor: str, output: str, channels: int, renamed: str = ""
+) -> str:
+    """Name of the node that turns a map into float (seen in hb_mapper 1.24.3).
+
+    Accumulators with a scale a channel are dequantized before the last Transpose, so the node is named after the tensor
+    there. What has one scale (one channel, or requantized to 8 or 16 bits) moves as integers first.
+
+    Args:
+        makers: node by the tensor that it writes.
+        tensor: before the last Transpose.
+        output: of the graph.
+        channels: of the map.
+        renamed: what ``tensor`` is called in the file, where that is something else.
+    """
+    maker = makers.get(tensor)
+    if maker is not None and maker.op_type in _FLOAT_TAILS and any(_per_channel(makers, x) for x in maker.input):
+        return ""
+    before = channels > 1 and _per_channel(makers, tensor)
+    return f"{(renamed or tensor) if before else output}{_DEQUANTIZE}"
+
+
+def _per_channel(makers: Mapping[str, onnx.NodeProto], tensor: str) -> bool:
+    """Whether a tensor leaves the vendor's chip as accumulators with a scale a channel."""
+    node = makers.get(tensor)
+    if node is None:
+        return False
+    if node.op_type == "Relu":  # part of the convolution, as an Add behind it is
+        return _per_channel(makers, node.input[0])
+    operands = [makers.get(name) for name in node.input]
+    if node.op_type == "Mul":  # by a constant a channel: becomes a convolution
+        return any(operand is None for operand in operands)
+    return node.op_type == "Conv" or (
+        node.op_type == "Add" and any(operand is not None and operand.op_type == "Conv" for operand in operands)
+    )
+
+
 def _rename(graph: onnx.GraphProto, name: str) -> str:
     """Give a tensor another name, so that an output can take its own."""
-    before = f"{name}_raw"
+    before = f"{name}{_BEFORE}"
     for node in graph.node:
         node.output[:] = [before if output == name else output for output in node.output]
         node.input[:] = [before if entry == name else entry for entry in node.input]
@@ -168,7 +219,7 @@ def verify(bundle: Bundle, exported: Exported, inputs: Sequence[NDArray[np.float
         expected, actual = left.run(tensor), right.run(tensor)
         for output in exported.outputs:
             wanted = np.asarray(expected[output.name], np.float32)
-            wanted = wanted.transpose(_TO_CHANNELS_LAST) if output.layout else wanted.reshape(output.shape)
+            wanted = wanted.transpose(_TO_CHANNELS_LAST) if output.moved else wanted.reshape(output.shape)
             given = np.asarray(actual[output.name], np.float32)
             difference = float(np.abs(wanted - given).max(initial=0.0)) / float(np.abs(wanted).max(initial=1e-6))
             if not difference <= worst:

@@ -40,9 +40,10 @@ def removable(bundle: Bundle, exported: Exported) -> tuple[ExportedOutput, ...]:
     """
     chosen = set(bundle.manifest.integer_outputs)
     if chosen:
-        return tuple(output for output in exported.outputs if output.name in chosen)
+        return tuple(output for output in exported.outputs if output.name in chosen and output.dequantize)
     integers = {entry.name for entry in bundle.manifest.outputs if entry.chip_dtype != "float32"}
-    return tuple(output for output in exported.outputs if output.layout and output.name in integers)
+    maps = (output for output in exported.outputs if output.layout and output.dequantize)
+    return tuple(output for output in maps if output.name in integers)
 
 
 def deploy_rdk(bundle: Bundle, out: Path, images: ImageSet, *, force: bool = False) -> Delivery:

@@ -13,7 +13,7 @@ from narrowcast.deploy.rdk.heads import ExportedOutput
 from narrowcast.deploy.rdk.opset import IR_VERSION, OPSET
 from narrowcast.deploy.rdk.settings import WORKING_DIR
 
-__all__ = ["CONFIG_FILE", "MODEL_FILE", "Facts", "build_script", "readme"]
+__all__ = ["CONFIG_FILE", "MODEL_FILE", "Facts", "build_script", "readme", "removal_script"]
 
 MODEL_FILE, CONFIG_FILE = "model.onnx", "hb_mapper.yaml"
 _FEEDS = {
@@ -64,8 +64,20 @@ def build_script(manifest: Manifest, facts: Facts) -> str:
         name=facts.name,
         input=shlex.quote(manifest.input_name),
         shape="x".join(map(str, manifest.input_shape)),
-        removals=[shlex.quote(output.dequantize) for output in facts.removed],
+        removals=removal_script(facts.name, facts.removed) if facts.removed else "",
     )
+
+
+def removal_script(name: str, removed: Sequence[ExportedOutput], *, strict: bool = False) -> str:
+    """Lines of bash that let outputs leave a compiled model as integers, and say so where one does not.
+
+    Args:
+        name: of the compiled model, without suffix.
+        removed: the outputs.
+        strict: an output that stays float ends the script.
+    """
+    nodes = [shlex.quote(output.dequantize) for output in removed]
+    return _TEMPLATES.get_template("remove.sh.j2").render(name=name, removals=nodes, strict=strict).rstrip()
 
 
 def readme(manifest: Manifest, facts: Facts) -> str:
