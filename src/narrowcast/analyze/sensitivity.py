@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import onnx_ir as ir
+
 from narrowcast.analyze.measure import Effect, References, measure
 from narrowcast.analyze.regions import BACKBONE, macs, regions
 from narrowcast.analyze.subject import Subject
@@ -13,9 +15,7 @@ from narrowcast.calibrate.statistics import TensorStatistics, collect
 from narrowcast.calibrate.unary import unary_name
 from narrowcast.errors import UserError
 from narrowcast.plan.build import draft, finish
-from narrowcast.plan.parameters import bias_encoding
 from narrowcast.plan.pins import ExactPins
-from narrowcast.plan.reading import accumulator_encoding, operand_encoding
 from narrowcast.plan.types import Encoding, Plan
 
 __all__ = ["Sensitivity", "choose", "sensitivity", "wider_plan"]
@@ -76,24 +76,14 @@ def wider_plan(subject: Subject, nodes: Collection[str], statistics: Mapping[str
         encoding = plan.tensors.get(group.values[0])
         if encoding is not None and (encoding.dtype in _EIGHT_BITS) == (group.type == "int8"):
             chosen[index] = encoding
-    made, _ = finish(drafted, statistics, "auto", chosen=chosen)
-    _keep_weights(subject, made, wanted)
-    return made
+    kept = {name for name in subject.products() if name not in wanted}
 
+    def weigh(node: ir.Node, dtype: str) -> Encoding:
+        """That of the plan, which an improvement may have chosen, for nodes that stay."""
+        known = plan.tensors.get(str(node.inputs[1].name)) if node.inputs[1] is not None else None
+        return known if known is not None and str(node.name) in kept else drafted.weight(node, dtype)
 
-def _keep_weights(subject: Subject, made: Plan, changed: Collection[str]) -> None:
-    """Weight encodings of the nodes that stay, which an improvement may have chosen, and what follows from them."""
-    for name in subject.products():
-        node = subject.nodes[name]
-        values = [str(value.name) if value is not None else "" for value in node.inputs]
-        if name in changed or made.tensors.get(values[1]) == subject.plan.tensors.get(values[1]):
-            continue
-        made.tensors[values[1]] = weight = subject.plan.tensors[values[1]]
-        if len(values) > 2 and values[2] in made.tensors:
-            made.tensors[values[2]] = bias_encoding(operand_encoding(node, 0, made.tensors, made.edges), weight)
-        output = str(node.outputs[0].name)
-        if output in made.tensors and made.tensors[output].dtype == "int32":
-            made.tensors[output] = accumulator_encoding(node, made.tensors, made.edges)
+    return finish(drafted, statistics, "auto", chosen=chosen, weigh=weigh)[0]
 
 
 def sensitivity(

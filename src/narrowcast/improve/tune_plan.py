@@ -15,12 +15,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.calibrate.statistics import TensorStatistics
-from narrowcast.graph.units import constant_of
 from narrowcast.improve.state import State
 from narrowcast.plan import Draft, Encoding, ExactPins, Plan, draft, edge_key
-from narrowcast.plan.parameters import bias_encoding, constant_encoding, weight_encoding
+from narrowcast.plan.following import follow
+from narrowcast.plan.parameters import weight_encoding
 from narrowcast.plan.ranging import choose_encoding
-from narrowcast.plan.reading import accumulator_encoding, operand_encoding, read_encoding, read_name
+from narrowcast.plan.reading import read_encoding
 from narrowcast.plan.structure import ACCUMULATING, Group, activation_inputs
 from narrowcast.targets.schema import Target
 
@@ -115,13 +115,7 @@ class Widener:
             tensors.update(dict.fromkeys(group.values, encodings[id(group)]))
         edges = {key: encodings[id(group)] for key, group in drafted.structure.edges.items()}
         edges.update(self._type_edges(drafted, tensors, edges))
-        edges = {
-            key: value for key, value in edges.items() if value != tensors.get(read_name(key, drafted.nodes_by_name))
-        }
-        for node in self.graph:
-            self._parameters(node, drafted, tensors, edges)
-        for name, node in drafted.structure.accumulators.items():
-            tensors[name] = accumulator_encoding(node, tensors, edges)
+        follow(drafted, tensors, edges, self._weight)
         nodes = {
             name: self.base.nodes[name] if kind == placement.type else replace(placement, reason=_REASON)
             for (name, kind), placement in zip(types.items(), drafted.placement.values(), strict=True)
@@ -195,30 +189,6 @@ class Widener:
             return before
         sources = drafted.structure.of[name].sources
         return choose_encoding([self.statistics[each] for each in sources], self.target, "int8", "minmax")
-
-    def _parameters(
-        self, node: ir.Node, drafted: Draft, tensors: dict[str, Encoding], edges: Mapping[str, Encoding]
-    ) -> None:
-        """Encodings of the node's constants."""
-        kind = drafted.placement[str(node.name)].type
-        if kind == "float32":
-            return
-        if node.op_type in ACCUMULATING and constant_of(node.inputs[1]) is not None:
-            name = str(node.inputs[1].name)
-            dtype = self.target.weight.type_for(kind)
-            tensors[name] = self._weight(node, dtype)
-            if len(node.inputs) > 2 and node.inputs[2] is not None:
-                tensors[str(node.inputs[2].name)] = bias_encoding(
-                    operand_encoding(node, 0, tensors, edges), tensors[name]
-                )
-        elif kind != self.base.nodes[str(node.name)].type and node.op_type in self.target.constant_operands:
-            for value in node.inputs:
-                array = constant_of(value)
-                if value is None or array is None or array.dtype != "float32":
-                    continue
-                shared = self.target.shared.get(node.op_type) == "output"
-                output = tensors.get(str(node.outputs[0].name)) if shared else None
-                tensors[str(value.name)] = output or constant_encoding(array, self.target, kind)
 
     def _weight(self, node: ir.Node, dtype: str) -> Encoding:
         name = str(node.inputs[1].name)

@@ -116,7 +116,7 @@ def read_pins(path: str | Path) -> Pins:
             raise UserError(f"{where} is not an encoding", "an encoding is dtype, scale, zero_point and axis")
         if entry.get("pinned") is True:
             encoding = _encoding(entry, where)
-            tensors[name] = TensorPin(encoding.dtype, encoding.scale, encoding.zero_point)
+            tensors[name] = TensorPin(encoding.dtype, encoding.scale, encoding.zero_point, encoding.axis)
         elif entry.get("dtype") not in DTYPES:
             raise UserError(f"{where}: unknown dtype {entry.get('dtype')!r}", f"use one of {', '.join(DTYPES)}")
         elif not math.isfinite(_first_scale(entry, where)):

@@ -22,6 +22,7 @@ class TensorPin:
     dtype: str | None = None
     scale: float | tuple[float, ...] | None = None
     zero_point: int = 0
+    axis: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from narrowcast.errors import UserError
 from narrowcast.plan.parameters import bias_encoding
-from narrowcast.plan.types import Encoding, edge_key, split_edge_key
+from narrowcast.plan.types import Encoding, Placement, edge_key, split_edge_key
+from narrowcast.targets.schema import Target
 
-__all__ = ["accumulator_encoding", "operand_encoding", "read_encoding", "read_name"]
+__all__ = ["accumulator_encoding", "operand_encoding", "read_encoding", "read_name", "written_value"]
 
 
 def read_name(key: str, nodes: Mapping[str, ir.Node]) -> str:
@@ -67,3 +68,27 @@ def accumulator_encoding(node: ir.Node, tensors: Mapping[str, Encoding], edges: 
     """
     product = bias_encoding(*(operand_encoding(node, index, tensors, edges) for index in (0, 1)))
     return product if product.axis is None else replace(product, axis=1)
+
+
+def written_value(
+    node: ir.Node, tensors: Mapping[str, Encoding], target: Target, placement: Mapping[str, Placement]
+) -> ir.Value | None:
+    """The value into whose encoding a node's accumulator is requantized, ``None`` where it leaves as it is.
+
+    Args:
+        node: a sum of products.
+        tensors: as :func:`read_encoding` takes them.
+        target: its fusions: the value may be the result of the unit that the node begins.
+        placement: of every node.
+    """
+    value = node.outputs[0]
+    while str(value.name) not in tensors:
+        uses = list(value.uses())
+        if value.is_graph_output() or len(uses) != 1:
+            return None
+        user = uses[0].node
+        fused = (node.op_type, user.op_type) in target.fusions and placement[str(user.name)].type != "float32"
+        if not fused:
+            return None
+        node, value = user, user.outputs[0]
+    return None if tensors[str(value.name)].dtype == "int32" else value

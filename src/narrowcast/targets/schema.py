@@ -63,6 +63,11 @@ class Bias(_Rules):
         """Usable bits of the bias of a node of that type."""
         return self.int16_bits if node_type == "int16" and self.int16_bits is not None else self.bits
 
+    def largest_for(self, node_type: str) -> int:
+        """Largest magnitude that a plan gives a bias; wide registers keep half of their range for the products."""
+        bits = self.bits_for(node_type)
+        return int(2 ** (bits - 2) if bits >= 32 else 2 ** (bits - 1) - 1)
+
 
 class Accumulator(_Rules):
     """The register that sums products."""
@@ -80,6 +85,14 @@ class Requantize(_Rules):
 
     method: Literal["shift", "multiplier"]
     rounding: Rounding
+    shifts: tuple[int, int] | None = Field(
+        default=None, description="smallest and largest log2 of output scale / (input scale * weight scale)"
+    )
+
+    @property
+    def shift_range(self) -> tuple[int, int]:
+        """The shifts; without a word on them those that every chip of the method has."""
+        return self.shifts or ((0, 31) if self.method == "shift" else (-31, 31))
 
 
 class Table16(_Rules):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from narrowcast.graph.units import constant_of
 from narrowcast.plan import Draft, Encoding, ExactPins, Plan, draft
-from narrowcast.plan.parameters import bias_encoding
-from narrowcast.plan.reading import accumulator_encoding, operand_encoding, read_name
-from narrowcast.plan.structure import ACCUMULATING
+from narrowcast.plan.following import follow
+from narrowcast.plan.reading import read_name
 from narrowcast.targets.schema import Target
 
 __all__ = ["Tied", "tie"]
@@ -35,22 +33,19 @@ class Tied:
         """Of every key in the groups."""
         return {key: self.plan.edges.get(key) or self.plan.tensors[key] for group in self.groups for key in group}
 
-    def planned(self, scales: Sequence[float]) -> Plan:
-        """The plan with these scales, one a group."""
+    def planned(self, graph: ir.Graph, scales: Sequence[float]) -> Plan:
+        """The plan with these scales, one a group.
+
+        Args:
+            graph: with the trained weights and biases.
+            scales: trained; where biases and shifts leave them no room, they become coarser.
+        """
         tensors, edges = dict(self.plan.tensors), dict(self.plan.edges)
         for group, scale in zip(self.groups, scales, strict=True):
             for key in group:
                 place = edges if key in edges else tensors
                 place[key] = replace(place[key], scale=scale)
-        edges = {
-            key: value
-            for key, value in edges.items()
-            if value != tensors.get(read_name(key, self.drafted.nodes_by_name))
-        }
-        for node in self.drafted.graph:
-            _follow(node, tensors, edges)
-        for name, node in self.drafted.structure.accumulators.items():
-            tensors[name] = accumulator_encoding(node, tensors, edges)
+        follow(self.drafted.on(graph), tensors, edges, lambda node, _: self.plan.tensors[str(node.inputs[1].name)])
         return replace(self.plan, tensors=tensors, edges=edges)
 
 
@@ -81,14 +76,3 @@ def tie(graph: ir.Graph, plan: Plan, target: Target, runtime: str | None, traine
         if made.issuperset(group.values) and fixed.isdisjoint(group.values):
             groups.append([*group.values, *(key for key, other in structure.edges.items() if other is group)])
     return Tied(drafted, replace(plan, edges={**plan.edges, **shared}), groups)
-
-
-def _follow(node: ir.Node, tensors: dict[str, Encoding], edges: Mapping[str, Encoding]) -> None:
-    """The scale of a bias is the product of those of input and weight."""
-    if node.op_type not in ACCUMULATING or len(node.inputs) < 3 or node.inputs[2] is None:
-        return
-    bias = str(node.inputs[2].name)
-    if bias in tensors and constant_of(node.inputs[1]) is not None:
-        tensors[bias] = bias_encoding(
-            operand_encoding(node, 0, tensors, edges), operand_encoding(node, 1, tensors, edges)
-        )

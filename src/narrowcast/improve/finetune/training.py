@@ -137,10 +137,8 @@ class _Training:
         self.region: Region = region(start.model.graph, course.targets, settings.scope)
         made = {str(output.name) for node in self.region.trained for output in node.outputs}
         self.features = [name for name in course.features if name in made]
-        self.tied: Tied | None = None
-        if settings.scale_rate:
-            trained = self.region.trained
-            self.tied = tie(start.model.graph, start.plan, course.target, course.runtime, trained)
+        movable = self.region.trained if settings.scale_rate else ()
+        self.tied: Tied = tie(start.model.graph, start.plan, course.target, course.runtime, movable)
         self.network = self._network(course)
         wanted = [*self.targets, *self.features]
         shown = views(course.images, settings.seed, settings.vary and course.task != "generic")
@@ -165,7 +163,7 @@ class _Training:
         self.means = [parameter.detach().clone() for parameter in self.trained]
 
     def _network(self, course: Course) -> Network:
-        if self.tied is None or not self.tied.groups:
+        if not self.tied.groups:
             return Network(self.start.model, self.start.plan, self.device)
         whole = course.target.activation.scale == "power-of-two"
         scales = Scales(self.tied.groups, self.tied.encodings(), whole, self.device)
@@ -222,8 +220,8 @@ class _Training:
         now = [parameter.detach().clone() for parameter in self.trained]
         self._set(self.means)
         state = _with_weights(self.start, self.network.arrays())
-        if self.tied is not None and self.network.scales is not None:
-            state = replace(state, plan=self.tied.planned(self.network.scales.found()))
+        scales = [] if self.network.scales is None else self.network.scales.found()
+        state = replace(state, plan=self.tied.planned(state.model.graph, scales))
         self._set(now)
         return state
 

@@ -1,0 +1,252 @@
+"""What follows from the encodings of activations: those of weights, biases, other constants and accumulators.
+
+The scale that a weight alone wants is the one with the least error. Beside its bias it may have to be coarser. A bias
+is an integer of input scale * weight scale and has to fit its type, and from there to the result the chip shifts (or
+multiplies) by what it has. A channel whose weights are next to nothing meets neither: with the scale that it wants, its
+bias would saturate. So scales leave room, and where a sum would have to be shifted to the left, its result gets a
+coarser scale: to clip the weights instead could change the channel altogether.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from narrowcast.errors import UserError
+from narrowcast.graph.units import constant_of
+from narrowcast.plan.drafting import Draft
+from narrowcast.plan.invariants import product_violations
+from narrowcast.plan.parameters import bias_encoding, constant_encoding
+from narrowcast.plan.reading import accumulator_encoding, operand_encoding, read_encoding, read_name, written_value
+from narrowcast.plan.structure import ACCUMULATING
+from narrowcast.plan.types import Encoding, Plan
+
+__all__ = ["Weigh", "follow"]
+
+#: What a weight alone wants: of a node with a constant second input, and its integer type.
+Weigh = Callable[[ir.Node, str], Encoding]
+Array = NDArray[np.float64]
+#: Passes in which results may get coarser scales. A coarser scale is a coarser operand further on, so there may be
+#: several; where a tensor would have to be coarser than itself, weights are clipped in the end.
+_PASSES = 8
+#: Rounding that changes a channel by a smaller share is not worth a word: half a step of an 8-bit result.
+_UNSEEN = 2.0**-9
+
+
+def follow(drafted: Draft, tensors: dict[str, Encoding], edges: dict[str, Encoding], weigh: Weigh) -> list[str]:
+    """Complete a plan in place.
+
+    Args:
+        drafted: what is known of it before calibration.
+        tensors: encodings of all activations; those of constants and accumulators are set here, and where a shift
+            demands it, activations become coarser.
+        edges: of requantized inputs, those that change nothing included; these are removed here.
+        weigh: what a weight alone wants.
+
+    Returns:
+        Notes for a person: what this cost.
+
+    Raises:
+        UserError: a pinned scale leaves no room, a computed bias.
+    """
+    follower = _Follower(drafted, tensors, edges, weigh)
+    for _ in range(_PASSES):
+        if not follower.visit(growing=True):
+            break
+    follower.visit(growing=False)
+    nodes = drafted.nodes_by_name
+    for key in [key for key, encoding in edges.items() if encoding == tensors.get(read_name(key, nodes))]:
+        del edges[key]
+    for name, producer in drafted.structure.accumulators.items():
+        tensors[name] = accumulator_encoding(producer, tensors, edges)
+    plan = Plan(drafted.target.name, tensors, edges, dict(drafted.placement))
+    for wrong in product_violations(drafted.graph, plan, drafted.target):
+        raise AssertionError(wrong)
+    return follower.notes()
+
+
+@dataclass
+class _Follower:
+    drafted: Draft
+    tensors: dict[str, Encoding]
+    edges: dict[str, Encoding]
+    weigh: Weigh
+    coarse: dict[str, int] = field(default_factory=dict)
+    clipped: dict[str, int] = field(default_factory=dict)
+    grown: dict[str, None] = field(default_factory=dict)
+
+    def visit(self, growing: bool) -> bool:
+        """Every quantized node once; whether an activation became coarser."""
+        changed = False
+        for node in self.drafted.graph:
+            kind = self.drafted.placement[str(node.name)].type
+            if kind == "float32":
+                continue
+            if node.op_type not in ACCUMULATING:
+                self._constants(node, kind)
+            elif constant_of(node.inputs[1]) is not None:
+                changed |= self._weighted(node, kind, growing)
+            else:
+                changed |= self._dynamic(node, growing)
+        return changed
+
+    def notes(self) -> list[str]:
+        """What a person should know."""
+        found = []
+        if self.coarse:
+            found.append(
+                f"{_listed(self.coarse)}: {sum(self.coarse.values())} channels have coarser weights than they want, so "
+                "that biases and shifts fit"
+            )
+        if self.grown:
+            found.append(f"{_listed(self.grown)}: a coarser scale, or the sums behind would be shifted to the left")
+        if self.clipped:
+            found.append(f"{_listed(self.clipped)}: {sum(self.clipped.values())} channels have clipped weights")
+        return found
+
+    def _constants(self, node: ir.Node, kind: str) -> None:
+        target = self.drafted.target
+        if node.op_type not in target.constant_operands:
+            return
+        shared = target.shared.get(node.op_type) == "output"
+        output = self.tensors.get(str(node.outputs[0].name)) if shared else None
+        for value in node.inputs:
+            constant = constant_of(value)
+            if value is not None and constant is not None and constant.dtype == np.float32:
+                self.tensors[str(value.name)] = output or constant_encoding(constant, target, kind)
+
+    def _dynamic(self, node: ir.Node, growing: bool) -> bool:
+        """A product of two activations: only its result can give way."""
+        read = [read_encoding(node, index, self.tensors, self.edges) for index in (0, 1)]
+        if read[0] is None or read[1] is None or not growing:
+            return False
+        return self._coarsen(node, float(read[0].scales * read[1].scales))
+
+    def _weighted(self, node: ir.Node, kind: str, growing: bool) -> bool:
+        target, bias = self.drafted.target, _bias(node)
+        read = operand_encoding(node, 0, self.tensors, self.edges)
+        own, step = self.weigh(node, target.weight.type_for(kind)), float(read.scales)
+        least = _sides(bias, own) / (target.bias.largest_for(kind) * step)
+        low, high = target.requantize.shift_range
+        result = self._written(node)
+        if result is not None:
+            least = np.maximum(least, float(result.scales) * 2.0**-high / step)
+        weight = self._roomy(node, own, least)
+        changed = growing and self._coarsen(node, float(np.max(weight.scales)) * step)
+        if result is not None and not growing:
+            weight = self._clipped(node, weight, least, float(result.scales) * 2.0**-low / step)
+        self._count(node, own, weight, read, bias)
+        names = [str(value.name) for value in node.inputs[1:3] if value is not None]
+        self.tensors.update(zip(names, (weight, bias_encoding(read, weight)), strict=False))
+        return changed
+
+    def _written(self, node: ir.Node) -> Encoding | None:
+        value = written_value(node, self.tensors, self.drafted.target, self.drafted.placement)
+        return None if value is None else self.tensors[str(value.name)]
+
+    def _roomy(self, node: ir.Node, own: Encoding, least: Array) -> Encoding:
+        """The encoding with scales of ``least`` or more."""
+        if not np.any(own.scales < least * (1 - 1e-9)):
+            return own
+        name = str(node.inputs[1].name) if node.inputs[1] is not None else ""
+        pin = self.drafted.pins.tensors.get(name)
+        if pin is not None and pin.scale is not None:
+            raise UserError(
+                f"the pinned scale of {name} leaves no room for bias and shift of {node.name}",
+                f"pin {float(np.max(least)):.3g} or more, or nothing",
+            )
+        if self.drafted.target.weight.scale == "power-of-two":
+            least = np.exp2(np.ceil(np.log2(np.maximum(least, 1e-300)) - 1e-9))
+        return _scaled(own, np.maximum(own.scales, least))
+
+    def _clipped(self, node: ir.Node, weight: Encoding, least: Array, most: float) -> Encoding:
+        """The encoding with scales of ``most`` or less."""
+        over = int(np.count_nonzero(weight.scales > most * (1 + 1e-9)))
+        if not over:
+            return weight
+        if np.any(least > most * (1 + 1e-9)):
+            raise UserError(f"the biases of {node.name} are too large for its result", "calibrate on more images")
+        self.clipped[str(node.name)] = over
+        return _scaled(weight, np.minimum(weight.scales, most))
+
+    def _coarsen(self, node: ir.Node, product: float) -> bool:
+        """Enlarge the scale of the node's result until nothing is shifted further to the left than the chip can."""
+        value = written_value(node, self.tensors, self.drafted.target, self.drafted.placement)
+        if value is None:
+            return False
+        name, low = str(value.name), self.drafted.target.requantize.shift_range[0]
+        wanted = product * 2.0**low
+        if float(self.tensors[name].scales) >= wanted * (1 - 1e-9):
+            return False
+        group = self.drafted.structure.of[name]
+        for member in group.values:
+            pin = self.drafted.pins.tensors.get(member)
+            if pin is not None and pin.scale is not None:
+                raise UserError(
+                    f"the pinned scale of {member} is too fine: what {node.name} adds up would be shifted to the left",
+                    f"pin {wanted:.3g} or more, or nothing",
+                )
+        source = node.inputs[0]
+        if source is not None and str(source.name) in group.values:
+            return False  # it would have to be coarser than itself
+        self.grown[name] = None
+        self._enlarge(group.values, wanted)
+        return True
+
+    def _enlarge(self, values: list[str], scale: float) -> None:
+        """Give all tensors of a group, and whatever is read in its encoding, another scale."""
+        structure, nodes = self.drafted.structure, self.drafted.nodes_by_name
+        group = structure.of[values[0]]
+        for name in values:
+            self.tensors[name] = replace(self.tensors[name], scale=scale)
+        for key, encoding in list(self.edges.items()):
+            if structure.edges.get(key) is group:
+                self.edges[key] = replace(encoding, scale=scale)
+            elif read_name(key, nodes) in values and (encoding.dtype, group.type) == ("int16", "int8"):
+                self.edges[key] = replace(encoding, scale=scale / 256)  # every int8 value is an int16 value
+
+    def _count(self, node: ir.Node, own: Encoding, weight: Encoding, read: Encoding, bias: Any) -> None:
+        """Remember the channels that a coarser scale costs something."""
+        self.coarse.pop(str(node.name), None)
+        values = constant_of(node.inputs[1])
+        if weight == own or values is None or str(node.name) in self.clipped:
+            return
+        axes = tuple(axis for axis in range(values.ndim) if axis != own.axis)
+        top = max(read.qmax - read.zero_point, read.zero_point - read.qmin) * float(read.scales)
+        errors = [np.abs(each.dequantize(each.quantize(values)) - values).sum(axis=axes) for each in (own, weight)]
+        signal = np.abs(values).sum(axis=axes) * top + _sides(bias, own)
+        worse = int(np.count_nonzero((errors[1] - errors[0]) * top > _UNSEEN * signal))
+        if worse:
+            self.coarse[str(node.name)] = worse
+
+
+def _bias(node: ir.Node) -> NDArray[Any] | None:
+    """The constant bias of a sum of products, ``None`` where it has none."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = constant_of(value)
+    if value is not None and bias is None:
+        raise UserError(f"the bias of {node.name} is computed", "export the model with constant biases")
+    return bias
+
+
+def _sides(bias: Any, weight: Encoding) -> Array:
+    """Magnitudes of the biases, one for each scale of the weight: the largest where it has one scale."""
+    if bias is None:
+        return np.zeros(weight.scales.shape)
+    sides = np.abs(np.asarray(bias, np.float64)).reshape(-1)
+    return np.asarray(sides.max() if weight.axis is None else np.broadcast_to(sides, weight.scales.shape))
+
+
+def _scaled(encoding: Encoding, scales: Array) -> Encoding:
+    flat = tuple(float(scale) for scale in scales) if encoding.axis is not None else float(scales)
+    return replace(encoding, scale=flat)
+
+
+def _listed(names: dict[str, Any]) -> str:
+    first = next(iter(names))
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
