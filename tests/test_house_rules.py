@@ -14,7 +14,7 @@ ROOMS = (
     "config", "vision", "graph", "targets", "calibrate", "plan", "lower", "analyze", "improve", "bundle", "evaluate",
     "deploy", "zoo", "cli",
 )  # fmt: skip
-FOUNDATION = {"errors", "journal", "progress", "writing"}
+FOUNDATION = {"errors", "journal", "progress", "reading", "writing"}
 
 
 def imports(file: Path) -> set[str]:

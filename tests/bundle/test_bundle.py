@@ -169,10 +169,10 @@ def test_refusal_while_making_the_folder(tmp_path: Path, monkeypatch: pytest.Mon
     ("damage", "words"),
     [
         (lambda d: (d / "manifest.json").unlink(), "no bundle"),
-        (lambda d: (d / "manifest.json").write_text("{"), "cannot be read"),
+        (lambda d: (d / "manifest.json").write_text("{"), "no JSON"),
         (lambda d: (d / "manifest.json").write_text('{"version": 99}'), "version"),
         (lambda d: (d / "manifest.json").write_text('{"version": 1}'), "damaged"),
-        (lambda d: (d / "integer.onnx").unlink(), "missing"),
+        (lambda d: (d / "integer.onnx").unlink(), "does not exist"),
         (lambda d: (d / "integer.onnx").write_bytes(b"x"), "changed"),
     ],
 )

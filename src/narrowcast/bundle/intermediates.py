@@ -132,7 +132,7 @@ def save_intermediates(
     graphs = {"original": model.original}
     for stage, file in (("optimized", FLOAT_FILE), ("calibrated", QDQ_FILE), ("quantized", INTEGER_FILE)):
         if file in bundle.manifest.files:
-            graphs[stage] = onnx.load(str(bundle.path / file))
+            graphs[stage] = bundle.graph(file)
     targets = {stage: folder / f"{prefix}_{NAMES[stage]}.onnx" for stage in graphs}
     taken = next((file for file in targets.values() if file.exists() and not force), None)
     if taken is not None:

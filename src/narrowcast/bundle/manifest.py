@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from narrowcast.errors import UserError
+from narrowcast.reading import check_plain_names, read_json, typed
 from narrowcast.vision.heads import HeadSpec, OutputEncoding
 from narrowcast.vision.preprocess import Preprocess
 
@@ -54,6 +54,8 @@ class OutputInfo:
 @dataclass(frozen=True)
 class Manifest:
     """The content of manifest.json. No time stamps: the same command writes the same bytes."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for reading: an entry that nobody knows is a mistake
 
     version: int
     task: str
@@ -118,45 +120,26 @@ class Manifest:
         }
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
-
-
 def read_manifest(folder: str | Path) -> Manifest:
     """Read a bundle's manifest.
 
     Raises:
         UserError: no bundle, a broken manifest, or one written by a newer version.
     """
-    file = Path(folder) / MANIFEST_FILE
-    try:
-        data = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} is no bundle (it has no {MANIFEST_FILE})", "make one with narrowcast quantize"
-        ) from error
-    except NotADirectoryError as error:
-        raise UserError(
-            f"{folder} is no bundle but a file", "give the folder that narrowcast quantize wrote"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}", "quantize again") from error
+    from narrowcast.bundle.manifest_check import check_manifest
+
+    file, remedy = Path(folder) / MANIFEST_FILE, "quantize again"
+    if Path(folder).is_file():
+        raise UserError(f"{folder} is no bundle but a file", "give the folder that narrowcast quantize wrote")
+    if not file.exists():
+        raise UserError(f"{folder} is no bundle (it has no {MANIFEST_FILE})", "make one with narrowcast quantize")
+    data = read_json(file, remedy)
     if not isinstance(data, dict) or data.get("version") != VERSION:
         raise UserError(f"{file} is of another version", f"quantize again; this narrowcast reads version {VERSION}")
-    try:
-        return _from_json(data)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({error})", "quantize again") from error
-
-
-def _from_json(data: Mapping[str, Any]) -> Manifest:
-    values = dict(data)
-    values["preprocess"] = Preprocess.from_dict(values["preprocess"])
-    values["head"] = HeadSpec.from_dict(values["head"]) if values["head"] else None
-    values["outputs"] = tuple(OutputInfo(**{k: _tuples(v) for k, v in entry.items()}) for entry in values["outputs"])
-    for key in ("input_shape", "classes", "skeleton", "notes", "command"):
-        values[key] = _tuples(values[key])
-    return Manifest(**values)
+    manifest = typed(Manifest, data, file, remedy)
+    check_plain_names(manifest.files, file, "take the bundle from somebody you trust, or quantize again")
+    check_manifest(manifest, file, remedy)
+    return manifest
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -246,10 +244,7 @@ def _quantized_files(state: _State, bundle: Bundle) -> dict[str, bytes]:
     """The QDQ and the integer graph with the wanted ends."""
     changed = state.shortened or state.integer_input
     as_made = not changed and not bundle.manifest.modified
-    if as_made:
-        qdq = onnx.load(str(bundle.path / QDQ_FILE))
-    else:
-        qdq = undo_factors(lower_qdq(state.model, state.plan)[0], state.factors)
+    qdq = bundle.graph(QDQ_FILE) if as_made else undo_factors(lower_qdq(state.model, state.plan)[0], state.factors)
     if state.integer_input:
         qdq = with_integer_input(qdq, state.plan.tensors[state.manifest.input_name])
     names = state.manifest.modified.get("dequantize", ())
@@ -265,12 +260,11 @@ def _write(path: Path, state: _State, bundle: Bundle) -> Bundle:
     files = {**state.files, **_quantized_files(state, bundle)}
     if state.shortened:
         kept = set(state.plan.tensors)
-        rows = json.loads((bundle.path / NODES_FILE).read_text())
-        files[NODES_FILE] = json_bytes([row for row in rows if row["name"] in kept])
+        files[NODES_FILE] = json_bytes([row for name, row in bundle.noise.items() if name in kept])
     known = {name: digest for name, digest in bundle.manifest.files.items() if name not in state.gone}
     with new_folder(path) as folder:
         for name in known.keys() - files.keys():
-            shutil.copyfile(bundle.path / name, folder / name)
+            shutil.copyfile(bundle.file(name), folder / name)
         write_contents(folder, replace(state.manifest, files=known), files)
         _compare(bundle, open_bundle(folder))
     return open_bundle(path)

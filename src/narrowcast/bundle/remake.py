@@ -21,7 +21,7 @@ from narrowcast.bundle.contents import (
 )
 from narrowcast.bundle.folder import check_out, new_folder
 from narrowcast.bundle.manifest import Manifest, versions
-from narrowcast.bundle.store import FLOAT_FILE, NODES_FILE, PREPARED_FILE, TARGET_FILE, Bundle, open_bundle
+from narrowcast.bundle.store import FLOAT_FILE, NODES_FILE, PLAN_FILE, PREPARED_FILE, TARGET_FILE, Bundle, open_bundle
 from narrowcast.calibrate import ImageSet
 from narrowcast.errors import UserError
 from narrowcast.improve import State
@@ -39,6 +39,7 @@ def state_of(bundle: Bundle) -> State:
     """
     if bundle.manifest.modified:
         raise UserError(f"the ends of {bundle.path} were changed by modify", "modify the result instead")
+    bundle.file(PLAN_FILE)  # the plan of the graphs, not one that was edited since
     changed = PREPARED_FILE in bundle.manifest.files
     return State(bundle.prepared.ir, bundle.plan, factors=bundle.factors, changed=changed)
 
@@ -96,7 +97,7 @@ def remake(
         files={},
     )
     files = {
-        FLOAT_FILE: (bundle.path / FLOAT_FILE).read_bytes(),
+        FLOAT_FILE: bundle.file(FLOAT_FILE).read_bytes(),
         TARGET_FILE: write_target(bundle.target).encode(),
         **made.quantized,
         **made.prepared,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from narrowcast.bundle.integer_input import open_runner
@@ -24,11 +25,14 @@ from narrowcast.bundle.manifest import (
     Manifest,
     read_manifest,
 )
+from narrowcast.bundle.manifest_check import ComparisonRow
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
 from narrowcast.graph.model import Model, load
 from narrowcast.lower.integer import IntegerGraph, open_integer
 from narrowcast.plan import Plan, read_plan
+from narrowcast.plan.fit import check_fit
+from narrowcast.reading import read_json, reading, typed
 from narrowcast.targets import Target, load_target, read_target
 from narrowcast.vision.types import Classification, Detections
 
@@ -67,13 +71,19 @@ class Bundle:
 
     @cached_property
     def plan(self) -> Plan:
-        """How every tensor is represented and where every node runs."""
-        return read_plan(self.path / PLAN_FILE)
+        """How every tensor is represented and where every node runs; see :attr:`plan_edited`.
+
+        Raises:
+            UserError: no plan, or not one of :attr:`prepared`.
+        """
+        plan = read_plan(self.path / PLAN_FILE)
+        check_fit(plan, self.prepared.ir.graph, self.path / PLAN_FILE)
+        return plan
 
     @cached_property
     def model(self) -> Model:
         """The user's float graph, prepared. Its outputs are raw, so its task is generic."""
-        return load(self._checked(FLOAT_FILE), keep_head=True)
+        return load(self.file(FLOAT_FILE), keep_head=True)
 
     @cached_property
     def prepared(self) -> Model:
@@ -83,14 +93,14 @@ class Bundle:
         """
         if PREPARED_FILE not in self.manifest.files:
             return self.model
-        return load(self._checked(PREPARED_FILE), keep_head=True)
+        return load(self.file(PREPARED_FILE), keep_head=True)
 
     @cached_property
     def target(self) -> Target:
         """The rules of the chip that it was made for."""
         if TARGET_FILE not in self.manifest.files:
             return load_target(self.manifest.target)
-        return read_target(self._checked(TARGET_FILE))
+        return read_target(self.file(TARGET_FILE))
 
     @cached_property
     def factors(self) -> dict[str, NDArray[np.float64]]:
@@ -111,7 +121,7 @@ class Bundle:
         """
         if INTEGER_FILE not in self.manifest.files:
             raise UserError(f"{self.path} holds no {INTEGER_FILE}", "its manifest's notes say why")
-        return open_integer(self._checked(INTEGER_FILE))
+        return open_integer(self.file(INTEGER_FILE))
 
     @cached_property
     def quantized(self) -> Predictor:
@@ -123,13 +133,50 @@ class Bundle:
         """The float model that it came from, ready to run."""
         return self.predictor(FLOAT_FILE)
 
-    def _checked(self, file: str) -> Path:
-        path = self.path / file
-        if not path.exists():
-            raise UserError(f"{path} is missing", "quantize again")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != self.manifest.files.get(file):
-            raise UserError(f"{path} was changed since the bundle was written", "quantize again")
+    def file(self, name: str) -> Path:
+        """Path of one of the bundle's files, which is as it was written.
+
+        Raises:
+            UserError: it is missing or was changed since.
+        """
+        path = self.path / name
+        if name not in self.manifest.files:
+            raise UserError(f"{path} is not in the bundle's manifest", "quantize again")
+        if self._digest(name) != self.manifest.files[name]:
+            plan = f"make a bundle of it with quantize --plan {path}"
+            raise UserError(
+                f"{path} was changed since the bundle was written", plan if name == PLAN_FILE else "quantize again"
+            )
         return path
+
+    def _digest(self, name: str) -> str:
+        with reading(self.path / name, "quantize again"):
+            return hashlib.sha256((self.path / name).read_bytes()).hexdigest()
+
+    @property
+    def plan_edited(self) -> bool:
+        """Whether somebody edited ``plan.json``, which is what it is for: a new bundle is made of it."""
+        return self._digest(PLAN_FILE) != self.manifest.files.get(PLAN_FILE)
+
+    def graph(self, name: str) -> onnx.ModelProto:
+        """One of the bundle's graphs, as a model of ONNX.
+
+        Raises:
+            UserError: as :meth:`file`.
+        """
+        with reading(path := self.file(name), "quantize again"):
+            return onnx.load(str(path))
+
+    @cached_property
+    def noise(self) -> dict[str, dict[str, Any]]:
+        """How far every quantized tensor is from the float one, by name; entries as in :class:`ComparisonRow`.
+
+        Raises:
+            UserError: as :meth:`file`.
+        """
+        path, remedy = self.file(NODES_FILE), "quantize again"
+        rows = typed(list[ComparisonRow], read_json(path, remedy), path, remedy)
+        return {row.name: row.model_dump() for row in rows}
 
     def predictor(self, file: str, threads: int = 0) -> Predictor:
         """Run one of the bundle's graphs.
@@ -138,9 +185,13 @@ class Bundle:
             UserError: the file is missing or was changed since the bundle was written.
         """
         manifest = self.manifest
-        path = self._checked(file)
-        # "basic" keeps QuantizeLinear and DequantizeLinear where the plan put them
-        runner = open_runner(path, threads, "basic" if file == QDQ_FILE else "all", manifest)
+        path = self.file(file)
+        with reading(path, "quantize again"):
+            # "basic" keeps QuantizeLinear and DequantizeLinear where the plan put them
+            runner = open_runner(path, threads, "basic" if file == QDQ_FILE else "all", manifest)
+            ends = {"input": runner.input_shape, **dict(zip(runner.output_names, runner.output_shapes, strict=True))}
+            if ends != {"input": manifest.input_shape, **{out.name: out.shape for out in manifest.outputs}}:
+                raise ValueError("its inputs and outputs are not those of the manifest")
         encodings = {INTEGER_FILE: manifest.encodings, QDQ_FILE: manifest.integer_outputs}.get(file)
         return Predictor(
             manifest.task, manifest.head, manifest.classes, manifest.skeleton, manifest.preprocess, runner,

@@ -100,7 +100,7 @@ def _profile(bundle: Bundle, engine: str, picture: NDArray[np.uint8], frames: in
     tensor, _ = preprocess(picture, bundle.manifest.preprocess)
     values = tensor if file == FLOAT_FILE else chip_input(tensor, bundle.manifest)
     level = "basic" if file == QDQ_FILE else "all"
-    return profile(bundle.path / file, values, frames=min(frames, 20), level=level)
+    return profile(bundle.file(file), values, frames=min(frames, 20), level=level)
 
 
 def _print(result: BenchResult) -> None:

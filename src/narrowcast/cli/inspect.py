@@ -6,7 +6,7 @@ import json as json_module
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from narrowcast.cli.model_info import describe_input, print_tensors, scale_text, tensor_info
 from narrowcast.cli.quantize import distance_sentence
@@ -29,12 +29,11 @@ def run(path: Path, nodes: bool, json: bool) -> None:
         _model(path, json)
         return
     from narrowcast.bundle import open_bundle
-    from narrowcast.bundle.manifest import MANIFEST_FILE
 
     bundle = open_bundle(path)
     if json:
         tensors = [asdict(entry) for entry in tensor_info(bundle.manifest)]
-        print_json({**json_module.loads((path / MANIFEST_FILE).read_text()), "tensors": tensors})
+        print_json({**json_module.loads(bundle.manifest.to_json()), "tensors": tensors})
         return
     _bundle(bundle)
     if nodes:
@@ -66,11 +65,16 @@ def _model(path: Path, json: bool) -> None:
 
 
 def _bundle(bundle: Bundle) -> None:
+    from narrowcast.bundle.store import PLAN_FILE
+    from narrowcast.plan import read_plan
+
     manifest = bundle.manifest
     say(f"{bundle.path}: {manifest.task} model {manifest.model['source']} for {manifest.target} ({manifest.runtime})")
     say(describe_input(manifest))
     print_tensors(manifest)
-    plan = bundle.plan
+    plan = read_plan(bundle.path / PLAN_FILE)
+    if bundle.plan_edited:
+        say(f"- {PLAN_FILE} was edited by hand: make a bundle of it with quantize --plan {bundle.path / PLAN_FILE}")
     places = Counter((entry.unit, entry.type) for entry in plan.nodes.values())
     kinds = Counter(encoding.dtype for encoding in plan.tensors.values())
     say("nodes   " + ", ".join(f"{count} on {unit} in {kind}" for (unit, kind), count in sorted(places.items())))
@@ -94,12 +98,10 @@ def _bundle(bundle: Bundle) -> None:
 
 
 def _nodes(bundle: Bundle) -> None:
-    import onnx
+    from narrowcast.bundle.store import FLOAT_FILE
 
-    from narrowcast.bundle.store import FLOAT_FILE, NODES_FILE
-
-    noise: dict[str, Any] = {e["name"]: e for e in json_module.loads((bundle.path / NODES_FILE).read_text())}
-    outputs = {node.name: node.output[0] for node in onnx.load(str(bundle.path / FLOAT_FILE)).graph.node}
+    noise = bundle.noise
+    outputs = {node.name: node.output[0] for node in bundle.graph(FLOAT_FILE).graph.node}
     rows = []
     for name, placement in bundle.plan.nodes.items():
         tensor = outputs.get(name, "")

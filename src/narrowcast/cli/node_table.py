@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ def node_rows(bundle: Bundle) -> list[tuple[str, ...]]:
     The threshold is what the vendor prints: the largest real number that the input's encoding holds (scale * 127 at
     8 bits). ``--`` stands where a tensor exists only in float, in an accumulator or inside a fused unit.
     """
-    from narrowcast.bundle.store import NODES_FILE
     from narrowcast.plan.reading import read_encoding
     from narrowcast.targets.placement import place, subgraphs
 
@@ -31,8 +29,7 @@ def node_rows(bundle: Bundle) -> list[tuple[str, ...]]:
     target = bundle.target
     pinned = {name: entry.type for name, entry in plan.nodes.items()}
     ids = subgraphs(graph, target, place(graph, target, None, pinned.get))
-    noise = {entry["name"]: entry for entry in json.loads((bundle.path / NODES_FILE).read_text())}
-    noise |= {entry["name"]: entry for entry in bundle.manifest.comparison}
+    noise = bundle.noise | {entry["name"]: entry for entry in bundle.manifest.comparison}
     rows: list[tuple[str, ...]] = []
     for node in graph:
         name, placement = str(node.name), plan.nodes[str(node.name)]

@@ -37,12 +37,14 @@ def run(
 ) -> None:
     """Compare every integer tensor; exit code 1 when one differs."""
     from narrowcast.bundle import open_bundle
+    from narrowcast.bundle.store import PLAN_FILE
     from narrowcast.lower.verify import verify
     from narrowcast.progress import set_quiet, track
 
     set_quiet(quiet or json)
     bundle = open_bundle(path)
     graph = bundle.integer_graph
+    bundle.file(PLAN_FILE)  # the plan of these integers, not one that was edited since
     inputs, notes = _some_inputs(bundle, images, limit, strict)
     target = bundle.target
     rows = verify(bundle.prepared.ir, bundle.plan, target, graph, track(inputs, "verify", len(inputs)))

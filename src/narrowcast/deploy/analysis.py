@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import onnx
-
 from narrowcast.analyze import Analysis, Subject
 from narrowcast.analyze import analyze as analyze_subject
 from narrowcast.analyze.images import telling, unseen
 from narrowcast.bundle import Bundle
-from narrowcast.bundle.manifest import FLOAT_FILE
+from narrowcast.bundle.manifest import FLOAT_FILE, PLAN_FILE
 from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
 
@@ -69,7 +67,7 @@ def telling_images(bundle: Bundle, images: Images, limit: int) -> tuple[ImageSet
     manifest = bundle.manifest
     found = find_images(images, manifest.preprocess)
     left, excluded = unseen(found, manifest.calibration.get("images", ()))
-    proto = onnx.load(str(bundle.path / FLOAT_FILE))
-    chosen = telling(left, limit, proto, manifest.task, manifest.head)
+    chosen = telling(left, limit, bundle.graph(FLOAT_FILE), manifest.task, manifest.head)
     note = f"{len(chosen)} images of {len(found)}; {excluded} left out because they were used for calibration"
-    return chosen, (note, *chosen.notes)
+    edited = (f"{PLAN_FILE} was edited by hand since the bundle was written",) if bundle.plan_edited else ()
+    return chosen, (*edited, note, *chosen.notes)

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from narrowcast.bundle import Bundle, Manifest
+from narrowcast.bundle.store import PLAN_FILE
 from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
 from narrowcast.deploy.delivery import Delivery
@@ -171,6 +172,7 @@ def deploy(
         UserError: an unknown kit or one that the chip does not offer, a result that exists, what the kit refuses.
     """
     name = chosen_kit(bundle, kit)
+    bundle.file(PLAN_FILE)  # the plan of the graphs, not one that was edited since
     maker = KITS[name]
     path = Path(out) if out is not None else Path(f"{bundle.path.resolve().name}-{name}{maker.suffix}")
     found = None

@@ -34,7 +34,9 @@ class Runner:
         (image,) = self.session.get_inputs()
         self.input_name: str = image.name
         self.input_shape: tuple[int, ...] = tuple(image.shape)
-        self.output_names: list[str] = [output.name for output in self.session.get_outputs()]
+        outputs = self.session.get_outputs()
+        self.output_names: list[str] = [output.name for output in outputs]
+        self.output_shapes: list[tuple[int, ...]] = [tuple(output.shape) for output in outputs]
 
     def run(self, tensor: NDArray[np.float32], names: Sequence[str] | None = None) -> dict[str, NDArray[np.generic]]:
         """Run one input and return the outputs (all, or those named) by name."""

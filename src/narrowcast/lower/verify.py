@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.errors import UserError
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner
 from narrowcast.lower.reference import run_reference
 from narrowcast.plan.types import Plan
@@ -66,7 +67,13 @@ def verify(
 
     Returns:
         One row a tensor, in graph order.
+
+    Raises:
+        UserError: the plan is not that of the integer graph.
     """
+    lost = next((name for name in graph.encodings if name not in plan.tensors and name not in plan.edges), None)
+    if lost is not None:
+        raise UserError(f"the plan says nothing of {lost}, which the integer graph holds", "quantize again")
     makers = _makers(model.graph)
     rows: dict[str, VerifyRow] = {}
     shipped, full = (IntegerRunner(graph, threads, level, all_tensors) for all_tensors in (False, True))

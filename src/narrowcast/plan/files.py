@@ -9,13 +9,13 @@ The file has one line a tensor and one a node. A person edits it and reruns with
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from narrowcast.errors import UserError
 from narrowcast.plan.pins import NODE_TYPES, Pins, TensorPin
 from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan
+from narrowcast.reading import read_json, typed
 
 __all__ = ["plan_from_json", "plan_to_json", "read_pins", "read_plan"]
 
@@ -47,12 +47,7 @@ def plan_to_json(plan: Plan) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", "give a plan.json") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}", "mend the line it names") from error
+    document = read_json(path, "give a plan.json, or mend the line")
     if not isinstance(document, dict) or document.get("version") != VERSION:
         raise UserError(f"{path} is no plan of version {VERSION}", "start from the plan.json of a bundle")
     unknown = sorted(set(document) - set(_SECTIONS))
@@ -65,17 +60,14 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _encoding(entry: Any, where: str) -> Encoding:
-    try:
-        scale, axis = entry["scale"], entry.get("axis")
-        fixed: float | tuple[float, ...] = tuple(map(float, scale)) if isinstance(scale, list) else float(scale)
-        return Encoding(entry["dtype"], fixed, int(entry.get("zero_point", 0)), axis)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{where}: {reason}", "an encoding is dtype, scale, zero_point and axis") from error
+    remedy = "an encoding is dtype, scale, zero_point and axis"
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is not an encoding", remedy)
+    return typed(Encoding, {key: value for key, value in entry.items() if key != "pinned"}, where, remedy)
 
 
 def _node_entry(entry: Any, where: str) -> tuple[str, str, str]:
-    if not isinstance(entry, dict) or entry.get("type") not in NODE_TYPES:
+    if not isinstance(entry, dict) or entry.get("type") not in list(NODE_TYPES):
         raise UserError(f"{where}: 'type' is not one of {', '.join(NODE_TYPES)}", "mend the line")
     return str(entry.get("unit", "")), str(entry["type"]), str(entry.get("reason", ""))
 
@@ -112,19 +104,10 @@ def read_pins(path: str | Path) -> Pins:
     tensors = {}
     for name, entry in document["tensors"].items():
         where = f"{file}: tensor {name}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where} is not an encoding", "an encoding is dtype, scale, zero_point and axis")
-        if entry.get("pinned") is True:
-            encoding = _encoding(entry, where)
-            tensors[name] = TensorPin(encoding.dtype, encoding.scale, encoding.zero_point, encoding.axis)
-        elif entry.get("dtype") not in DTYPES:
+        if isinstance(entry, dict) and entry.get("dtype") not in list(DTYPES):
             raise UserError(f"{where}: unknown dtype {entry.get('dtype')!r}", f"use one of {', '.join(DTYPES)}")
-        elif not math.isfinite(_first_scale(entry, where)):
-            raise UserError(f"{where}: the scale is not finite", "mend the line")
-        else:
-            tensors[name] = TensorPin(str(entry["dtype"]))
+        encoding = _encoding(entry, where)
+        tensors[name] = TensorPin(encoding.dtype)
+        if entry.get("pinned") is True:
+            tensors[name] = TensorPin(encoding.dtype, encoding.scale, encoding.zero_point, encoding.axis)
     return Pins(nodes, tensors)
-
-
-def _first_scale(entry: dict[str, Any], where: str) -> float:
-    return float(_encoding(entry, where).scales.reshape(-1)[0])

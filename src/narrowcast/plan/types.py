@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ class Encoding:
         zero_point: the integer that stands for 0.0 (one for all channels).
         axis: channel axis of a per-channel scale, ``None`` for per-tensor.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for reading files
 
     dtype: str
     scale: float | tuple[float, ...]

@@ -42,6 +42,37 @@ class HeadSpec:
         """Channels of the third output of a stride, 0 without one."""
         return self.keypoint_shape[0] * self.keypoint_shape[1] if self.keypoint_shape is not None else self.num_masks
 
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare with outputs.
+
+        Args:
+            shapes: of the outputs, by name; maps are (1, C, H, W).
+
+        Raises:
+            ValueError: a head that does not exist, an output that is missing or has another shape.
+        """
+        if self.task not in ("detect", "pose", "segment") or not self.strides or min(self.strides) < 1:
+            raise ValueError(f"a {self.task} head with the strides {self.strides} is not known")
+        if min(self.num_classes, self.reg_max) < 1 or self.num_masks < 0:
+            raise ValueError("a head has classes and bins")
+        pose, shape = self.task == "pose", self.keypoint_shape
+        if pose != (shape is not None) or (shape is not None and (shape[0] < 1 or shape[1] not in (2, 3))):
+            raise ValueError(f"a {self.task} head with keypoints {shape} is not known")
+        if (self.task == "segment") != (self.num_masks > 0):
+            raise ValueError(f"a {self.task} head with {self.num_masks} masks is not known")
+        channels = {"box": 4 * self.reg_max, "cls": self.num_classes}
+        channels |= {self.extra: self.extra_channels} if self.extra else {}
+        wanted = {f"{stem}_s{stride}": count for stride in self.strides for stem, count in channels.items()}
+        wanted |= {"proto": self.num_masks} if self.num_masks else {}
+        for name, count in wanted.items():
+            found = shapes.get(name, ())
+            if len(found) != 4 or found[0] != 1 or found[1] != count:
+                raise ValueError(f"the head needs the output {name} with {count} channels, it is {found or 'missing'}")
+        for stride in self.strides:
+            sizes = {shapes[f"{stem}_s{stride}"][2:] for stem in channels}
+            if len(sizes) > 1:
+                raise ValueError(f"the outputs of the stride {stride} differ in size")
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         data = asdict(self)
