@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
     "nearest": (one("Resize", scales(1.5, 2), mode="nearest", nearest_mode="ceil"), "half_pixel and ceil"),
     "linear": (one("Resize", scales(2, 2), mode="linear", coordinate_transformation_mode="asymmetric"), "asymmetric"),
     "cubic": (one("Resize", scales(2, 2), mode="cubic"), "mode cubic"),
-    "Pow": (one("Pow", {"many": np.full((16, 1, 1), 2, np.float32)}), "16 numbers"),
+    "Pow": (one("Pow", {"many": np.full((16, 1, 1), 2, np.float32)}), "16 exponents"),
 }
 
 

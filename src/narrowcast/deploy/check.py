@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from narrowcast.deploy.espdl import RuntimeRow, check_runtime
+import numpy as np
+
+from narrowcast.calibrate import TensorStatistics
+from narrowcast.deploy.espdl import RuntimeRow, build_espdl, check_runtime
+from narrowcast.deploy.rdk import to_opset_11
+from narrowcast.errors import UserError
 from narrowcast.graph import Model, load
+from narrowcast.graph.units import inline_units
+from narrowcast.lower.integer import lower_integer
+from narrowcast.plan import Pins, draft, finish
 from narrowcast.targets import CheckRow, Target, check_rows, load_target
 
-__all__ = ["Checked", "check"]
+__all__ = ["Checked", "check", "findings"]
 
 
 @dataclass(frozen=True)
@@ -61,5 +70,44 @@ def check(model: Model | str | Path, target: str = "onnx", *, runtime: str | Non
     loaded = model if isinstance(model, Model) else load(model)
     rows = check_rows(loaded.ir.graph, chip, runtime)
     refused = {row.node for row in rows if not row.supported}
-    found = check_runtime(loaded.ir, chip, None, runtime) if "espdl" in chip.kits else []
-    return Checked(chip, rows, [row for row in found if row.node not in refused])
+    return Checked(chip, rows, [row for row in findings(loaded, chip, runtime) if row.node not in refused])
+
+
+def findings(model: Model, chip: Target, runtime: str | None = None, pins: Pins | None = None) -> list[RuntimeRow]:
+    """What would go wrong behind the table of operators, said before anything slow starts.
+
+    The whole job is rehearsed without images: every tensor gets the same range, the graph is lowered to integers, and
+    the chip's own file is made. So what is not refused here is not refused later for a form that nobody thought of.
+
+    Args:
+        model: from :func:`narrowcast.load`.
+        chip: the target.
+        runtime: version of its runtime; the newest known by default.
+        pins: what the person fixed.
+    """
+    rows = check_runtime(model.ir, chip, None, runtime) if "espdl" in chip.kits else []
+    if any(row.severity == "error" for row in rows):
+        return rows
+    try:
+        _rehearse(model, chip, runtime, pins)
+    except UserError as error:
+        node = next((n for n in model.ir.graph if error.what.startswith(f"{n.name}:")), None)
+        name, op_type = ("--", "--") if node is None else (str(node.name), node.op_type)
+        problem = error.what.removeprefix(f"{name}:").strip()
+        rows.append(RuntimeRow(name, op_type, "--", "error", problem, error.remedy))
+    return rows
+
+
+def _rehearse(model: Model, chip: Target, runtime: str | None, pins: Pins | None) -> None:
+    try:
+        drafted = draft(model.ir.graph, chip, pins, runtime)
+    except UserError:  # an operator that the table refuses, or a wrong pin: said where the job begins
+        return
+    anything = TensorStatistics()
+    anything.add(np.asarray([-4, 4], np.float32), 0, False)
+    plan, _ = finish(drafted, defaultdict(lambda: anything), "minmax")
+    lower_integer(model.ir, plan, chip)
+    if "espdl" in chip.kits:
+        build_espdl(model.ir, plan, chip, runtime=runtime)
+    if "rdk-x5" in chip.kits:
+        to_opset_11(inline_units(model.to_proto()))

@@ -8,7 +8,8 @@ from typing import Any
 from narrowcast import bundle as bundles
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import Images
-from narrowcast.deploy.espdl import bundled_espdl, check_runtime
+from narrowcast.deploy.check import findings
+from narrowcast.deploy.espdl import bundled_espdl
 from narrowcast.errors import UserError
 from narrowcast.graph import Model, load
 from narrowcast.targets import load_target
@@ -44,10 +45,9 @@ def quantize(
     """
     chip = load_target(target)
     model = model if isinstance(model, Model) else load(model)
-    if "espdl" not in chip.kits:
-        return bundles.quantize(model, images, target, out=out, runtime=runtime, **options)
-    for row in check_runtime(model.ir, chip, None, runtime):
+    for row in findings(model, chip, runtime, options.get("pins")):
         if row.severity == "error":
-            raise UserError(f"{chip.runtime.name} cannot run {row.node} ({row.op_type}): {row.problem}", row.remedy)
+            where = f"{row.node} ({row.op_type})" if row.node != "--" else model.source
+            raise UserError(f"{chip.runtime.name} cannot run {where}: {row.problem}", row.remedy)
     extra = bundled_espdl(chip, {"source": model.source, "sha256": model.sha256}, runtime)
     return bundles.quantize(model, images, target, out=out, runtime=runtime, extra=extra, **options)

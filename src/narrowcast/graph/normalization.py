@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.graph.forms import constant_value, put_in_place
 from narrowcast.graph.units import constant_of
 
 __all__ = ["fold_batch_normalization"]
@@ -58,12 +59,8 @@ def _parameters(node: ir.Node) -> tuple[Array, Array] | None:
     return factor, bias - mean * factor
 
 
-def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    while name in graph.initializers:
-        name += "_"
-    value = ir.val(name, const_value=ir.tensor(np.asarray(array, np.float32), name=name))
-    graph.register_initializer(value)
-    return value
+def _float(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    return constant_value(graph, name, array.astype(np.float32))
 
 
 def _into_producer(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) -> bool:
@@ -81,10 +78,10 @@ def _into_producer(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) 
     beta = before.attributes.get_float("beta", 1.0) if before.op_type == "Gemm" else 1.0
     total = np.broadcast_to(np.asarray(bias, np.float64).reshape(-1) * beta, factor.shape) * factor + shift
     constants = {"weight": folded, "bias": total}
-    inputs = [before.inputs[0], *(_constant(graph, f"{node.name}.{key}", array) for key, array in constants.items())]
+    inputs = [before.inputs[0], *(_float(graph, f"{node.name}.{key}", array) for key, array in constants.items())]
     attributes = [entry for entry in before.attributes.values() if entry.name != "beta"]
     new = ir.Node("", before.op_type, inputs, attributes, num_outputs=1, name=before.name)
-    _put(graph, node, [new])
+    put_in_place(graph, node, [new])
     graph.remove(before, safe=True)
     return True
 
@@ -104,29 +101,17 @@ def _scaled(before: ir.Node, weight: NDArray[Any], factor: Array) -> Array | Non
 
 
 def _depthwise(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) -> None:
-    weight = _constant(graph, f"{node.name}.weight", factor.reshape(-1, 1, 1, 1))
-    bias = _constant(graph, f"{node.name}.bias", shift)
+    weight = _float(graph, f"{node.name}.weight", factor.reshape(-1, 1, 1, 1))
+    bias = _float(graph, f"{node.name}.bias", shift)
     inputs = [node.inputs[0], weight, bias]
-    _put(graph, node, [ir.node("Conv", inputs, {"group": factor.size}, num_outputs=1, name=node.name)])
+    put_in_place(graph, node, [ir.node("Conv", inputs, {"group": factor.size}, num_outputs=1, name=node.name)])
 
 
 def _multiply_and_add(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array, rank: int) -> None:
     shape = (1, -1, *[1] * (rank - 2))
-    inputs = [node.inputs[0], _constant(graph, f"{node.name}.weight", factor.reshape(shape))]
+    inputs = [node.inputs[0], _float(graph, f"{node.name}.weight", factor.reshape(shape))]
     product = ir.node("Mul", inputs, num_outputs=1, name=f"{node.name}_scale")
     value, like = product.outputs[0], node.outputs[0]
     value.name, value.shape, value.type = f"{node.name}_scaled", like.shape, like.type
-    offset = _constant(graph, f"{node.name}.bias", shift.reshape(shape))
-    _put(graph, node, [product, ir.node("Add", [value, offset], num_outputs=1, name=node.name)])
-
-
-def _put(graph: ir.Graph, old: ir.Node, nodes: list[ir.Node]) -> None:
-    """Nodes in the place of another; the last one writes the old one's output."""
-    value, new = old.outputs[0], nodes[-1].outputs[0]
-    new.name, new.shape, new.type = value.name, value.shape, value.type
-    graph.insert_before(old, nodes)
-    for index, output in enumerate(graph.outputs):
-        if output is value:
-            graph.outputs[index] = new
-    value.replace_all_uses_with(new)
-    graph.remove(old, safe=True)
+    offset = _float(graph, f"{node.name}.bias", shift.reshape(shape))
+    put_in_place(graph, node, [product, ir.node("Add", [value, offset], num_outputs=1, name=node.name)])

@@ -13,9 +13,9 @@ from onnx_ir.passes import common
 from narrowcast.errors import UserError
 from narrowcast.graph.dtypes import only_float32
 from narrowcast.graph.exposure import remove_unused
+from narrowcast.graph.forms import explicit_splits, unify_forms
 from narrowcast.graph.normalization import fold_batch_normalization
 from narrowcast.graph.units import constant_of, fuse_units
-from narrowcast.reading import reading
 
 __all__ = ["tidy"]
 
@@ -31,13 +31,13 @@ def tidy(proto: onnx.ModelProto, source: str) -> tuple[ir.Model, tuple[str, ...]
         The graph, and one sentence for each thing done.
 
     Raises:
-        UserError: the simplifier fails, or a value keeps a dynamic shape.
+        UserError: a value keeps a dynamic shape.
     """
     before = len(proto.graph.node)
-    with reading(source, "export it again with opset 17", "cannot be simplified"):
-        slim = _simplify(proto)
-        model = ir.from_proto(onnx.shape_inference.infer_shapes(slim, data_prop=True))
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    slim = _simplify(proto)
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(slim, data_prop=True))
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    unify_forms(model)
     folded = fold_batch_normalization(model)
     units = fuse_units(model)
     remove_unused(model)
@@ -56,10 +56,14 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     only_float32(copy)
     with contextlib.redirect_stdout(io.StringIO()):  # it reports on stdout, which belongs to --json
         # equal weights stay apart: each reader gets an encoding of its own
-        slim = onnxslim.slim(copy, skip_optimizations=["weight_tying"])
+        try:
+            slim = onnxslim.slim(copy, skip_optimizations=["weight_tying"])
+        except Exception:  # its shape inference does not know every form (Resize with axes); that of ONNX comes anyway
+            slim = onnxslim.slim(copy, skip_optimizations=["weight_tying"], no_shape_infer=True)
     if not isinstance(slim, onnx.ModelProto):
         raise UserError("onnxslim returned no model", "please report the model")
     only_float32(slim)
+    explicit_splits(slim)
     return slim
 
 

@@ -28,6 +28,9 @@ from narrowcast.plan.types import Encoding, Plan
 
 __all__ = ["Weigh", "follow"]
 
+#: Operators whose operands are brought into the encoding of the result before anything else happens to them.
+_IN_OUTPUTS_ENCODING = ("Concat", "Max", "Min")
+
 #: What a weight alone wants: of a node with a constant second input, and its integer type.
 Weigh = Callable[[ir.Node, str], Encoding]
 Array = NDArray[np.float64]
@@ -92,6 +95,7 @@ class _Follower:
             elif constant_of(node.inputs[1]) is not None:
                 changed |= self._weighted(node, kind, growing)
             else:
+                self._constants(node, kind)  # a constant on the left
                 changed |= self._dynamic(node, growing)
         return changed
 
@@ -113,8 +117,10 @@ class _Follower:
         target = self.drafted.target
         if node.op_type not in target.constant_operands:
             return
-        shared = target.shared.get(node.op_type) == "output"
-        output = self.tensors.get(str(node.outputs[0].name)) if shared else None
+        aligned = target.shared.get(node.op_type) == "output" or node.op_type in _IN_OUTPUTS_ENCODING
+        output = self.tensors.get(str(node.outputs[0].name)) if aligned else None
+        if output is None and node.op_type in _IN_OUTPUTS_ENCODING:
+            return  # the float end of a network
         for value in node.inputs:
             constant = constant_of(value)
             if value is not None and constant is not None and constant.dtype == np.float32:

@@ -54,6 +54,11 @@ class Structure:
     accumulators: dict[str, ir.Node] = field(default_factory=dict)
 
 
+def is_real(value: ir.Value) -> bool:
+    """Whether a value holds real numbers: indices and truth values are what they are, on every chip."""
+    return value.dtype in (None, ir.DataType.FLOAT)
+
+
 def activation_inputs(node: ir.Node) -> list[tuple[int, ir.Value]]:
     """Inputs of a node that are computed, with their positions."""
     return [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.const_value is None]
@@ -91,6 +96,8 @@ def structure(
     shared: list[tuple[ir.Node, int, ir.Value]] = []
     requantizing: set[ir.Node] = set()
     for node in graph:
+        if not all(is_real(value) for value in node.outputs):
+            continue
         if is_passive(node, target):
             if node.name in narrow and _is_wide(node.inputs[0], target, placement):
                 requantizing.add(node)
@@ -119,7 +126,7 @@ def structure(
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
     produced = [output for node in graph for output in node.outputs]
-    return [value for value in [*graph.inputs, *produced] if value.const_value is None]
+    return [value for value in [*graph.inputs, *produced] if value.const_value is None and is_real(value)]
 
 
 def _inside_units(graph: ir.Graph, target: Target, placement: Mapping[str, Placement]) -> set[ir.Value]:

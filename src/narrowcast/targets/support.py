@@ -12,6 +12,7 @@ import onnx_ir as ir
 from narrowcast.errors import UserError
 from narrowcast.graph.grids import LINEAR_GRIDS, floor_positions, linear_positions, nearest_positions, resize_scales
 from narrowcast.graph.windows import window_counts
+from narrowcast.targets.forms import no_integers
 from narrowcast.targets.schema import Limits, OpRule, Target
 
 __all__ = ["Support", "support"]
@@ -54,6 +55,11 @@ def support(node: ir.Node, target: Target, runtime: str | None = None, wanted: s
     refusals: list[tuple[str, OpRule]] = []
     if node.op_type in target.unsupported:
         return Support("", (), f"{target.runtime.name} has no {node.op_type}", "change the model", supported=False)
+    form, remedy = no_integers(node)
+    if form and not target.float_nodes:
+        return Support("", (), form, remedy, supported=False)
+    if form:
+        return Support(target.units[-1], ("float32",), form, remedy)
     for rule in target.ops:
         if node.op_type not in rule.ops or (rule.on_request and wanted not in rule.types):
             continue
@@ -146,6 +152,10 @@ def _constant(node: ir.Node, wanted: str) -> str:
     if wanted == "scalar" and constants[0].size != 1:
         return f"a constant of {constants[0].size} numbers (only 1)"
     return "takes no constant operand" if wanted == "forbidden" and constants else ""
+
+
+def _mode(node: ir.Node) -> str:
+    return str(node.attributes.get_string("mode", "constant" if node.op_type == "Pad" else "nearest"))
 
 
 def _factor(node: ir.Node) -> str:
@@ -281,11 +291,7 @@ def _broken(node: ir.Node, limits: Limits) -> str:
         (limits.groups, lambda: _groups(node, limits.groups or "")),
         (
             limits.modes,
-            lambda: (
-                ""
-                if (mode := node.attributes.get_string("mode", "nearest")) in (limits.modes or ())
-                else f"mode {mode}"
-            ),
+            lambda: "" if (mode := _mode(node)) in (limits.modes or ()) else f"mode {mode}",
         ),
         (limits.axes, lambda: _axis(node, limits.axes or ())),
         (limits.matrix_size, lambda: _matrix(node, limits.matrix_size or 0)),

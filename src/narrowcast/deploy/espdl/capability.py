@@ -187,12 +187,6 @@ def _details(node: ir.Node, plan: Plan | None, version: tuple[int, ...]) -> Iter
             node, kind, "newer ESP-DL may expect the right operand unpacked (native_kn)",
             "compare a test vector on the board", "warning",
         )  # fmt: skip
-    if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "wrap":
-        yield _row(node, kind, "Pad with mode wrap", "use constant, reflect or edge")
-    if node.op_type == "PRelu":
-        slope = constant_of(node.inputs[1])
-        if slope is None or slope.size > 1:
-            yield _row(node, kind, "PRelu with a slope per channel is no table", "use one slope, or Relu")
     if plan is not None:
         yield from _shift(node, plan)
 

@@ -241,15 +241,16 @@ def _constant_operand(assembly: Assembly, node: ir.Node, index: int, order: Orde
 
 def _concat(assembly: Assembly, node: ir.Node) -> None:
     wanted, rank = assembly.encoding(node.outputs[0], node), len(shape_of(node.outputs[0]))
-    parts = []
+    parts: list[Stored | None] = []
     for index, value in enumerate(node.inputs):
-        if constant_of(value) is not None:
-            raise UserError(f"{node.name}: Concat with a constant operand", "fold it into the weights")
-        part = assembly.operand(node, index)
-        parts.append(part if part.encoding == wanted else assembly.requantized(part, wanted))
-    order = _common_order(parts, rank)
+        part = assembly.operand(node, index) if constant_of(value) is None else None
+        parts.append(part if part is None or part.encoding == wanted else assembly.requantized(part, wanted))
+    order = _common_order([part for part in parts if part is not None], rank)
     axis = order.index(node.attributes.get_int("axis", 0) % rank)
-    names = [assembly.ordered(part, order).name for part in parts]
+    names = [
+        _constant_operand(assembly, node, index, order, wanted) if part is None else assembly.ordered(part, order).name
+        for index, part in enumerate(parts)
+    ]
     output = assembly.result(node.outputs[0], order, wanted)
     assembly.emit("Concat", str(node.name), names, [output.name], axis=axis)
 
@@ -445,11 +446,18 @@ def _gather(assembly: Assembly, node: ir.Node) -> None:
     indices = assembly.constant(node, 1)
     if indices is None:
         raise UserError(f"{node.name}: Gather without indices", "mend the model")
-    name = assembly.plain(f"{node.name}/indices", np.atleast_1d(indices).astype(np.int64))
-    if indices.ndim == 0:
-        raise UserError(f"{node.name}: Gather of a single index", "use a list of one index, or a Slice")
     axis = node.attributes.get_int("axis", 0) % len(x.shape)
-    _move(assembly, node, x, identity(len(shape_of(node.outputs[0]))), [name], axis=axis)
+    # the runtime knows no index from the end
+    name = assembly.plain(f"{node.name}/indices", np.atleast_1d(indices % x.shape[axis]).astype(np.int64))
+    shape = shape_of(node.outputs[0])
+    if indices.ndim or not shape:
+        _move(assembly, node, x, identity(len(shape)), [name], axis=axis)
+        return
+    taken = (*x.shape[:axis], 1, *x.shape[axis + 1 :])  # a list of one index, and its axis dropped
+    kept = assembly.declare(Stored(assembly.fresh(f"{node.name}/taken"), taken, identity(len(taken)), x.encoding))
+    assembly.emit("Gather", assembly.fresh_node(f"{node.name}/take"), [x.name, name], [kept.name], axis=axis)
+    sizes = assembly.numbers(f"{node.name}/shape", shape)
+    _move(assembly, node, kept, identity(len(shape)), [sizes], "Reshape", allowzero=0)
 
 
 _RULES: dict[str, Rule] = {

@@ -16,6 +16,7 @@ from narrowcast.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.graph.windows import windows
 from narrowcast.lower.integer import bias_integers, constant_integers
+from narrowcast.plan.reading import operand_encoding
 from narrowcast.plan.types import Encoding
 
 __all__ = [
@@ -287,8 +288,13 @@ def add_fully_connected(assembly: Assembly, node: ir.Node) -> None:
 def add_matmul(assembly: Assembly, node: ir.Node) -> None:
     """MatMul, by a constant or by another activation; the runtime reads the right operand as a packed filter."""
     value, wanted, activation = _output(assembly, node)
-    left = _input(assembly, node, 0, wanted)
-    left = assembly.ordered(left, identity(len(left.shape)))
+    fixed = assembly.constant(node, 0) if constant_of(node.inputs[0]) is not None else None
+    if fixed is None:
+        stored = _input(assembly, node, 0, wanted)
+        left = assembly.ordered(stored, identity(len(stored.shape))).name
+    else:
+        code = operand_encoding(node, 0, assembly.plan.tensors, assembly.plan.edges)
+        left = assembly.encoded(str(node.inputs[0].name), constant_integers(fixed, code, assembly.target), code)
     if constant_of(node.inputs[1]) is not None:
         encoding = _weight_encoding(assembly, node, wanted)
         integers = _integers(assembly, node, encoding).astype(encoding.dtype)
@@ -300,7 +306,7 @@ def add_matmul(assembly: Assembly, node: ir.Node) -> None:
         stored = _input(assembly, node, 1, wanted)
         right = _packed(assembly, assembly.ordered(stored, identity(len(stored.shape))), _lanes(wanted), str(node.name))
     output = assembly.result(value, identity(len(shape_of(value))), wanted)
-    assembly.emit("MatMul", str(node.name), [left.name, right], [output.name], activation=activation)
+    assembly.emit("MatMul", str(node.name), [left, right], [output.name], activation=activation)
 
 
 def _packed(assembly: Assembly, matrix: Stored, lanes: int, stem: str) -> str:

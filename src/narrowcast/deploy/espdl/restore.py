@@ -338,7 +338,9 @@ class _Restoring:
         self._product(node, "Gemm", inputs, transB=1)
 
     def _matmul(self, node: EspdlNode) -> None:
-        left = self._ordered(node.inputs[0], identity(len(self.known[node.inputs[0]].shape)))
+        first = node.inputs[0]
+        known = self.known.get(first)
+        left = self._constant(first) if known is None else self._ordered(first, identity(len(known.shape))).name
         if node.inputs[1] in self.file.tensors:
             tensor = self.file.tensors[node.inputs[1]]
             layout = parse_layout(tensor.layout)
@@ -347,7 +349,7 @@ class _Restoring:
         else:
             right = self._right_operand(node)
         self._store(node.outputs[0], identity(len(self.file.values[node.outputs[0]].dims)))
-        self._product(node, "MatMul", [left.name, right])
+        self._product(node, "MatMul", [left, right])
 
     def _right_operand(self, node: EspdlNode) -> str:
         """A computed right operand, which the file packs by nodes of its own; undo it."""
@@ -457,7 +459,10 @@ class _Restoring:
         order = self.known[names[0]].order
         axis = order[node.integer("axis", 0 if node.op_type != "Softmax" else -1) % len(order)]
         inputs = [
-            self._ordered(name, order).name if name in self.known else self._constant(name) for name in node.inputs
+            self._ordered(name, order).name
+            if name in self.known
+            else self._constant(name, order if node.op_type == "Concat" else None)
+            for name in node.inputs
         ]
         quantize = self._quantized_by(node)
         outputs = quantize.outputs if quantize is not None else node.outputs

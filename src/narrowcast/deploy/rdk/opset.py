@@ -7,6 +7,7 @@ of ONNX. What has no equivalent is refused with the node's name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -270,17 +271,21 @@ def _mish(graph: _Graph, node: onnx.NodeProto) -> None:
 
 
 def _gelu(graph: _Graph, node: onnx.NodeProto) -> None:
-    """x / 2 * (1 + erf(x / sqrt(2)))."""
-    if _attributes(node).get("approximate", b"none") != b"none":
-        raise _refused(node, "Gelu by tanh")
+    """x / 2 * (1 + erf(x / sqrt(2))), or by tanh: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))."""
     x, output, name = node.input[0], node.output[0], node.name
-    numbers = {stem: graph.constant(stem, np.asarray(v, np.float32)) for stem, v in
-               (("root", np.sqrt(2)), ("one", 1.0), ("half", 0.5))}  # fmt: skip
-    graph.add("Div", [x, numbers["root"]], f"{output}_scaled", f"{name}_scaled")
-    graph.add("Erf", [f"{output}_scaled"], f"{output}_erf", f"{name}_erf")
-    graph.add("Add", [f"{output}_erf", numbers["one"]], f"{output}_gate", f"{name}_gate")
-    graph.add("Mul", [x, f"{output}_gate"], f"{output}_product", f"{name}_product")
-    graph.add("Mul", [f"{output}_product", numbers["half"]], output, name)
+
+    def step(op_type: str, stem: str, *operands: str | float) -> str:
+        names = [o if isinstance(o, str) else graph.constant(stem, np.asarray(o, np.float32)) for o in operands]
+        return graph.add(op_type, names, f"{output}_{stem}", f"{name}_{stem}")
+
+    if _attributes(node).get("approximate", b"none") == b"none":
+        inner = step("Erf", "erf", step("Div", "scaled", x, math.sqrt(2)))
+    else:
+        cube = step("Mul", "cube", step("Mul", "square", x, x), x)
+        sum_ = step("Add", "sum", x, step("Mul", "cubic", cube, 0.044715))
+        inner = step("Tanh", "tanh", step("Mul", "scaled", sum_, math.sqrt(2 / math.pi)))
+    product = step("Mul", "product", x, step("Add", "gate", inner, 1.0))
+    graph.add("Mul", [product, graph.constant("half", np.asarray(0.5, np.float32))], output, name)
 
 
 def _layer_normalization(graph: _Graph, node: onnx.NodeProto) -> None:

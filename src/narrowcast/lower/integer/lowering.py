@@ -170,7 +170,8 @@ def _lower_output(context: Context, value: ir.Value) -> onnx.ValueInfoProto:
     real = context.reals(value)
     if real is not None and real.name != name:
         context.builder.add("Identity", [real.name], output=name)
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    kind = TensorProto.FLOAT if value.dtype is None else int(value.dtype)  # whole numbers and truth values as they are
+    return helper.make_tensor_value_info(name, kind, shape)
 
 
 def _lower_node(context: Context, node: ir.Node) -> None:

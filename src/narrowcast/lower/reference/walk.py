@@ -427,7 +427,13 @@ def _pad(walk: _Walk, node: ir.Node) -> None:
     walk.finish(node.outputs[0], to_encoding(padded, source, walk.encoding(node), walk.target))
 
 
-_MOVED = ("Identity", "GlobalMaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split",
+def _global_max(walk: _Walk, node: ir.Node) -> None:
+    x, source = walk.read(node, 0)
+    largest = x.max(axis=tuple(range(2, x.ndim)), keepdims=True)
+    walk.finish(node.outputs[0], to_encoding(largest, source, walk.encoding(node), walk.target))
+
+
+_MOVED = ("Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split",
           "Gather", "DepthToSpace", "SpaceToDepth", "Expand", "Tile")  # fmt: skip
 _RULES: dict[str, Callable[[_Walk, ir.Node], None]] = {
     "Conv": _convolution,
@@ -450,6 +456,7 @@ _RULES: dict[str, Callable[[_Walk, ir.Node], None]] = {
     "ReduceMin": _reduction,
     "Concat": _concatenation,
     "MaxPool": _max_pool,
+    "GlobalMaxPool": _global_max,
     "Pad": _pad,
     "Softmax": _softmax,
     "Resize": _nearest_resize,

@@ -1,0 +1,226 @@
+"""One form for operators that ONNX lets people write in several ways, so that nothing behind knows the others.
+
+    Gemm                 alpha, beta and transA folded or written out; a bias of several rows, or computed operands: Add
+    Max, Min, Sum, Mean  of two operands (Sum as Add, Mean as Add and Mul)
+    Pow                  exponent in float32
+    Resize               a factor for every axis, no ``axes``, no ``keep_aspect_ratio_policy``
+    Split                sizes, no ``num_outputs``
+    ConvTranspose        ``pads``, no ``auto_pad``, no ``output_shape``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from narrowcast.graph.units import constant_of
+
+__all__ = ["constant_value", "explicit_splits", "put_in_place", "unify_forms"]
+
+
+def explicit_splits(model: onnx.ModelProto) -> None:
+    """Write the sizes of ``Split(num_outputs)``, in place.
+
+    The last part is smaller where the axis does not divide, which shape inference of simplifiers overlooks: known
+    shapes are dropped then.
+    """
+    shapes = {v.name: v.type.tensor_type.shape for v in (*model.graph.input, *model.graph.value_info)}
+    uneven = False
+    for node in model.graph.node:
+        found = next((entry for entry in node.attribute if entry.name == "num_outputs"), None)
+        if node.op_type != "Split" or found is None or node.input[0] not in shapes:
+            continue
+        dims = [dim.dim_value for dim in shapes[node.input[0]].dim]
+        axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
+        part = -(-dims[axis] // found.i)
+        sizes = [part] * (found.i - 1)
+        sizes.append(dims[axis] - sum(sizes))
+        uneven = uneven or sizes[-1] != part
+        name = f"{node.output[0]}_sizes"
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(sizes, np.int64), name))
+        node.attribute.remove(found)
+        node.input[:] = [node.input[0], name]
+    if uneven:
+        del model.graph.value_info[:]
+        for output in model.graph.output:
+            output.type.tensor_type.ClearField("shape")
+
+
+def unify_forms(model: ir.Model) -> None:
+    """Rewrite the operators named above, in place.
+
+    Args:
+        model: static shapes, constants as initializers. Values keep their names.
+    """
+    for node in list(model.graph):
+        rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if rule is not None:
+            rule(model.graph, node)
+
+
+def constant_value(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer, whose name ends in ``_`` where the name is taken."""
+    while name in graph.initializers:
+        name += "_"
+    value = ir.val(name, const_value=ir.tensor(np.asarray(array), name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def put_in_place(graph: ir.Graph, old: ir.Node, nodes: Sequence[ir.Node]) -> None:
+    """Nodes in the place of another; the last one writes the old one's (only) output."""
+    value, new = old.outputs[0], nodes[-1].outputs[0]
+    new.name, new.shape, new.type = value.name, value.shape, value.type
+    graph.insert_before(old, nodes)
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[index] = new
+    value.replace_all_uses_with(new)
+    graph.remove(old, safe=True)
+
+
+def _inner(node: ir.Node, name: str, like: ir.Value, shape: Sequence[int] | None = None) -> ir.Value:
+    """The result of a new node between others: its name, its shape, and the type of another value."""
+    value = node.outputs[0]
+    value.name, value.type = name, like.type
+    value.shape = like.shape if shape is None else ir.Shape(shape)
+    return value
+
+
+def _dims(value: ir.Value | None) -> list[int]:
+    return [int(dim) for dim in value.shape or ()] if value is not None else []
+
+
+def _gemm(graph: ir.Graph, node: ir.Node) -> None:
+    a, b, c = (*node.inputs, None)[:3]
+    if a is None or b is None:
+        return
+    alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+    turned_a, turned_b = node.attributes.get_int("transA", 0), node.attributes.get_int("transB", 0)
+    weight, bias, name, result = constant_of(b), constant_of(c), str(node.name), node.outputs[0]
+    columns = _dims(result)[1]
+    vector = c is None or (bias is not None and bias.size in (1, columns) and (bias.ndim < 2 or bias.shape[0] == 1))
+    if weight is not None and vector and (alpha, beta, turned_a) == (1.0, 1.0, 0):
+        return
+    nodes: list[ir.Node] = []
+
+    def turned(value: ir.Value, suffix: str) -> ir.Value:
+        nodes.append(ir.node("Transpose", [value], {"perm": [1, 0]}, num_outputs=1, name=f"{name}_{suffix}"))
+        return _inner(nodes[-1], f"{name}_{suffix}_turned", value, _dims(value)[::-1])
+
+    def scaled(value: ir.Value, factor: float, suffix: str) -> ir.Value:
+        if factor == 1.0:
+            return value
+        array = constant_of(value)
+        if array is not None:
+            return constant_value(graph, f"{value.name}_{suffix}", (array * np.float64(factor)).astype(np.float32))
+        number = constant_value(graph, f"{name}_{suffix}", np.asarray(factor, np.float32))
+        nodes.append(ir.node("Mul", [value, number], num_outputs=1, name=f"{name}_times_{suffix}"))
+        return _inner(nodes[-1], f"{name}_{suffix}_scaled", value)
+
+    a = turned(a, "A") if turned_a else a
+    apart = None if vector or c is None else scaled(c, beta, "beta")
+    if weight is not None:
+        operands = [a, scaled(b, alpha, "alpha"), *([scaled(c, beta, "beta")] if c is not None and vector else [])]
+        nodes.append(ir.node("Gemm", operands, {"transB": turned_b}, num_outputs=1, name=name))
+    else:
+        b = turned(b, "B") if turned_b else b
+        nodes.append(ir.node("MatMul", [scaled(a, alpha, "alpha"), b], num_outputs=1, name=name))
+        apart = scaled(c, beta, "beta") if c is not None else None
+    if apart is not None:
+        total = _inner(nodes[-1], f"{result.name}_product", result)
+        nodes.append(ir.node("Add", [total, apart], num_outputs=1, name=f"{name}_bias"))
+    put_in_place(graph, node, nodes)
+
+
+def _pairs(graph: ir.Graph, node: ir.Node) -> None:
+    values = [value for value in node.inputs if value is not None]
+    op_type = {"Sum": "Add", "Mean": "Add"}.get(node.op_type, node.op_type)
+    if len(values) == 2 and op_type == node.op_type:
+        return
+    result, name, total = node.outputs[0], str(node.name), values[0]
+    nodes: list[ir.Node] = []
+    for index, value in enumerate(values[1:], 1):
+        last = index == len(values) - 1 and node.op_type != "Mean"
+        nodes.append(ir.node(op_type, [total, value], num_outputs=1, name=name if last else f"{name}_{index}"))
+        shape = np.broadcast_shapes(tuple(_dims(total)), tuple(_dims(value)))
+        total = _inner(nodes[-1], f"{result.name}_{index}", result, shape)
+    if node.op_type == "Mean" or not nodes:
+        share = constant_value(graph, f"{name}_share", np.asarray(1 / len(values), np.float32))
+        kind = ("Mul", [total, share]) if node.op_type == "Mean" else ("Identity", [total])
+        nodes.append(ir.node(*kind, num_outputs=1, name=name))
+    put_in_place(graph, node, nodes)
+
+
+def _power(graph: ir.Graph, node: ir.Node) -> None:
+    exponent = constant_of(node.inputs[1])
+    if exponent is not None and exponent.dtype != np.float32:
+        node.replace_input_with(1, constant_value(graph, f"{node.name}_exponent", exponent.astype(np.float32)))
+
+
+def _resize(graph: ir.Graph, node: ir.Node) -> None:
+    axes = node.attributes.get_ints("axes", None)
+    policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
+    roi = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    if (axes is None and policy == "stretch") or (roi is not None and roi.size):
+        return
+    before, after = _dims(node.inputs[0]), _dims(node.outputs[0])
+    chosen = [axis % len(before) for axis in axes] if axes is not None else list(range(len(before)))
+    factors = np.ones(len(before), np.float32)
+    given = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    sizes = constant_of(node.inputs[3]) if len(node.inputs) > 3 else None
+    if given is not None and given.size:
+        factors[chosen] = given
+    elif sizes is not None:
+        ratios = [float(size) / before[axis] for axis, size in zip(chosen, sizes, strict=True)]
+        pick = {"not_larger": min, "not_smaller": max}.get(policy)
+        factors[chosen] = ratios if pick is None else [pick(ratios)] * len(ratios)
+        if [int(np.floor(float(f) * size)) for f, size in zip(factors, before, strict=True)] != after:
+            return  # a rounded size belongs to no factor that ONNX would floor to it
+    else:
+        return
+    for name in ("axes", "keep_aspect_ratio_policy"):
+        node.attributes.pop(name, None)
+    node.resize_inputs(3)
+    node.replace_input_with(1, None)
+    node.replace_input_with(2, constant_value(graph, f"{node.name}_scales", factors))
+
+
+def _transposed_convolution(graph: ir.Graph, node: ir.Node) -> None:
+    """Only where the paddings are no negative ones, which ``output_padding`` would have to make up for."""
+    auto = node.attributes.get_string("auto_pad", "NOTSET")
+    if auto == "NOTSET" and "output_shape" not in node.attributes:
+        return
+    sizes, outputs, kernel = _dims(node.inputs[0])[2:], _dims(node.outputs[0])[2:], _dims(node.inputs[1])[2:]
+    count = len(sizes)
+
+    def listed(name: str, default: int) -> list[int]:
+        return [int(number) for number in node.attributes.get_ints(name, None) or [default] * count]
+
+    strides, dilations, extra = listed("strides", 1), listed("dilations", 1), listed("output_padding", 0)
+    begins, ends = [0] * count, [0] * count
+    for axis in range(count):
+        reach = strides[axis] * (sizes[axis] - 1) + extra[axis] + (kernel[axis] - 1) * dilations[axis] + 1
+        total = reach - outputs[axis]
+        if total < 0:
+            return
+        begins[axis] = total // 2 if auto == "SAME_UPPER" else total - total // 2
+        ends[axis] = total - begins[axis]
+    for name in ("auto_pad", "output_shape"):
+        node.attributes.pop(name, None)
+    node.attributes["pads"] = ir.AttrInt64s("pads", [*begins, *ends])
+
+
+_RULES: dict[str, Callable[[ir.Graph, ir.Node], None]] = {
+    "Gemm": _gemm,
+    **dict.fromkeys(("Max", "Min", "Sum", "Mean"), _pairs),
+    "Pow": _power,
+    "Resize": _resize,
+    "ConvTranspose": _transposed_convolution,
+}
