@@ -89,3 +89,18 @@ def test_public_names_are_sorted_documented_and_there() -> None:
     assert list(narrowcast.__all__) == sorted(narrowcast.__all__)
     for name in narrowcast.__all__:
         assert getattr(narrowcast, name).__doc__, f"{name} has no docstring"
+
+
+def test_sessions_are_made_in_one_place_without_telemetry() -> None:
+    makers = {
+        str(file.relative_to(SOURCE))
+        for file in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "InferenceSession"
+    }
+    assert makers == {"graph/run.py"}
+    code = (
+        "import onnxruntime\ncalls = []\nonnxruntime.disable_telemetry_events = lambda: calls.append(1)\n"
+        "import narrowcast.graph.run\nprint(len(calls))"
+    )
+    assert fresh(code) == "1"

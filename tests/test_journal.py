@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -64,3 +67,44 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with Journal(place, {}, required=False) as journal:
         journal.put(0, [])
         assert journal.known == {0: []}
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+def test_a_disk_that_fills_up_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: int
+) -> None:
+    """Whichever write the disk refuses: all results are there, and those before it after an interruption too."""
+    file = tmp_path / "m.jsonl"
+    count = 0
+    append = Journal._append
+
+    def refuse(self: Journal, place: IO[bytes], line: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count >= at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, place, line)
+
+    monkeypatch.setattr(Journal, "_append", refuse)
+    with contextlib.suppress(KeyboardInterrupt), Journal(file, {}, required=False) as journal:
+        for index in range(5):
+            journal.put(index, index)
+        assert journal.known == {index: index for index in range(5)}
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    monkeypatch.undo()
+    with Journal(file, {}, required=False) as journal:
+        assert journal.known == {index: index for index in range(max(0, at - 2))}
+    with pytest.raises(UserError, match="No space left"), Journal(file, {}) as journal:
+        monkeypatch.setattr(Journal, "_append", refuse)
+        journal.put(0, 0)
+
+
+def test_a_link_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "m.jsonl").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="cannot be written"), Journal(tmp_path / "m.jsonl", {}):
+        raise AssertionError
+    with Journal(tmp_path / "m.jsonl", {}, required=False) as journal:
+        journal.put(0, 1)
+    assert (tmp_path / "mine").read_text() == "precious" and "cannot be written" in capsys.readouterr().err

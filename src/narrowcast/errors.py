@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
-__all__ = ["UserError", "closest", "nearest"]
+__all__ = ["UserError", "closest", "nearest", "printable"]
 
 #: Known names that a message lists, at most.
 _LISTED = 20
+#: What a terminal may take for a command, a new line or another direction of writing; and halves of characters.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -25,6 +28,14 @@ class UserError(Exception):
         self.what = " ".join(what.split())
         self.remedy = " ".join(remedy.split())
         super().__init__(f"{self.what}: {self.remedy}" if self.remedy else self.what)
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows and does not obey: names come from files that somebody else made.
+
+    What it would obey is written as JSON does it, ``\\u001b``.
+    """
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:

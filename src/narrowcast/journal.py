@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from narrowcast.errors import UserError
+from narrowcast.progress import warn
 
 __all__ = ["Journal", "digest_of"]
 
@@ -30,7 +33,7 @@ class Journal:
         path: the file.
         key: JSON-ready description of everything that the results depend on.
         fresh: forget earlier results.
-        required: a file that cannot be written is an error; else nothing is kept and the work goes on.
+        required: a file that cannot be written is an error; else a warning says so once and the work goes on.
 
     Attributes:
         known: results by name, which is a text or a whole number.
@@ -42,23 +45,38 @@ class Journal:
         self._head = _line({"key": digest_of(key)})
         self._file: IO[bytes] | None = None
         self._lock = threading.Lock()
-        if fresh:
-            path.unlink(missing_ok=True)
+        self._fresh = fresh
 
     def __enter__(self) -> Journal:
-        try:
+        with self._refusals():
+            if self._fresh:
+                self.path.unlink(missing_ok=True)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b")
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+            self._file = os.fdopen(os.open(self.path, flags, 0o666), "a+b")
+            self._file.seek(0)
+            usable = self._read(self._file)
+            self._file.truncate(usable)
+            if not usable:
+                self._write(self._head)
+        return self
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """What the file system refuses is an error, or said once."""
+        try:
+            yield
         except OSError as error:
+            self._close()
             if self.required:
                 raise UserError(f"{self.path} cannot be written: {error.strerror}", "choose another --out") from error
-            return self
-        self._file.seek(0)
-        usable = self._read(self._file)
-        self._file.truncate(usable)
-        if not usable:
-            self._write(self._head)
-        return self
+            warn(f"{self.path.parent} cannot be written ({error.strerror}): an interrupted run would start anew")
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # what a full disk did not take is tried again
+                file.close()
 
     def _read(self, lines: IO[bytes]) -> int:
         """Take the results in, and say how many bytes of the file are good."""
@@ -77,9 +95,14 @@ class Journal:
         return usable
 
     def _write(self, line: bytes) -> None:
-        if self._file is not None:
-            self._file.write(line)  # at the end, wherever reading stopped: the file was opened to append
-            self._file.flush()
+        if self._file is None:  # it could not be written before, which was said then
+            return
+        with self._refusals():
+            self._append(self._file, line)
+
+    def _append(self, file: IO[bytes], line: bytes) -> None:
+        file.write(line)  # at the end, wherever reading stopped: the file was opened to append
+        file.flush()
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
         """A known result, or one computed now and kept; JSON-ready."""
@@ -96,10 +119,10 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-            if kind is None:
-                self.path.unlink(missing_ok=True)
+        self._close()
+        if kind is None:
+            with contextlib.suppress(OSError):  # never written, or no longer there
+                self.path.unlink()
 
 
 def _line(data: Any) -> bytes:

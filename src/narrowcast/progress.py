@@ -1,4 +1,4 @@
-"""What a person sees on a terminal while they wait: the phase by name, and a bar where there is something to count."""
+"""What a person sees while they wait: the phase by name, a bar where there is something to count, a warning."""
 
 from __future__ import annotations
 
@@ -8,22 +8,33 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, TypeVar
 
+from narrowcast.errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["phase", "set_quiet", "track"]
+__all__ = ["phase", "set_quiet", "track", "warn"]
 
 Item = TypeVar("Item")
 _quiet = False
 #: What is going on, the innermost last, and what the terminal shows of it. One display a process: rich allows no more.
 _phases: list[str] = []
 _shown: Progress | None = None
+#: Warnings so far.
+_said: set[str] = set()
 
 
 def set_quiet(quiet: bool) -> None:
     """Turn phases and bars off (``--quiet``, ``--json``) or on for the whole process."""
     global _quiet
     _quiet = quiet
+
+
+def warn(text: str) -> None:
+    """One line on standard error about work that goes on; each is said once."""
+    if text not in _said:
+        _said.add(text)
+        sys.stderr.write(f"narrowcast: warning: {printable(text)}\n")
 
 
 def _silent() -> bool:
@@ -65,7 +76,7 @@ def _show() -> None:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = TextColumn("{task.description:<12}"), SpinnerColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description:<12}", markup=False), SpinnerColumn(), TimeElapsedColumn()
     _shown = Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
     _shown.add_task(_phases[-1], total=None)
     _shown.start()
@@ -98,7 +109,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     if total is None and isinstance(items, Sized):
         total = len(items)
     columns = (
-        TextColumn("{task.description:<12}"),
+        TextColumn("{task.description:<12}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -161,6 +163,15 @@ def test_says_what_each_step_bought(text: str, analysis: Analysis, pose_bundle: 
 def test_escapes_what_comes_from_files(text: str) -> None:
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
     assert "a <b>.jpg" not in text and "a &lt;b&gt;.jpg" in text
+
+
+def test_its_policy_lets_only_its_own_script_run(text: str) -> None:
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', text)
+    assert policy.startswith("default-src 'none';") and "unsafe-eval" not in policy
+    script = text.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policy and script.count("addEventListener") == 3
+    assert not re.search(r"<[^>]+\son\w+=", text.partition("<script>")[0])
 
 
 def test_same_input_same_bytes(analysis: Analysis, pose_bundle: Bundle, tmp_path: Path) -> None:

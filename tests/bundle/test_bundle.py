@@ -14,13 +14,14 @@ from builders import save, silu_net
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
 from narrowcast.bundle import make as making
 from narrowcast.bundle.compare import compare_tensors
-from narrowcast.bundle.folder import new_folder
+from narrowcast.bundle.folder import check_out
 from narrowcast.calibrate import ImageSet, images
 from narrowcast.errors import UserError
 from narrowcast.graph import Model, load
 from narrowcast.lower.verify import verify
 from narrowcast.targets import load_target
 from narrowcast.vision import Detections
+from narrowcast.writing import new_folder
 from narrowcast.zoo import sample
 
 
@@ -116,7 +117,7 @@ def test_existing_folder_is_refused_and_replaced_only_when_asked(net: Model, bat
 def test_a_folder_of_the_users_is_never_replaced(net: Model, batch: ImageSet, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"precious")
-    with pytest.raises(UserError, match="no bundle"):
+    with pytest.raises(UserError, match="holds no manifest"):
         quantize(net, batch, out=tmp_path / "photos", force=True)
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"precious"
 
@@ -160,8 +161,9 @@ def test_refusal_while_making_the_folder(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(*_: object, **__: object) -> str:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    with pytest.raises(UserError, match="Permission denied"), new_folder(tmp_path / "b"):
+    place = check_out(tmp_path / "b", force=False)
+    monkeypatch.setattr("os.mkdir", refuse)
+    with pytest.raises(UserError, match="Permission denied"), new_folder(place):
         pass
 
 

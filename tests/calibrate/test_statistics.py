@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import save, silu_net
-from narrowcast.calibrate import collect, images
+from narrowcast.calibrate import ImageSet, collect, images
 from narrowcast.calibrate.statistics import BINS, SAMPLES, Histogram, TensorStatistics, _step
 from narrowcast.errors import UserError
 from narrowcast.graph import load
@@ -166,3 +167,20 @@ def test_bad_images(tmp_path: Path, kind: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         list(images(corrupt(tmp_path, kind), SPEC))
     assert "\n" not in str(error.value)
+
+
+def test_hold_back_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in indices put into sets, on 100,000 images."""
+    count, put = 100_000, 0
+
+    def counting(items: Iterable[int] = ()) -> set[int]:
+        nonlocal put
+        made = set(items)
+        put += len(made)
+        return made
+
+    monkeypatch.setattr("narrowcast.calibrate.images.set", counting, raising=False)
+    found = ImageSet(tuple(Path(f"{index}.jpg") for index in range(count)), SPEC)
+    kept, held = found.hold_back()
+    assert len(held) == count // 10 and put <= count
+    assert len({*kept.sources, *held.sources}) == len(kept) + len(held) == count

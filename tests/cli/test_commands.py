@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from narrowcast.bundle import Bundle
+from narrowcast.cli import predict
+from narrowcast.errors import UserError
 from narrowcast.zoo import sample
 
 POSE = sample("pose")
@@ -126,7 +128,7 @@ def test_mistakes_are_one_line(tmp_path: Path, pose_bundle: Bundle) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_in_calibration(tmp_path: Path) -> None:
-    """A real SIGINT while images are read: one line, exit code 2, nothing left behind."""
+    """A real SIGINT while images are read: one line, exit code 130, nothing left behind."""
     inputs = tmp_path / "in"
     inputs.mkdir()
     for index in range(600):
@@ -146,5 +148,45 @@ def test_ctrl_c_in_calibration(tmp_path: Path) -> None:
     time.sleep(0.2)
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=60)
-    assert run.returncode == 2 and errors == "narrowcast: interrupted: nothing was written\n"
+    assert run.returncode == 130 and errors == "narrowcast: interrupted: nothing was written\n"
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_pictures_of_images_with_one_stem(tmp_path: Path) -> None:
+    """a.jpg, a.png and sub/a.jpg each get a picture, and no input is ever one."""
+    source = cv2.imread(str(next(POSE.validation.iterdir())))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.jpg", "a.png", "A.bmp", "b.png", "a.png.jpg"):
+        cv2.imwrite(str(folder / name), source)
+    files = sorted(folder.iterdir())
+    named = predict._pictures(folder, files, tmp_path / "out", force=False)
+    assert len({str(picture).lower() for picture in named.values()}) == 5 == len(named)
+    assert named[folder / "b.png"] == tmp_path / "out" / "b.jpg"
+    (folder / "sub").mkdir()
+    nested = [*files, folder / "sub" / "a.jpg"]
+    assert predict._pictures(folder, nested, tmp_path / "out", force=False)[nested[-1]] == tmp_path / "out/sub/a.jpg"
+    with pytest.raises(UserError, match="input image"):
+        predict._pictures(folder, [folder / "a.jpg"], folder, force=True)
+    with pytest.raises(UserError, match="input image"):
+        predict._pictures(folder, [folder / "x.jpg", folder / "x.png", folder / "x.png.jpg"], folder, force=True)
+    run = narrowcast("predict", POSE.model, folder, "--out", tmp_path / "out")
+    assert run.returncode == 0 and len(list((tmp_path / "out").iterdir())) == 5, run.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("module", ["typer", "narrowcast.cli.commands_accuracy", "numpy", "onnxruntime", "cv2"])
+def test_ctrl_c_while_modules_load(tmp_path: Path, module: str) -> None:
+    """One line and exit code 130, whatever is being imported."""
+    code = (
+        "import importlib.abc, os, signal, sys\n"
+        "class Finder(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from narrowcast.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "quantize", str(POSE.model), "--images", str(POSE.calibration)]
+    run = subprocess.run([*command, "--out", str(tmp_path / "b")], capture_output=True, text=True, check=False)
+    assert run.returncode == 130 and run.stderr == "narrowcast: interrupted: nothing was written\n"
+    assert not (tmp_path / "b").exists()

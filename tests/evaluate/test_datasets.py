@@ -97,3 +97,23 @@ def test_class_labels(folder: Path) -> None:
         imagenet(folder, labels)
     with pytest.raises(UserError, match="does not exist"):
         imagenet(folder, folder / "none.txt")
+
+
+def test_missing_images_are_found_in_one_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries are compared with none of the others, however many there are."""
+    compared = 0
+
+    class Entry(dict):  # type: ignore[type-arg]
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return super().__eq__(other)
+
+    count = 100_000
+    document = random_document(0)
+    document["images"] = [{**document["images"][0], "id": i, "file_name": f"{i}.png"} for i in range(count)]
+    document["annotations"] = []
+    read = json.loads
+    monkeypatch.setattr("json.loads", lambda text: read(text, object_hook=Entry))
+    data = coco(folder, written(folder, document), skip_missing=True)
+    assert len(data) == 7 and f"{count - 7} of the {count}" in data.notes[0] and compared == 0

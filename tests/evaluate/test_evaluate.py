@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -159,3 +160,55 @@ def test_protocols() -> None:
     ):
         with pytest.raises(UserError, match=expected):
             choose(**arguments)  # type: ignore[arg-type]
+
+
+def test_finished_graphs_of_an_interrupted_run_are_kept(pose_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in the second graph, the first is not run again."""
+    first = Predictor.of_model(pose_model, 1)
+    second = replace(first, digest="another graph")
+    graphs = {"float": lambda: first, "other": lambda: second}
+    calls = {"float": 0, "other": 0}
+    run = Predictor.run
+
+    def counted(self: Predictor, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        name = "other" if self.digest == second.digest else "float"
+        calls[name] += 1
+        if calls["other"] == 3:
+            raise KeyboardInterrupt
+        return run(self, tensor)
+
+    monkeypatch.setattr(Predictor, "run", counted)
+    with pytest.raises(KeyboardInterrupt):
+        people(6).evaluate(graphs, workers=1)
+    assert calls == {"float": 6, "other": calls["other"]}
+    report = people(6).evaluate(graphs, workers=1)
+    assert calls["float"] == 6 and report.rows[0].metrics[0].values == report.rows[1].metrics[0].values
+    people(6).evaluate(graphs, workers=1)
+    assert calls["float"] == 12, "a finished run leaves nothing behind"
+
+
+def test_a_full_cache_disk_does_not_stop_it(
+    pose_model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    graphs = {"float": lambda: Predictor.of_model(pose_model, 1)}
+    whole = people(4).evaluate(graphs)
+    monkeypatch.setattr("narrowcast.journal.Journal._append", full)
+    assert people(4).evaluate(graphs).rows[0].metrics == whole.rows[0].metrics
+    assert capsys.readouterr().err.count("No space left") == 1
+
+
+def test_result_files_are_replaced_only_if_asked(classify_model: Model, tmp_path: Path) -> None:
+    assert CLASSIFY.labels is not None
+    data = imagenet(CLASSIFY.validation, CLASSIFY.labels, limit=2)
+    graphs = {"a": lambda: Predictor.of_model(classify_model, 1), "b": lambda: Predictor.of_model(classify_model, 1)}
+    (tmp_path / "p-b.json").write_text("mine")
+    with pytest.raises(UserError, match=r"p-b\.json exists"):
+        data.evaluate(graphs, save_predictions=tmp_path / "p.json")
+    with pytest.raises(UserError, match=r"p-b\.json exists"):
+        people(2).evaluate(graphs, save_predictions=tmp_path / "p.json")
+    assert (tmp_path / "p-b.json").read_text() == "mine" and not (tmp_path / "p-a.json").exists()
+    data.evaluate(graphs, save_predictions=tmp_path / "p.json", force=True)
+    assert len(json.loads((tmp_path / "p-b.json").read_text())) == 2

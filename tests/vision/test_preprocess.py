@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -10,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from narrowcast.calibrate import images
+from narrowcast.errors import UserError
 from narrowcast.vision import Geometry, Preprocess, preprocess, read_image
 
 
@@ -85,3 +91,37 @@ def test_unreadable_images(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not an image"):
         read_image(tmp_path / "a.jpg")
+
+
+def bomb(side: int) -> bytes:
+    """A small PNG that claims to be side x side pixels, with a valid header."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    lines = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+
+
+def test_an_image_that_no_memory_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bomb.png").write_bytes(bomb(30_000))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match="more than 200000000 pixels"):
+        read_image(tmp_path / "bomb.png")
+    with pytest.raises(UserError, match="200000000 pixels"):
+        images(tmp_path, Preprocess(8, 8)).tensor(0)
+
+
+def test_opencv_refuses_other_formats_itself(tmp_path: Path) -> None:
+    """A BMP that claims 30,000 x 30,000 pixels, in a process of its own: OpenCV reads its limit when it is loaded."""
+    header = struct.pack("<2sIHHI", b"BM", 1 << 20, 0, 0, 54) + struct.pack(
+        "<IiiHHIIiiII", 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0
+    )
+    (tmp_path / "bomb.bmp").write_bytes(header + bytes(1000))
+    code = (
+        "import resource, sys\nfrom narrowcast.vision import read_image\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
+        "try:\n    read_image(sys.argv[1])\nexcept ValueError as error:\n    print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "bomb.bmp")], capture_output=True, text=True)
+    assert "more than 200000000 pixels" in run.stdout, run.stdout + run.stderr

@@ -27,6 +27,7 @@ from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes, l
 from narrowcast.plan import Plan, plan_to_json
 from narrowcast.progress import track
 from narrowcast.targets import Target
+from narrowcast.writing import inside
 
 __all__ = [
     "NO_CHIP_FILE", "NO_INTEGERS", "Contents", "Extra", "float_bytes", "int16_domain", "integers_of", "json_bytes",
@@ -202,7 +203,7 @@ def write_contents(folder: Path, manifest: Manifest, files: Mapping[str, bytes])
     """Write files and the manifest.
 
     Args:
-        folder: there already; see :func:`narrowcast.bundle.folder.new_folder`.
+        folder: there already; see :func:`narrowcast.writing.new_folder`.
         manifest: its hashes of other files are kept.
         files: content by name.
 
@@ -212,6 +213,6 @@ def write_contents(folder: Path, manifest: Manifest, files: Mapping[str, bytes])
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     manifest = replace(manifest, files={**manifest.files, **hashes})
     for name, data in files.items():
-        (folder / name).write_bytes(data)
+        inside(folder, name).write_bytes(data)
     (folder / MANIFEST_FILE).write_text(manifest.to_json())
     return manifest

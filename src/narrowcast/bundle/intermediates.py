@@ -22,7 +22,7 @@ from narrowcast.bundle.store import FLOAT_FILE, INTEGER_FILE, QDQ_FILE, Bundle
 from narrowcast.errors import UserError
 from narrowcast.graph.model import Model
 from narrowcast.vision.preprocess import Preprocess
-from narrowcast.writing import write_file
+from narrowcast.writing import check_file, write_file
 
 __all__ = ["NAMES", "board_preprocess", "save_intermediates", "with_board_input"]
 
@@ -134,9 +134,8 @@ def save_intermediates(
         if file in bundle.manifest.files:
             graphs[stage] = bundle.graph(file)
     targets = {stage: folder / f"{prefix}_{NAMES[stage]}.onnx" for stage in graphs}
-    taken = next((file for file in targets.values() if file.exists() and not force), None)
-    if taken is not None:
-        raise UserError(f"{taken} exists", "choose another --save-intermediates, or add --force")
+    for path in targets.values():
+        check_file(path, force, "--save-intermediates")
     for stage, graph in graphs.items():
         data = with_board_input(graph, spec).SerializeToString(deterministic=True)
         write_file(targets[stage], data, force=True, option="--save-intermediates")

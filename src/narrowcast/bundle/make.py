@@ -19,7 +19,7 @@ from narrowcast.bundle.contents import (
     shape_of,
     write_contents,
 )
-from narrowcast.bundle.folder import check_out, new_folder
+from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.manifest import VERSION, Manifest, versions
 from narrowcast.bundle.store import FLOAT_FILE, NODES_FILE, TARGET_FILE, Bundle
 from narrowcast.calibrate import METHODS, Images, ImageSet, TensorStatistics, collect
@@ -29,6 +29,7 @@ from narrowcast.graph.model import Model
 from narrowcast.plan import Draft, Pins, draft
 from narrowcast.progress import phase, track
 from narrowcast.targets import Target, load_target, write_target
+from narrowcast.writing import Place, new_folder
 
 __all__ = ["AUTO_METHODS", "quantize"]
 
@@ -82,7 +83,7 @@ def quantize(
         raise UserError(f"a percentile of {percentile} keeps too little", "use a value from 99 to 100")
     check_effort(effort)
     chip = load_target(target)
-    path = check_out(out if out is not None else f"{Path(model.source).stem}-{chip.name}", force)
+    place = check_out(out if out is not None else f"{Path(model.source).stem}-{chip.name}", force)
     with phase("plan"):
         drafted = draft(model.ir.graph, chip, pins, runtime)
     found = find_images(images, model.preprocess).usable()
@@ -114,7 +115,7 @@ def quantize(
         notes=(*model.notes, *found.notes, *chosen.state.notes, *choice.notes, *made.notes),
         command=tuple(command),
     )
-    return _write(path, manifest, model, made, drafted.target)
+    return _write(place, manifest, model, made, drafted.target)
 
 
 def _difference(model: Model, images: ImageSet) -> dict[str, float]:
@@ -166,7 +167,7 @@ def _manifest(model: Model, drafted: Draft, chosen: Candidate, made: Contents, r
     )
 
 
-def _write(path: Path, manifest: Manifest, model: Model, made: Contents, target: Target) -> Bundle:
+def _write(place: Place, manifest: Manifest, model: Model, made: Contents, target: Target) -> Bundle:
     files = {
         FLOAT_FILE: float_bytes(model.ir),
         **made.prepared,
@@ -176,5 +177,5 @@ def _write(path: Path, manifest: Manifest, model: Model, made: Contents, target:
         **made.chip,
         NODES_FILE: made.nodes,
     }
-    with new_folder(path) as folder:
-        return Bundle(path, write_contents(folder, manifest, files))
+    with new_folder(place) as folder:
+        return Bundle(place.path, write_contents(folder, manifest, files))

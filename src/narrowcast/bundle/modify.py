@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.bundle.contents import float_bytes, json_bytes, output_of, proto_bytes, shape_of, write_contents
-from narrowcast.bundle.folder import check_out, new_folder
+from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.manifest import Manifest, OutputInfo
 from narrowcast.bundle.store import (
     FLOAT_FILE,
@@ -36,6 +36,7 @@ from narrowcast.plan.reading import accumulator_encoding
 from narrowcast.plan.structure import ACCUMULATING
 from narrowcast.plan.types import split_edge_key
 from narrowcast.targets import Target
+from narrowcast.writing import Place, inside, new_folder
 
 __all__ = ["ALL", "KINDS", "modify"]
 
@@ -81,7 +82,7 @@ def modify(
     for kind in remove:
         if kind not in KINDS:
             raise UserError(f"{kind} nodes cannot be removed", nearest(kind, KINDS, 0.3))
-    path = check_out(out, force)
+    place = check_out(out, force)
     target = bundle.target
     ends = tuple(kind for kind in remove if kind not in ("Quantize", "Dequantize"))
     inner = [name for name in nodes if not name.endswith(_SUFFIXES)]
@@ -96,7 +97,7 @@ def modify(
     before = tuple(state.manifest.modified.get("dequantize", ()))
     merged = tuple(o.name for o in state.manifest.outputs if o.name in {*before, *names})
     state = state.with_modified(dequantize=list(merged))
-    return _write(path, state, bundle)
+    return _write(place, state, bundle)
 
 
 @dataclass(frozen=True)
@@ -256,18 +257,18 @@ def _quantized_files(state: _State, bundle: Bundle) -> dict[str, bytes]:
     return files
 
 
-def _write(path: Path, state: _State, bundle: Bundle) -> Bundle:
+def _write(place: Place, state: _State, bundle: Bundle) -> Bundle:
     files = {**state.files, **_quantized_files(state, bundle)}
     if state.shortened:
         kept = set(state.plan.tensors)
         files[NODES_FILE] = json_bytes([row for name, row in bundle.noise.items() if name in kept])
     known = {name: digest for name, digest in bundle.manifest.files.items() if name not in state.gone}
-    with new_folder(path) as folder:
+    with new_folder(place) as folder:
         for name in known.keys() - files.keys():
-            shutil.copyfile(bundle.file(name), folder / name)
+            shutil.copyfile(bundle.file(name), inside(folder, name))
         write_contents(folder, replace(state.manifest, files=known), files)
         _compare(bundle, open_bundle(folder))
-    return open_bundle(path)
+    return open_bundle(place.path)
 
 
 def _compare(before: Bundle, after: Bundle) -> None:

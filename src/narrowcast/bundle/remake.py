@@ -19,7 +19,7 @@ from narrowcast.bundle.contents import (
     output_info,
     write_contents,
 )
-from narrowcast.bundle.folder import check_out, new_folder
+from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.manifest import Manifest, versions
 from narrowcast.bundle.store import FLOAT_FILE, NODES_FILE, PLAN_FILE, PREPARED_FILE, TARGET_FILE, Bundle, open_bundle
 from narrowcast.calibrate import ImageSet
@@ -27,6 +27,7 @@ from narrowcast.errors import UserError
 from narrowcast.improve import State
 from narrowcast.lower.integer import dequantized
 from narrowcast.targets import Target, write_target
+from narrowcast.writing import Place, new_folder
 
 __all__ = ["lowered", "remake", "state_of"]
 
@@ -60,7 +61,7 @@ def remake(
     record: Mapping[str, Any],
     images: ImageSet,
     *,
-    out: str | Path,
+    out: str | Path | Place,
     force: bool = False,
     threads: int = 0,
     command: Sequence[str] = (),
@@ -73,7 +74,7 @@ def remake(
         state: the new weights and plan.
         record: joins the manifest's ``calibration``; JSON-ready.
         images: that chose nothing; the comparison with float is made on them.
-        out: folder to write.
+        out: folder to write, or its place as :func:`narrowcast.bundle.folder.check_out` found it.
         force: replace an existing bundle.
         threads: of onnxruntime; 0 for all cores.
         command: recorded in the manifest.
@@ -85,7 +86,7 @@ def remake(
     Raises:
         UserError: the folder exists or cannot be written; nothing is left half-written.
     """
-    path = check_out(out, force)
+    place = out if isinstance(out, Place) else check_out(out, force)
     qdq, contrib = state.lower()
     made = make_contents(bundle.prepared, state, qdq, bundle.target, bundle.model.to_proto(), images, threads, extra)
     manifest = replace(
@@ -105,9 +106,9 @@ def remake(
         NODES_FILE: made.nodes,
         **made.chip,
     }
-    with new_folder(path) as folder:
+    with new_folder(place) as folder:
         write_contents(folder, manifest, files)
-    return open_bundle(path)
+    return open_bundle(place.path)
 
 
 def _manifest(before: Manifest, state: State, notes: Sequence[str], contrib: bool) -> Manifest:

@@ -53,13 +53,13 @@ def run(
     from narrowcast.calibrate import images as find_images
     from narrowcast.deploy.analysis import subject_of, telling_images
     from narrowcast.progress import set_quiet
+    from narrowcast.writing import check_file
     from narrowcast.zoo import sample_for
 
     set_quiet(quiet or json)
     bundle = open_bundle(path)
     file = out or beside(path, "-report.html")
-    if file.exists() and not force:
-        raise UserError(f"{file} exists", "choose another --out, or add --force to replace it")
+    check_file(file, force)
     scores = _evaluation(evaluation)
     source = images or sample_for(bundle.manifest.task).validation
     found = find_images(source, bundle.manifest.preprocess, strict=strict)

@@ -201,6 +201,7 @@ def evaluate(
     save_predictions: Annotated[
         Path | None, typer.Option(help="COCO result JSON to write; '-float' and so on is added for several graphs.")
     ] = None,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -214,8 +215,8 @@ def evaluate(
         bundle, images, annotations, labels, engine or [],
         {"camera": camera, "mean": mean, "scale": scale, "color": color, "resize": resize},
         protocol=protocol, conf=conf, iou=iou, max_detections=max_detections, limit=limit, seed=seed,
-        skip_missing=skip_missing, workers=workers, fresh=fresh, save_predictions=save_predictions, json=json,
-        quiet=quiet,
+        skip_missing=skip_missing, workers=workers, fresh=fresh, save_predictions=save_predictions, force=force,
+        json=json, quiet=quiet,
     )  # fmt: skip
 
 

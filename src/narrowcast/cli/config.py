@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from narrowcast.cli.tables import say
+from narrowcast.errors import printable
 from narrowcast.writing import write_file
 
 __all__ = ["convert", "schema"]
@@ -26,7 +27,7 @@ def convert(file: Path, out: Path | None, force: bool) -> None:
     if out is None:
         sys.stdout.write(converted.text.rstrip("\n") + "\n")
         for note in converted.notes:
-            sys.stderr.write(f"note: {note}\n")
+            sys.stderr.write(f"note: {printable(note)}\n")
         return
     write_file(out, converted.text, force=force)
     for note in converted.notes:

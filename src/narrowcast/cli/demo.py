@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from narrowcast.cli.quantize import report
 from narrowcast.cli.tables import print_table, say
 from narrowcast.errors import UserError
-from narrowcast.writing import write_file
+from narrowcast.writing import check_file, write_file
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle, Predictor
@@ -35,6 +35,7 @@ def run(out: Path, target: str, force: bool, quiet: bool) -> None:
     replaced = {name: force or _own(out / name) for name in ("pose", "classify")}
     for name, again in replaced.items():
         check_out(out / name, again)
+        check_file(out / f"{name}.png", again)
     for name in ("pose", "classify"):
         found = sample(name)
         say(f"\n1. {name}: load {found.model.name} and place its nodes on {chip.title}")
@@ -50,7 +51,7 @@ def run(out: Path, target: str, force: bool, quiet: bool) -> None:
         say(f"3. {name}: float and integers on labelled images that neither has seen")
         _measure(bundle, found)
         say(f"4. {name}: draw")
-        _draw(bundle, found, out / f"{name}.png")
+        _draw(bundle, found, out / f"{name}.png", replaced[name])
         say(f"   {out / f'{name}.png'} written: float on top, {chip.name} integers below")
 
 
@@ -77,7 +78,7 @@ def _measure(bundle: Bundle, found: Sample) -> None:
     print_table("", ("", "on validation images"), rows, 2)
 
 
-def _draw(bundle: Bundle, found: Sample, picture: Path) -> None:
+def _draw(bundle: Bundle, found: Sample, picture: Path, force: bool) -> None:
     import cv2
     import numpy as np
 
@@ -101,4 +102,4 @@ def _draw(bundle: Bundle, found: Sample, picture: Path) -> None:
     done, data = cv2.imencode(".png", both)
     if not done:
         raise AssertionError("a PNG can always be encoded")
-    write_file(picture, data.tobytes(), force=True)
+    write_file(picture, data.tobytes(), force=force)

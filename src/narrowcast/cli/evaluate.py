@@ -37,6 +37,7 @@ def run(
     workers: int | None,
     fresh: bool,
     save_predictions: Path | None,
+    force: bool,
     json: bool,
     quiet: bool,
 ) -> None:
@@ -54,6 +55,7 @@ def run(
         )
     graphs = _changed(_graphs(path, engines), changes)
     common: dict[str, Any] = {"workers": workers, "seed": seed, "fresh": fresh, "save_predictions": save_predictions}
+    common["force"] = force
     with on_interrupt("interrupted: finished images are kept, the same command goes on from there"):
         if isinstance(data, CocoData):
             report = data.evaluate(graphs, protocol=chosen, **common)

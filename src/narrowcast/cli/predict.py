@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from narrowcast.bundle import Predictor
     from narrowcast.vision import Classification, Detections
 
-from narrowcast.writing import write_file
+from narrowcast.writing import check_file, write_file
 
 __all__ = ["open_predictor", "run"]
 
@@ -81,7 +82,7 @@ def run(
         found = predictor.predict(pixels, confidence=conf, iou=iou, top_k=top_k)
         results.append({"image": str(file), "results": found.to_dict(predictor.classes)})
         if file in pictures:
-            _draw(pixels, found, predictor, pictures[file])
+            _draw(pixels, found, predictor, pictures[file], force)
     if json:
         print_json(results if image.is_dir() else results[0])
         return
@@ -96,18 +97,37 @@ def _pictures(image: Path, files: list[Path], out: Path | None, force: bool) -> 
     """Which picture is written for which image; refuses to overwrite."""
     if out is None:
         return {}
-    pictures = {file: out / f"{file.stem}.jpg" for file in files} if image.is_dir() or out.is_dir() else {image: out}
-    for file, picture in pictures.items():
-        if picture.resolve() == file.resolve():
-            raise UserError(f"{picture} is the input image", "choose another --out")
-        if picture.exists() and not force:
-            raise UserError(f"{picture} exists", "choose another --out, or add --force")
+    pictures = _named(image, files, out) if image.is_dir() or out.is_dir() else {image: out}
+    inputs = {file.resolve() for file in files}
+    for picture in pictures.values():
+        if picture.resolve() in inputs:
+            raise UserError(f"{picture} is an input image", "choose another --out")
+        check_file(picture, force)
     if not image.is_dir() and out.suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp") and not out.is_dir():
         raise UserError(f"{out} has no picture suffix", "end it in .jpg or .png")
     return pictures
 
 
-def _draw(pixels: NDArray[np.uint8], found: Detections | Classification, predictor: Predictor, picture: Path) -> None:
+def _named(image: Path, files: list[Path], out: Path) -> dict[Path, Path]:
+    """A picture of its own for each image: ``a.jpg``, and for images of one stem ``a.png.jpg``; folders as they are."""
+    root = image if image.is_dir() else image.parent
+    inner = {file: file.relative_to(root) for file in files}
+    stems = Counter(str(path.with_suffix("")).casefold() for path in inner.values())
+    taken: set[str] = set()
+    named = {}
+    for file, path in inner.items():
+        name = path.stem if stems[str(path.with_suffix("")).casefold()] == 1 else path.name
+        count = 1
+        while str(picture := path.with_name(f"{name}{f'-{count}' if count > 1 else ''}.jpg")).casefold() in taken:
+            count += 1
+        taken.add(str(picture).casefold())
+        named[file] = out / picture
+    return named
+
+
+def _draw(
+    pixels: NDArray[np.uint8], found: Detections | Classification, predictor: Predictor, picture: Path, force: bool
+) -> None:
     import cv2
 
     from narrowcast.vision.draw import draw
@@ -117,7 +137,7 @@ def _draw(pixels: NDArray[np.uint8], found: Detections | Classification, predict
     done, data = cv2.imencode(picture.suffix, drawn, quality)
     if not done:
         raise UserError(f"{picture} cannot be encoded", "end it in .jpg or .png")
-    write_file(picture, data.tobytes(), force=True)
+    write_file(picture, data.tobytes(), force=force)
 
 
 def _print(results: list[dict[str, Any]], predictor: Predictor) -> None:

@@ -24,12 +24,11 @@ def run(
 ) -> None:
     """Write the prepared float graph and say what was done to it."""
     from narrowcast.graph import load
-    from narrowcast.writing import write_file
+    from narrowcast.writing import check_file, write_file
 
     if out.suffix != ".onnx":
         raise UserError(f"{out} is no model name", "end it in .onnx")
-    if out.exists() and not force:
-        raise UserError(f"{out} exists", "choose another --out, or add --force")
+    check_file(out, force)
     if out.exists() and out.resolve() == model.resolve():
         raise UserError(f"{out} is the model itself", "choose another --out")
     loaded = load(model, size=parse_size(size), keep_head=keep_head, attention=attention_choice(attention))

@@ -22,22 +22,20 @@ __all__ = ["run"]
 def run(path: Path, engine: str, source: Path, dump: Path | None, force: bool, json: bool) -> None:
     """Run one input, print the outputs, write the tensors."""
     from narrowcast.bundle import open_bundle
-    from narrowcast.bundle.folder import new_folder
+    from narrowcast.writing import check_folder, new_folder
 
     bundle = open_bundle(path)
-    if dump is not None and dump.exists() and (not force or not (dump / "index.json").exists()):
-        remedy = "add --force to replace it" if (dump / "index.json").exists() else "choose another --dump-dir"
-        raise UserError(f"{dump} exists", remedy)
+    place = None if dump is None else check_folder(dump, "index.json", force, "--dump-dir")
     tensor = _input(bundle, source)
-    tensors, encodings = _tensors(bundle, engine, tensor, dump is not None)
+    tensors, encodings = _tensors(bundle, engine, tensor, place is not None)
     outputs = [out.name for out in bundle.manifest.outputs]
     rows = [
         {"tensor": name, "shape": list(tensors[name].shape), "dtype": str(tensors[name].dtype),
          "min": tensors[name].min().item(), "max": tensors[name].max().item(), **encodings.get(name, {})}
         for name in outputs
     ]  # fmt: skip
-    if dump is not None:
-        with new_folder(dump) as folder:
+    if place is not None:
+        with new_folder(place, "--dump-dir") as folder:
             _write(folder, tensors, encodings)
     if json:
         print_json(rows)

@@ -11,33 +11,38 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from narrowcast.errors import printable
+
 __all__ = ["comparison_table", "console", "decibel", "print_json", "print_table", "say", "targets"]
 
 
 def console() -> Console:
-    """Standard output; wide enough for full names when it is not a terminal."""
+    """Standard output; wide enough for full names when it is not a terminal. Nothing in a text is a command to it."""
     terminal = sys.stdout.isatty()
-    return Console(highlight=False, width=None if terminal else 160, soft_wrap=not terminal)
+    return Console(highlight=False, markup=False, emoji=False, width=None if terminal else 160, soft_wrap=not terminal)
 
 
 def say(text: str) -> None:
-    """One line of plain text."""
-    console().print(text, markup=False)
+    """One line of plain text; empty lines may stand before it."""
+    line = text.lstrip("\n")
+    console().print("\n" * (len(text) - len(line)) + printable(line))
 
 
 def print_json(data: Any) -> None:
     """JSON on standard output."""
-    sys.stdout.write(json_module.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    text = json_module.dumps(data, indent=2, ensure_ascii=False)
+    # line ends stand between strings only, what a terminal would obey stands in strings only
+    sys.stdout.write("\n".join(map(printable, text.split("\n"))) + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
     """A table whose first ``left`` columns are text and the rest numbers."""
-    table = Table(title=title or None, title_justify="left", header_style="bold", pad_edge=False)
+    table = Table(title=printable(title) or None, title_justify="left", header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+        table.add_column(printable(column), justify="left" if index < left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    console().print(table, markup=False)
+        table.add_row(*map(printable, row))
+    console().print(table)
 
 
 def decibel(value: float | None) -> str:

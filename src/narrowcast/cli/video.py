@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.tables import print_json, say
 from narrowcast.errors import UserError
+from narrowcast.writing import check_file, new_file
 
 if TYPE_CHECKING:
     import cv2
@@ -42,8 +44,9 @@ def run_video(
     frames: list[dict[str, Any]] = []
     count, found = 0, 0
     start = time.perf_counter()
-    writer: _Writer | None = None
-    try:
+    writer: cv2.VideoWriter | None = None
+    with contextlib.ExitStack() as stack:
+        stack.callback(capture.release)
         for number, frame in enumerate(track(_frames(capture), "predict", total=total)):
             result = predictor.predict(frame, **options)
             found += len(result)
@@ -51,17 +54,11 @@ def run_video(
                 entries = result.to_dict(predictor.classes)
                 frames.append({"frame": number, "seconds": round(number / rate, 3), "results": entries})
             if file is not None:
-                writer = writer or _Writer(file, rate, frame)
+                writer = writer or _writer(stack, file, rate, frame, force)
                 writer.write(draw(frame, result, predictor.classes, predictor.skeleton))
             count += 1
         if not count:
             raise UserError(f"{video} has no frames", "give another video")
-        if writer is not None:
-            writer.finish()
-    finally:
-        capture.release()
-        if writer is not None:
-            writer.discard()
     seconds = time.perf_counter() - start
     if json:
         print_json({"video": str(video), "frames": frames})
@@ -87,32 +84,20 @@ def _out_file(video: Path, out: Path | None, force: bool) -> Path | None:
         raise UserError(f"{file} is no video name", "end it in .mp4")
     if file.resolve() == video.resolve():
         raise UserError(f"{file} is the input video", "choose another --out")
-    if file.exists() and not force:
-        raise UserError(f"{file} exists", "choose another --out, or add --force")
+    check_file(file, force)
     return file
 
 
-class _Writer:
-    """An .mp4 that appears under its name when it is complete."""
+def _writer(
+    stack: contextlib.ExitStack, file: Path, rate: float, frame: NDArray[np.uint8], force: bool
+) -> cv2.VideoWriter:
+    """Writes an .mp4 that appears under its name when the stack closes without an exception."""
+    import cv2
 
-    def __init__(self, file: Path, rate: float, frame: NDArray[np.uint8]) -> None:
-        import cv2
-
-        self.file = file
-        self.partial = file.with_name(f".{file.stem}.partial.mp4")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        size = frame.shape[1], frame.shape[0]
-        self.video = cv2.VideoWriter(str(self.partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-        if not self.video.isOpened():
-            raise UserError(f"{file} cannot be written", "choose another --out")
-
-    def write(self, frame: NDArray[np.uint8]) -> None:
-        self.video.write(frame)
-
-    def finish(self) -> None:
-        self.video.release()
-        self.partial.replace(self.file)
-
-    def discard(self) -> None:
-        self.video.release()
-        self.partial.unlink(missing_ok=True)
+    partial = stack.enter_context(new_file(file, force=force, suffix=".mp4"))
+    size = frame.shape[1], frame.shape[0]
+    writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+    stack.callback(writer.release)
+    if not writer.isOpened():
+        raise UserError(f"{file} cannot be written", "choose another --out")
+    return writer

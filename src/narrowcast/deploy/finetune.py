@@ -64,7 +64,7 @@ def finetune(
     Raises:
         UserError: torch is missing, an operator that cannot be trained, too few images, an existing folder.
     """
-    path = check_out(out, force)
+    place = check_out(out, force)
     require_torch()
     settings = settings or Settings()
     found = find_images(images, bundle.manifest.preprocess).usable()
@@ -90,7 +90,7 @@ def finetune(
     extra = bundled_espdl(target, manifest.model, manifest.runtime_version)
     return remake(
         bundle, learnt.state, {"finetune": record}, judges,
-        out=path, force=force, threads=threads, command=command, extra=extra,
+        out=place, force=force, threads=threads, command=command, extra=extra,
     )  # fmt: skip
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from narrowcast.bundle import Bundle, Manifest
-from narrowcast.bundle.folder import new_folder
-from narrowcast.deploy.delivery import Delivery, check_folder
+from narrowcast.deploy.delivery import Delivery
 from narrowcast.deploy.rdk.heads import Exported, export
 from narrowcast.deploy.rdk.settings import WORKING_DIR, check_camera, prefix
 from narrowcast.deploy.rdk.texts import removal_script
 from narrowcast.errors import UserError
+from narrowcast.writing import check_folder, new_folder
 
 __all__ = ["PARSERS", "deploy_tros", "parser_settings"]
 
@@ -97,7 +97,7 @@ def deploy_tros(bundle: Bundle, out: Path, *, force: bool = False) -> Delivery:
     Raises:
         UserError: no parser for the task, outputs that the parser would misread, or a folder that exists.
     """
-    check_folder(out, CONFIG_FILE, force)
+    place = check_folder(out, CONFIG_FILE, force)
     manifest = bundle.manifest
     if manifest.task not in PARSERS:
         parser_settings(manifest, "", 0)  # says what there is
@@ -114,7 +114,7 @@ def deploy_tros(bundle: Bundle, out: Path, *, force: bool = False) -> Delivery:
     model_file = f"{name}_modified.bin" if segment else f"{name}.bin"
     settings = parser_settings(manifest, model_file, len(exported.outputs))
     classes = manifest.classes or tuple(f"class {index}" for index in range(_class_count(manifest)))
-    with new_folder(out) as folder:
+    with new_folder(place) as folder:
         (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         lines = [" ".join(entry.split()) for entry in classes]
         (folder / CLASSES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")

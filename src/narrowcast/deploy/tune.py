@@ -116,15 +116,16 @@ def tune(
     Raises:
         UserError: a target without 16 bits, too few images, a budget that allows nothing.
     """
-    path = check_out(out, force)
+    place = check_out(out, force)
     found = find_images(images, bundle.manifest.preprocess)
     job = _Job.of(bundle, found, wish or Wish(), data, loss_images, workers)
-    file = path.absolute().parent / f".{path.name}.tune.jsonl"
+    path = place.path.absolute()
+    file = path.with_name(f".{path.name}.tune.jsonl")
     with Journal(file, job.key(), fresh=fresh) as journal:
         record, state = job.run(journal)
         extra = bundled_espdl(job.target, bundle.manifest.model, bundle.manifest.runtime_version)
         return remake(
-            bundle, state, {"tune": record}, job.report_images, out=path, force=force, command=command, extra=extra
+            bundle, state, {"tune": record}, job.report_images, out=place, force=force, command=command, extra=extra
         )
 
 

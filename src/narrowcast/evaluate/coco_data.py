@@ -14,9 +14,9 @@ import numpy as np
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
 from narrowcast.evaluate.coco_scores import FAMILIES, CocoScores, score
-from narrowcast.evaluate.journal import evaluation_journal, evaluation_key
+from narrowcast.evaluate.journal import evaluation_key, kept_journals
 from narrowcast.evaluate.passes import run_pass
-from narrowcast.evaluate.predictions import converter, write_predictions
+from narrowcast.evaluate.predictions import Entry, converter, prediction_files, write_predictions
 from narrowcast.evaluate.protocol import PROTOCOLS, Protocol
 from narrowcast.evaluate.report import Report, Row
 from narrowcast.evaluate.rows import metrics_of_rows
@@ -52,6 +52,7 @@ class CocoData:
         seed: int = 0,
         fresh: bool = False,
         save_predictions: str | Path | None = None,
+        force: bool = False,
     ) -> Report:
         """Score graphs on these images.
 
@@ -62,34 +63,38 @@ class CocoData:
             seed: of the bootstrap.
             fresh: do not go on from an interrupted evaluation.
             save_predictions: COCO result file to write; with several graphs ``-name`` is added to its stem.
+            force: replace existing result files.
 
         Raises:
             UserError: a model that detects nothing, categories or keypoints unlike the annotations', an unreadable
-                image.
+                image, a result file that exists.
         """
         scores: dict[str, CocoScores] = {}
         rows: dict[str, tuple[float, int]] = {}
         notes = list(self.notes)
-        for name, make in graphs.items():
-            predictor = make()
-            families, more = self._families(predictor)
-            categories, dropped = self._categories(predictor)
-            notes += [note for note in (*more, *dropped) if note not in notes]
-            options = {**asdict(protocol), "masks": "mask" in families}
-            ids = [image["id"] for image in self.document["images"]]
-            convert = converter(ids, categories)
-            depends = {"options": options, "categories": sorted(categories.items()), "ids": ids}
-            key = evaluation_key(predictor, self.files, **depends)
-            journal = evaluation_journal(key, fresh)
-            done = run_pass(name, predictor, self.files, convert, options, journal, workers)
-            results = [entry for result in done.results for entry in result]
-            if save_predictions is not None:
-                write_predictions(results, Path(save_predictions), name if len(graphs) > 1 else "")
-            sigmas = _sigmas(predictor) if "keypoints" in families else None
-            scores[name] = score(self.document, results, families, sorted(set(categories.values())), sigmas)
-            rows[name] = (done.images_per_second, len(results))
-            if not results:
-                notes.append(f"{name} finds nothing in any image, so every metric is 0")
+        saved = prediction_files(save_predictions, graphs, force)
+        entries: dict[str, list[Entry]] = {}
+        with kept_journals(fresh) as journal_of:
+            for name, make in graphs.items():
+                predictor = make()
+                families, more = self._families(predictor)
+                categories, dropped = self._categories(predictor)
+                notes += [note for note in (*more, *dropped) if note not in notes]
+                options = {**asdict(protocol), "masks": "mask" in families}
+                ids = [image["id"] for image in self.document["images"]]
+                convert = converter(ids, categories)
+                depends = {"options": options, "categories": sorted(categories.items()), "ids": ids}
+                journal = journal_of(evaluation_key(predictor, self.files, **depends))
+                done = run_pass(name, predictor, self.files, convert, options, journal, workers)
+                results = [entry for result in done.results for entry in result]
+                if name in saved:
+                    entries[name] = results
+                sigmas = _sigmas(predictor) if "keypoints" in families else None
+                scores[name] = score(self.document, results, families, sorted(set(categories.values())), sigmas)
+                rows[name] = (done.images_per_second, len(results))
+                if not results:
+                    notes.append(f"{name} finds nothing in any image, so every metric is 0")
+            write_predictions(entries, saved, force)
         metrics = metrics_of_rows(scores, len(self), seed)
         made = tuple(Row(name, metrics[name], *rows[name]) for name in graphs)
         return Report(made, len(self), asdict(protocol), tuple(notes))
@@ -179,13 +184,12 @@ def coco(
         raise UserError(f"{folder} is no folder", "give the folder of the annotated images with --images")
     document = _read(file)
     listed = sorted(document["images"], key=lambda entry: int(entry["id"]))
-    there = [entry for entry in listed if (folder / Path(entry["file_name"]).name).is_file()]
+    found = [(folder / Path(entry["file_name"]).name).is_file() for entry in listed]
+    there = [entry for entry, known in zip(listed, found, strict=True) if known]
     notes: list[str] = []
     if len(there) < len(listed):
-        lost = next(entry["file_name"] for entry in listed if entry not in there)
-        what = (
-            f"{len(listed) - len(there)} of the {len(listed)} images of {file.name} are not in {folder}, first {lost}"
-        )
+        lost, first = len(listed) - len(there), listed[found.index(False)]["file_name"]
+        what = f"{lost} of the {len(listed)} images of {file.name} are not in {folder}, first {first}"
         if not there or not skip_missing:
             raise UserError(what, "check --images, or add --skip-missing" if there else "check --images")
         notes.append(f"{what}; they are not scored")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
 from narrowcast.evaluate.bootstrap import draw_weights
-from narrowcast.evaluate.journal import evaluation_journal, evaluation_key
+from narrowcast.evaluate.journal import evaluation_key, kept_journals
 from narrowcast.evaluate.passes import run_pass
-from narrowcast.evaluate.predictions import write_predictions
+from narrowcast.evaluate.predictions import Entry, prediction_files, write_predictions
 from narrowcast.evaluate.report import Report, Row
 from narrowcast.evaluate.rows import compare_rows
 from narrowcast.vision.types import Classification, Detections
@@ -51,6 +51,7 @@ class ImageNetData:
         seed: int = 0,
         fresh: bool = False,
         save_predictions: str | Path | None = None,
+        force: bool = False,
     ) -> Report:
         """Score classifiers on these images; see :meth:`CocoData.evaluate`.
 
@@ -60,32 +61,37 @@ class ImageNetData:
             seed: of the bootstrap.
             fresh: do not go on from an interrupted evaluation.
             save_predictions: JSON file with the five best classes of each image.
+            force: replace existing files of that kind.
 
         Raises:
-            UserError: no classifier, a label beyond its classes, an unreadable image.
+            UserError: a file that exists, no classifier, a label beyond its classes, an unreadable image.
         """
         values: dict[str, dict[str, float | None]] = {}
         draws = {}
         speed = {}
         first: NDArray[np.int64] | None = None
         weights = draw_weights(len(self), seed)
-        for name, make in graphs.items():
-            predictor = make()
-            self._check(predictor)
-            journal = evaluation_journal(evaluation_key(predictor, self.files), fresh)
-            options = {"top_k": _KEPT}
-            done = run_pass(name, predictor, self.files, _best, options, journal, workers)
-            if save_predictions is not None:
-                found = [{"image": file.name, **best} for file, best in zip(self.files, done.results, strict=True)]
-                write_predictions(found, Path(save_predictions), name if len(graphs) > 1 else "")
-            best = np.array([result["classes"] for result in done.results])
-            hits = best == np.array(self.labels)[:, None]
-            values[name] = {"top-1": float(hits[:, 0].mean()), "top-5": float(hits.any(axis=1).mean())}
-            first = best[:, 0] if first is None else first
-            # as the first graph says, right or wrong: less noisy than top-1 on the same images
-            values[name]["agreement"] = float((best[:, 0] == first).mean()) if len(values) > 1 else None
-            draws[name] = (weights @ hits[:, 0]).astype(np.float64) / len(self)
-            speed[name] = done.images_per_second
+        saved = prediction_files(save_predictions, graphs, force)
+        entries: dict[str, list[Entry]] = {}
+        with kept_journals(fresh) as journal_of:
+            for name, make in graphs.items():
+                predictor = make()
+                self._check(predictor)
+                journal = journal_of(evaluation_key(predictor, self.files))
+                options = {"top_k": _KEPT}
+                done = run_pass(name, predictor, self.files, _best, options, journal, workers)
+                if name in saved:
+                    found = [{"image": file.name, **best} for file, best in zip(self.files, done.results, strict=True)]
+                    entries[name] = found
+                best = np.array([result["classes"] for result in done.results])
+                hits = best == np.array(self.labels)[:, None]
+                values[name] = {"top-1": float(hits[:, 0].mean()), "top-5": float(hits.any(axis=1).mean())}
+                first = best[:, 0] if first is None else first
+                # as the first graph says, right or wrong: less noisy than top-1 on the same images
+                values[name]["agreement"] = float((best[:, 0] == first).mean()) if len(values) > 1 else None
+                draws[name] = (weights @ hits[:, 0]).astype(np.float64) / len(self)
+                speed[name] = done.images_per_second
+            write_predictions(entries, saved, force)
         metrics = compare_rows("classes", values, draws)
         return Report(tuple(Row(name, (metrics[name],), speed[name], len(self)) for name in graphs), len(self), {}, ())
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.journal import Journal, digest_of
 
-__all__ = ["cache_folder", "evaluation_journal", "evaluation_key"]
+__all__ = ["cache_folder", "evaluation_key", "kept_journals"]
 
 
 def cache_folder() -> Path:
@@ -32,11 +33,27 @@ def evaluation_key(predictor: Predictor, files: Sequence[Path], **more: Any) -> 
     }  # fmt: skip
 
 
-def evaluation_journal(key: Mapping[str, Any], fresh: bool = False) -> Journal:
-    """Results of one pass by the index of the image; where they cannot be kept, evaluation goes on.
+@contextlib.contextmanager
+def kept_journals(fresh: bool = False) -> Iterator[Callable[[Mapping[str, Any]], Journal]]:
+    """Open journals of the passes of one evaluation; all of them stay until the last pass is through.
+
+    Where results cannot be kept, evaluation goes on.
 
     Args:
-        key: see :func:`evaluation_key`; equal keys share their results.
         fresh: forget earlier results.
+
+    Yields:
+        A function from a key (see :func:`evaluation_key`; equal keys share their results) to the results of that pass,
+        by the index of the image.
     """
-    return Journal(cache_folder() / f"evaluate-{digest_of(key)[:24]}.jsonl", key, fresh=fresh, required=False)
+    with contextlib.ExitStack() as stack:
+        opened: dict[str, Journal] = {}
+
+        def journal_of(key: Mapping[str, Any]) -> Journal:
+            name = digest_of(key)
+            if name not in opened:
+                file = cache_folder() / f"evaluate-{name[:24]}.jsonl"
+                opened[name] = stack.enter_context(Journal(file, key, fresh=fresh, required=False))
+            return opened[name]
+
+        yield journal_of

@@ -57,23 +57,22 @@ def run_pass(
         files: images.
         convert: result of the image of an index to something JSON-ready.
         options: of decoding.
-        journal: results of an interrupted pass, and where these go.
+        journal: open; results of an interrupted pass, and where these go.
         workers: images in work at once; one a core by default.
 
     Raises:
         UserError: naming an image that cannot be read.
     """
     started = time.perf_counter()
-    with journal:
-        todo = [index for index in range(len(files)) if index not in journal.known]
-        results = dict(journal.known)
+    todo = [index for index in range(len(files)) if index not in journal.known]
+    results = dict(journal.known)
 
-        def one(index: int) -> Any:
-            return convert(index, _predict(predictor, files[index], options))
+    def one(index: int) -> Any:
+        return convert(index, _predict(predictor, files[index], options))
 
-        for index, result in track(_in_order(one, todo, workers or available_cores()), name, total=len(todo)):
-            results[index] = result
-            journal.put(index, result)
+    for index, result in track(_in_order(one, todo, workers or available_cores()), name, total=len(todo)):
+        results[index] = result
+        journal.put(index, result)
     seconds = time.perf_counter() - started
     return Pass([results[index] for index in range(len(files))], len(todo) / seconds if todo else 0.0)
 

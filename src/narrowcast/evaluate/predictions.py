@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from narrowcast.vision.types import Classification, Detections
-from narrowcast.writing import write_file
+from narrowcast.writing import check_file, write_file
 
-__all__ = ["converter", "write_predictions"]
+__all__ = ["Entry", "converter", "prediction_files", "write_predictions"]
 
 Entry = dict[str, Any]
+_OPTION = "--save-predictions"
 
 
 def converter(
@@ -55,12 +56,38 @@ def converter(
     return convert
 
 
-def write_predictions(entries: Sequence[Entry], file: Path, name: str) -> Path:
-    """Write a COCO result file whole or not at all; ``name`` is added to the stem.
+def prediction_files(file: str | Path | None, names: Iterable[str], force: bool) -> dict[str, Path]:
+    """The COCO result file of each graph; nothing without ``file``.
+
+    Args:
+        file: as the person named it; with several graphs ``-name`` is added to its stem.
+        names: of the graphs.
+        force: existing files may be replaced.
 
     Raises:
-        UserError: the file system refuses.
+        UserError: one exists.
     """
-    path = file.with_name(f"{file.stem}-{name}{file.suffix}") if name else file
-    text = json.dumps(list(entries), separators=(",", ":")) + "\n"
-    return write_file(path, text, force=True, option="--save-predictions")
+    if file is None:
+        return {}
+    whole, graphs = Path(file), list(names)
+    several = len(graphs) > 1
+    found = {name: whole.with_name(f"{whole.stem}-{name}{whole.suffix}") if several else whole for name in graphs}
+    for path in found.values():
+        check_file(path, force, _OPTION)
+    return found
+
+
+def write_predictions(entries: Mapping[str, Sequence[Entry]], files: Mapping[str, Path], force: bool) -> None:
+    """Write result files, each whole or not at all; after the last pass, so that an interrupted run can be repeated.
+
+    Args:
+        entries: by graph.
+        files: of :func:`prediction_files`.
+        force: replace existing files.
+
+    Raises:
+        UserError: one exists, or the file system refuses.
+    """
+    for name, found in entries.items():
+        text = json.dumps(list(found), separators=(",", ":")) + "\n"
+        write_file(files[name], text, force=force, option=_OPTION)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 __all__ = ["Runner", "available_cores", "open_session"]
 
+#: Its Windows builds may send usage data; nothing that this program does leaves the machine.
+onnxruntime.disable_telemetry_events()
 _LEVELS = {
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -52,7 +54,7 @@ def open_session(
     level: str,
     options: onnxruntime.SessionOptions | None = None,
 ) -> onnxruntime.InferenceSession:
-    """A session on the CPU, for graphs that :class:`Runner` is too narrow for.
+    """A session on the CPU, for graphs that :class:`Runner` is too narrow for; no other place makes one.
 
     onnxruntime runs QuantizeLinear and DequantizeLinear where a plan put them and nowhere else. Two pairs in a row are
     a requantization of the plan, which it would drop even at "basic"; and it would quantize the float weights of a node

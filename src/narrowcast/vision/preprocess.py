@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from narrowcast.vision.limits import MOST_PIXELS, claimed_pixels
+
 __all__ = ["Geometry", "Preprocess", "preprocess", "read_image"]
 
 _INTERPOLATION = {
@@ -121,16 +123,19 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read an image as uint8 (H, W, 3) BGR; grey becomes BGR and transparency is dropped.
 
     Raises:
-        ValueError: the file is missing or no readable image.
+        ValueError: the file is missing, no readable image, or one of more than
+            :data:`~narrowcast.vision.limits.MOST_PIXELS` pixels.
     """
     try:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if claimed_pixels(data[:24].tobytes()) > MOST_PIXELS:
+        raise ValueError(f"{path} has more than {MOST_PIXELS} pixels")
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except cv2.error as error:
-        raise ValueError(f"{path} is corrupt or too large: {error.err}") from error
+        raise ValueError(f"{path} is corrupt, or has more than {MOST_PIXELS} pixels") from error
     if image is None:
         raise ValueError(f"{path} is corrupt or not an image")
     return np.asarray(image, np.uint8)

@@ -15,7 +15,7 @@ from narrowcast.errors import UserError
 from narrowcast.graph import Model
 from narrowcast.plan import Plan
 from narrowcast.targets import Target
-from narrowcast.writing import write_file
+from narrowcast.writing import check_file, write_file
 
 __all__ = ["ESPDL_FILE", "bundled_espdl", "deploy_espdl"]
 
@@ -65,8 +65,7 @@ def deploy_espdl(
     Raises:
         UserError: another chip, an operator that ESP-DL does not have, a file that exists or cannot be written.
     """
-    if Path(out).exists() and not force:
-        raise UserError(f"{out} exists", "choose another --out, or add --force")
+    check_file(Path(out), force)
     target = bundle.target
     if "espdl" not in target.kits:
         raise UserError(f"{bundle.path} was quantized for {target.name}", "quantize for a target with the kit espdl")

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from narrowcast import vision
 from narrowcast.bundle import Bundle
-from narrowcast.bundle.folder import new_folder
 from narrowcast.calibrate import ImageSet
 from narrowcast.calibrate.vendor_files import write_vendor_files
 from narrowcast.config import QuantizeSettings
-from narrowcast.deploy.delivery import Delivery, check_folder
+from narrowcast.deploy.delivery import Delivery
 from narrowcast.deploy.rdk import board
 from narrowcast.deploy.rdk.heads import Exported, ExportedOutput, export, verify
 from narrowcast.deploy.rdk.settings import check_camera, hb_settings, hb_yaml, prefix
 from narrowcast.deploy.rdk.texts import CONFIG_FILE, MODEL_FILE, Facts, build_script, readme
 from narrowcast.vision.preprocess import Preprocess
+from narrowcast.writing import check_folder, new_folder
 
 __all__ = ["deploy_rdk", "removable"]
 
@@ -58,7 +58,7 @@ def deploy_rdk(bundle: Bundle, out: Path, images: ImageSet, *, force: bool = Fal
     Raises:
         UserError: an input, operator or number of outputs that the vendor's tool does not take; a folder that exists.
     """
-    check_folder(out, CONFIG_FILE, force)
+    place = check_folder(out, CONFIG_FILE, force)
     check_camera(bundle.manifest.preprocess)
     exported = export(bundle)
     few = [tensor for tensor, _ in zip(images, range(VERIFIED_IMAGES), strict=False)]
@@ -68,7 +68,7 @@ def deploy_rdk(bundle: Bundle, out: Path, images: ImageSet, *, force: bool = Fal
     nodes = tuple(f"{node}: {what}" for what, entries in _asked(settings).items() for node in entries)
     removed = removable(bundle, exported)
     facts = Facts(prefix(bundle), exported.outputs, removed, data, len(images), dtype, difference, nodes)
-    with new_folder(out) as folder:
+    with new_folder(place) as folder:
         (folder / MODEL_FILE).write_bytes(exported.proto.SerializeToString(deterministic=True))
         (folder / CONFIG_FILE).write_text(hb_yaml(settings, notes), encoding="utf-8")
         write_vendor_files(images, folder / data, dtype)

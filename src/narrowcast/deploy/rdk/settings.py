@@ -85,7 +85,8 @@ def prefix(bundle: Bundle) -> str:
     feed = "nv12" if spec.camera != "rgb" else spec.color
     stem = Path(bundle.manifest.model["source"]).stem
     name = f"{stem}_{bundle.manifest.target.replace('-', '')}_{spec.height}x{spec.width}_{feed}"
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+    return plain if plain[0].isalnum() else f"_{plain[1:]}"  # neither an option nor hidden
 
 
 def check_camera(spec: Preprocess) -> None:
@@ -138,5 +139,5 @@ def hb_yaml(settings: QuantizeSettings, notes: tuple[str, ...]) -> str:
     config, unsaid = from_settings(settings)
     text = "".join(f"# {note}\n" for note in (*notes, *unsaid)) + write_hb_mapper(config)
     if parse_hb_mapper(parse_yaml(text, "hb_mapper.yaml")[0], "hb_mapper.yaml") != config:
-        raise AssertionError("hb_mapper.yaml does not say what it should")
+        raise UserError("a name in the model cannot be written to hb_mapper.yaml", "rename it in plain letters")
     return text

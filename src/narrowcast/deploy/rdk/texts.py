@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import jinja2
 
@@ -12,6 +13,7 @@ from narrowcast.bundle import Manifest
 from narrowcast.deploy.rdk.heads import ExportedOutput
 from narrowcast.deploy.rdk.opset import IR_VERSION, OPSET
 from narrowcast.deploy.rdk.settings import WORKING_DIR
+from narrowcast.errors import printable
 
 __all__ = ["CONFIG_FILE", "MODEL_FILE", "Facts", "build_script", "readme", "removal_script"]
 
@@ -57,13 +59,13 @@ class Facts:
 def build_script(manifest: Manifest, facts: Facts) -> str:
     """The script for the vendor's image: checker, makertbin, and modifier where outputs leave as integers."""
     return _TEMPLATES.get_template("build.sh.j2").render(
-        march=manifest.target,
+        march=shlex.quote(manifest.target),
         model=MODEL_FILE,
         config=CONFIG_FILE,
         folder=WORKING_DIR,
         name=facts.name,
         input=shlex.quote(manifest.input_name),
-        shape="x".join(map(str, manifest.input_shape)),
+        shape=shlex.quote("x".join(map(str, manifest.input_shape))),
         removals=removal_script(facts.name, facts.removed) if facts.removed else "",
     )
 
@@ -105,8 +107,13 @@ def _scale(scale: float | tuple[float, ...] | None) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [[_cell(text) for text in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *cells])
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends its cell nor is markup."""
+    return escape(printable(text).replace("|", "\\|"), quote=False)
 
 
 def _outputs(manifest: Manifest, facts: Facts) -> str:

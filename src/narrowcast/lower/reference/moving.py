@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from narrowcast.graph.run import open_session
 from narrowcast.graph.units import DOMAIN, inline_units
 
 __all__ = ["evaluate_float", "evaluate_moving", "nearest_resize"]
@@ -54,10 +54,7 @@ def evaluate_float(
         value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, None))
         if known.dtype is not None:
             value.type.tensor_type.elem_type = int(known.dtype)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    model = inline_units(model) if needed else model
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(inline_units(model) if needed else model, 0, "all")
     return [np.asarray(result) for result in session.run(None, inputs)]
 
 
