@@ -20,10 +20,10 @@ from narrowcast.analyze import analyze
 from narrowcast.analyze.report import render
 from narrowcast.bundle import Bundle, quantize
 from narrowcast.calibrate import ImageSet, images
-from narrowcast.cli.analyze import subject_of
 from narrowcast.cli.tables import print_json, print_table, say
 from narrowcast.config import read_hb_mapper
 from narrowcast.deploy import deploy
+from narrowcast.deploy.analysis import subject_of
 from narrowcast.deploy.rdk.settings import prefix
 from narrowcast.errors import printable
 from narrowcast.graph import Model, load
