@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.errors import UserError
 from narrowcast.graph.run import Runner
+from narrowcast.reading import reading
 from narrowcast.vision.heads import HeadSpec, decode_dense
 
-__all__ = ["TOLERANCES", "compare", "differences", "random_image", "violation"]
+__all__ = ["TOLERANCES", "compare", "differences", "outputs_of", "random_image", "violation"]
 
 #: Largest difference allowed by quantity: pixels of the model input, probability, and for other outputs a share of
 #: their largest value. float32 sums in another order differ by about 1e-6 of it.
 TOLERANCES = {"box px": 0.05, "keypoint px": 0.05, "score": 1e-4, "keypoint score": 1e-4, "mask": 1e-3, "output": 1e-3}
 
 
-def random_image(model: ir.Model) -> NDArray[np.float32]:
-    """A reproducible input: uniform in 0..1, shape of the model's input."""
-    shape = tuple(int(dim) for dim in model.graph.inputs[0].shape or ())
-    return np.random.default_rng(0).random(shape, dtype=np.float32)
+def random_image(shape: Sequence[int]) -> NDArray[np.float32]:
+    """A reproducible input of a shape: uniform in 0..1."""
+    return np.random.default_rng(0).random(tuple(shape), dtype=np.float32)
 
 
 def differences(
-    original: onnx.ModelProto, prepared: onnx.ModelProto, head: HeadSpec | None, tensor: NDArray[np.float32]
+    expected: Mapping[str, NDArray[Any]], prepared: onnx.ModelProto, head: HeadSpec | None, tensor: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Largest absolute differences for one input, by quantity (keys of :data:`TOLERANCES`)."""
-    expected = Runner(original, level="basic").run(tensor)
+    """Largest absolute differences for one input to what the original gives, by quantity (:data:`TOLERANCES`)."""
     actual = Runner(prepared, level="basic").run(tensor)
     if head is None:
         pairs = zip(expected.values(), actual.values(), strict=True)
@@ -69,8 +68,24 @@ def violation(found: dict[str, float]) -> str:
     return ", ".join(bad)
 
 
+def outputs_of(original: onnx.ModelProto, tensor: NDArray[np.float32], source: str) -> dict[str, NDArray[Any]]:
+    """What the user's graph gives for one input, by output.
+
+    Raises:
+        UserError: onnxruntime cannot run it, or what it gives are no finite numbers.
+    """
+    with reading(source, "export it again, or try it in onnxruntime first", "cannot be run by onnxruntime"):
+        found = Runner(original, level="basic").run(tensor)
+    for name, values in found.items():
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or not values.size:
+            raise UserError(f"{source}: the output {name} holds no numbers", "export the model without it")
+        if not np.isfinite(values).all():
+            raise UserError(f"{source} gives NaN or infinite values in {name}", "train or export it again")
+    return found
+
+
 def compare(
-    original: onnx.ModelProto,
+    expected: Mapping[str, NDArray[Any]],
     prepared: onnx.ModelProto,
     head: HeadSpec | None,
     tensor: NDArray[np.float32],
@@ -81,7 +96,7 @@ def compare(
     Raises:
         UserError: naming the quantity.
     """
-    found = differences(original, prepared, head, tensor)
+    found = differences(expected, prepared, head, tensor)
     worst = violation(found)
     if worst:
         raise UserError(

@@ -5,21 +5,23 @@ from __future__ import annotations
 import ast
 import hashlib
 import itertools
+import math
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
 import onnx.version_converter
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from narrowcast.errors import UserError
+from narrowcast.graph.validity import MOST_VALUES, check_file, model_opset
+from narrowcast.reading import reading
 
-__all__ = ["fix_shapes", "read_onnx", "to_supported_opset"]
+__all__ = ["fix_shapes", "input_shape", "literal", "model_opset", "read_onnx", "to_supported_opset"]
 
-OLDEST_OPSET, NEWEST_OPSET = 11, 22
 #: Per-channel DequantizeLinear and Squeeze/Split with tensor operands exist from here on.
 LOWEST_WORKING_OPSET = 13
 
@@ -35,7 +37,7 @@ def read_onnx(path: str | Path) -> tuple[onnx.ModelProto, str]:
         The model with all weights in memory, and the SHA-256 of the file.
 
     Raises:
-        UserError: missing, truncated, no ONNX file, no float32 model, NaN weights, unsupported opset.
+        UserError: missing, truncated, no ONNX file, or what :func:`narrowcast.graph.validity.check_file` refuses.
     """
     file = Path(path)
     if not file.exists():
@@ -47,15 +49,13 @@ def read_onnx(path: str | Path) -> tuple[onnx.ModelProto, str]:
             return read_onnx(_export_checkpoint(file, Path(folder)))
     if file.suffix != ".onnx":
         raise UserError(f"{file} has the suffix {file.suffix or '(none)'}", "give an .onnx or .pt file")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    try:
-        model = onnx.load(str(file))
-    except FileNotFoundError as error:
-        raise UserError(f"{file} refers to weights in another file: {error}", "keep it beside the model") from error
-    except Exception as error:  # protobuf raises its own types, which differ between its back-ends
-        raise UserError(f"{file} is truncated or not an ONNX file", "export it again") from error
-    _check(model, file)
-    return model, digest
+    with reading(file, "export it again", "is truncated or not an ONNX file"):
+        data = file.read_bytes()
+        model = onnx.load_from_string(data)
+    with reading(f"the weights of {file} in other files", "keep them beside the model", "cannot be read"):
+        onnx.load_external_data_for_model(model, str(file.absolute().parent))
+    check_file(model, file)
+    return model, hashlib.sha256(data).hexdigest()
 
 
 def _export_checkpoint(checkpoint: Path, folder: Path) -> Path:
@@ -76,30 +76,6 @@ def _export_checkpoint(checkpoint: Path, folder: Path) -> Path:
     return exported
 
 
-def _check(model: onnx.ModelProto, file: Path) -> None:
-    if not model.graph.node or not model.graph.input:
-        raise UserError(f"{file} is truncated or not an ONNX file", "export it again")
-    opset = model_opset(model)
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise UserError(f"{file} has opset {opset}", f"export it with an opset from {OLDEST_OPSET} to {NEWEST_OPSET}")
-    for tensor in model.graph.initializer:
-        if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
-            raise UserError(f"{file} holds 16-bit float weights ({tensor.name})", "export it in float32 (half=False)")
-        if tensor.data_type == TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(tensor)).all():
-            raise UserError(f"{file} holds NaN or infinite weights in {tensor.name}", "train or export it again")
-    if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
-        raise UserError(f"{file} is already quantized", "give the float model")
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise UserError(f"{file} is not valid ONNX: {str(error).splitlines()[0]}", "export it again") from error
-
-
-def model_opset(model: onnx.ModelProto) -> int:
-    """Version of the default operator set, 0 when it is not imported."""
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-
-
 def metadata(model: onnx.ModelProto) -> dict[str, str]:
     """The free-form metadata of the file."""
     return {entry.key: entry.value for entry in model.metadata_props}
@@ -109,6 +85,11 @@ def data_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """Graph inputs that are not initializers."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in constants]
+
+
+def input_shape(model: onnx.ModelProto) -> tuple[int, ...]:
+    """The static shape of the one input of a model from :func:`fix_shapes`."""
+    return tuple(int(dim.dim_value) for dim in data_inputs(model)[0].type.tensor_type.shape.dim)
 
 
 def fix_shapes(model: onnx.ModelProto, file: str, size: tuple[int, int] | None = None) -> onnx.ModelProto:
@@ -124,7 +105,7 @@ def fix_shapes(model: onnx.ModelProto, file: str, size: tuple[int, int] | None =
         one name: ONNX allows these, onnxruntime does not.
 
     Raises:
-        UserError: several inputs, not an image, batch above 1, unknown size.
+        UserError: several inputs, not an image, batch above 1, unknown size, more than 2^28 values.
     """
     inputs = data_inputs(model)
     if len(inputs) != 1:
@@ -143,6 +124,9 @@ def fix_shapes(model: onnx.ModelProto, file: str, size: tuple[int, int] | None =
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _name_nodes_apart(copy.graph)
+    if min(wanted) < 1 or math.prod(wanted) > MOST_VALUES:
+        text = "x".join(map(str, wanted))
+        raise UserError(f"an input of {text} is impossible, the most is {MOST_VALUES:,} values", "give another --size")
     if wanted == dims:
         return copy
     target = next(value for value in copy.graph.input if value.name == inputs[0].name)
@@ -173,25 +157,38 @@ def _wanted_shape(dims: list[int], model: onnx.ModelProto, file: str, size: tupl
     height_axis, channel_axis = (1, 3) if channels_last else (2, 1)
     wanted = [1, *dims[1:]]
     wanted[channel_axis] = dims[channel_axis] or 3
-    known = size or _metadata_size(model)
     for offset in range(2):
         axis = height_axis + offset
         if size is not None and dims[axis] not in (0, size[offset]):
             fixed = "x".join(str(d) for d in dims[height_axis : height_axis + 2])
             raise UserError(f"{file} is fixed to {fixed}", "leave --size out, or export it with dynamic=True")
         if dims[axis] == 0:
+            known = size or _metadata_size(model, file)
             if known is None:
                 raise UserError(f"{file} does not say its image size", "give --size HEIGHTxWIDTH")
             wanted[axis] = known[offset]
     return wanted
 
 
-def _metadata_size(model: onnx.ModelProto) -> tuple[int, int] | None:
+def _metadata_size(model: onnx.ModelProto, file: str) -> tuple[int, int] | None:
     text = metadata(model).get("imgsz")
     if text is None:
         return None
-    value = ast.literal_eval(text)
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+    value = literal(text, "imgsz", file)
+    sides = [value, value] if isinstance(value, int) else value
+    if not isinstance(sides, (list, tuple)) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise UserError(f"{file}: its metadata key 'imgsz' is {text[:40]!r}", "give --size HEIGHTxWIDTH")
+    return sides[0], sides[1]
+
+
+def literal(text: str, key: str, file: str) -> Any:
+    """A metadata entry that Python wrote: numbers, texts, lists and tables.
+
+    Raises:
+        UserError: it is something else.
+    """
+    with reading(f"{file}: its metadata key {key!r}", "mend it, or export the model again", "is not understood"):
+        return ast.literal_eval(text)
 
 
 def to_supported_opset(model: onnx.ModelProto, file: str) -> onnx.ModelProto:
@@ -202,10 +199,5 @@ def to_supported_opset(model: onnx.ModelProto, file: str) -> onnx.ModelProto:
     """
     if model_opset(model) >= LOWEST_WORKING_OPSET:
         return model
-    try:
+    with reading(file, "export it with opset 17", f"cannot be raised to opset {LOWEST_WORKING_OPSET}"):
         return onnx.version_converter.convert_version(model, LOWEST_WORKING_OPSET)
-    except Exception as error:  # the converter raises RuntimeError and C++ exceptions alike
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{file} cannot be raised to opset {LOWEST_WORKING_OPSET}: {reason}", "export it with opset 17"
-        ) from error

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +14,10 @@ import onnx_ir as ir
 
 from narrowcast.errors import UserError
 from narrowcast.graph import attention as attentions
-from narrowcast.graph import check, ends, exposure, files, prepare
+from narrowcast.graph import check, ends, exposure, files, prepare, validity
 from narrowcast.graph.units import inline_units
 from narrowcast.progress import phase
+from narrowcast.reading import parse_json, reading, typed
 from narrowcast.vision.heads import HeadSpec
 from narrowcast.vision.preprocess import Preprocess
 
@@ -95,7 +95,8 @@ class Model:
         """
         cut_before = tuple(output.name for output in self.original.graph.output) == self.output_names
         head = None if cut_before else self.head
-        return check.compare(self.original, self.to_proto(), head, tensor, self.source)
+        expected = check.outputs_of(self.original, tensor, self.source)
+        return check.compare(expected, self.to_proto(), head, tensor, self.source)
 
     def to_stock(self) -> onnx.ModelProto:
         """The prepared graph in stock operators, with the metadata from which :func:`load` knows the head again."""
@@ -139,23 +140,27 @@ def load(
     proto, sha256 = files.read_onnx(path)
     name = Path(path).name
     original = files.fix_shapes(proto, name, size)
+    validity.check_sizes(original, name)
+    image = check.random_image(files.input_shape(original))
+    expected = check.outputs_of(original, image, name)
     tidy, notes = prepare.tidy(files.to_supported_opset(original, name), name)
     metadata = files.metadata(proto)
     head, head_note = None, f"cut at {', '.join(output_nodes)}, as asked"
     if not output_nodes:
-        head, head_note = _expose(tidy, original, metadata, keep_head)
+        head, head_note = _expose(tidy, expected, image, metadata, keep_head, name)
     task = _task(tidy, head, metadata) if not output_nodes else "generic"
     if task == "classify":
         head_note = "classifier: the graph stays whole"
     if output_nodes:
         original = _cut(tidy, original, output_nodes)
+        expected = check.outputs_of(original, image, name)
     notes = (*notes, *_rewritten(tidy)) if attention == "rewrite" else notes
     model = Model(
         ir=tidy,
         original=original,
         task=task,
         head=head,
-        classes=_classes(classes, metadata, head),
+        classes=_classes(classes, metadata, head, name),
         skeleton=COCO_SKELETON if head is not None and head.keypoint_shape and head.keypoint_shape[0] == 17 else (),
         preprocess=Preprocess(height=1, width=1),
         source=name,
@@ -164,7 +169,8 @@ def load(
     )
     spec, spec_note = (preprocess, "") if preprocess is not None else _preprocess(model, metadata)
     notes = (*model.notes, spec_note) if spec_note else model.notes
-    difference = model.compare(check.random_image(tidy))
+    cut_before = head is not None and HEAD_KEY in metadata
+    difference = check.compare(expected, model.to_proto(), None if cut_before else head, image, name)
     return replace(model, preprocess=spec, difference=difference, notes=notes)
 
 
@@ -187,17 +193,21 @@ def _cut(model: ir.Model, original: onnx.ModelProto, names: Sequence[str]) -> on
 
 
 def _expose(
-    model: ir.Model, original: onnx.ModelProto, metadata: dict[str, str], keep_head: bool
+    model: ir.Model,
+    expected: Mapping[str, np.ndarray[Any, Any]],
+    image: np.ndarray[Any, np.dtype[np.float32]],
+    metadata: dict[str, str],
+    keep_head: bool,
+    source: str,
 ) -> tuple[HeadSpec | None, str]:
+    """Cut the decode arithmetic off in place; ``expected`` is what the user's graph gives for the image."""
     if keep_head:
         return None, "the graph is kept whole, as asked"
     if HEAD_KEY in metadata:
-        return HeadSpec.from_dict(json.loads(metadata[HEAD_KEY])), "the decode head was cut off before"
+        return _written_head(metadata[HEAD_KEY], model, source), "the decode head was cut off before"
     if metadata.get("task") in ("obb",):
         return None, "oriented boxes: the graph stays whole"
-    shape = metadata.get("kpt_shape")
-    keypoints = tuple(int(v) for v in ast.literal_eval(shape)) if shape else None
-    found = exposure.find_head(model.graph, keypoints if keypoints and len(keypoints) == 2 else None)
+    found = exposure.find_head(model.graph, _keypoint_shape(metadata, source))
     if isinstance(found, str):
         return None, f"no decode head recognised ({found}): the graph stays whole"
     trial = model.clone()
@@ -205,13 +215,31 @@ def _expose(
     if isinstance(again, str):
         raise AssertionError(again)
     exposure.cut(trial, again)
-    image = check.random_image(model)
-    worst = check.violation(check.differences(original, ir.to_proto(trial), found.head, image))
+    worst = check.violation(check.differences(expected, ir.to_proto(trial), found.head, image))
     if worst:
         return None, f"the decode head is not the known one ({worst}): the graph stays whole"
     exposure.cut(model, found)
     kind = {"detect": "detection", "pose": "pose", "segment": "segmentation"}[found.head.task]
     return found.head, f"{kind} head recognised, decode cut off after {len(found.values)} outputs"
+
+
+def _written_head(text: str, model: ir.Model, source: str) -> HeadSpec:
+    """The head that a prepared file says it had."""
+    where, remedy = f"{source}: its metadata key {HEAD_KEY!r}", "prepare the model again"
+    head = typed(HeadSpec, parse_json(text, where, remedy), where, remedy)
+    with reading(where, remedy):
+        head.check({str(out.name): tuple(int(dim) for dim in out.shape or ()) for out in model.graph.outputs})
+    return head
+
+
+def _keypoint_shape(metadata: dict[str, str], source: str) -> tuple[int, int] | None:
+    """Keypoints and values of each, where the file says it."""
+    if not metadata.get("kpt_shape"):
+        return None
+    shape = files.literal(metadata["kpt_shape"], "kpt_shape", source)
+    if not isinstance(shape, (list, tuple)) or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise UserError(f"{source}: its metadata key 'kpt_shape' is no list of numbers", "export the model again")
+    return (shape[0], shape[1]) if len(shape) == 2 else None
 
 
 def _task(model: ir.Model, head: HeadSpec | None, metadata: dict[str, str]) -> str:
@@ -223,12 +251,18 @@ def _task(model: ir.Model, head: HeadSpec | None, metadata: dict[str, str]) -> s
     return "classify" if metadata.get("task") == "classify" or flat else "generic"
 
 
-def _classes(given: Sequence[str] | None, metadata: dict[str, str], head: HeadSpec | None) -> tuple[str, ...]:
+def _classes(
+    given: Sequence[str] | None, metadata: dict[str, str], head: HeadSpec | None, source: str
+) -> tuple[str, ...]:
     if given is not None:
         return tuple(given)
     if "names" in metadata:
-        names = ast.literal_eval(metadata["names"])
-        return tuple(str(names[key]) for key in sorted(names)) if isinstance(names, dict) else tuple(map(str, names))
+        names = files.literal(metadata["names"], "names", source)
+        if isinstance(names, dict) and all(isinstance(key, int) for key in names):
+            names = [names[key] for key in sorted(names)]
+        if not isinstance(names, (list, tuple)):
+            raise UserError(f"{source}: its metadata key 'names' is no list of class names", "export the model again")
+        return tuple(map(str, names))
     return tuple(f"class {index}" for index in range(head.num_classes)) if head is not None else ()
 
 
@@ -255,8 +289,9 @@ def _preprocess(model: Model, metadata: dict[str, str]) -> tuple[Preprocess, str
 
 def _written_preprocess(text: str, common: dict[str, Any], source: str) -> Preprocess:
     """The metadata key ``preprocess``: JSON with mean and std in pixel units, rgb, resize (short side), crop."""
-    try:
-        written = json.loads(text)
+    where = f"{source}: its metadata key 'preprocess'"
+    written = parse_json(text, where, "mend it")
+    with reading(where, "mend it", "is not understood"):
         std = [float(value) for value in written["std"]]
         return Preprocess(
             **{**common, "color": common["color"] if written.get("rgb", True) else "bgr"},
@@ -265,5 +300,3 @@ def _written_preprocess(text: str, common: dict[str, Any], source: str) -> Prepr
             mean=tuple(float(value) for value in written["mean"]),
             scale=tuple(1.0 / value for value in std),
         )
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"{source}: its metadata key 'preprocess' is not understood ({error})", "mend it") from error

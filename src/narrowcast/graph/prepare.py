@@ -16,6 +16,7 @@ from narrowcast.graph.exposure import remove_unused
 from narrowcast.graph.forms import explicit_splits, unify_forms
 from narrowcast.graph.normalization import fold_batch_normalization
 from narrowcast.graph.units import constant_of, fuse_units
+from narrowcast.reading import reading
 
 __all__ = ["tidy"]
 
@@ -31,13 +32,14 @@ def tidy(proto: onnx.ModelProto, source: str) -> tuple[ir.Model, tuple[str, ...]
         The graph, and one sentence for each thing done.
 
     Raises:
-        UserError: a value keeps a dynamic shape.
+        UserError: the simplifier fails, or a value keeps a dynamic shape.
     """
     before = len(proto.graph.node)
-    slim = _simplify(proto)
-    model = ir.from_proto(onnx.shape_inference.infer_shapes(slim, data_prop=True))
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    unify_forms(model)
+    with reading(source, "export it again with opset 17", "cannot be simplified"):
+        slim = _simplify(proto)
+        model = ir.from_proto(onnx.shape_inference.infer_shapes(slim, data_prop=True))
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        unify_forms(model)
     folded = fold_batch_normalization(model)
     units = fuse_units(model)
     remove_unused(model)
