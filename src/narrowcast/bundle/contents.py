@@ -25,6 +25,7 @@ from narrowcast.lower.distance import qdq_distance
 from narrowcast.lower.factors import Factors, factored, undo_factors, with_factors
 from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes, lower_integer
 from narrowcast.plan import Plan, plan_to_json
+from narrowcast.plan.invariants import violations
 from narrowcast.progress import track
 from narrowcast.targets import Target
 from narrowcast.writing import inside
@@ -77,6 +78,7 @@ def make_contents(
     images: ImageSet,
     threads: int = 0,
     extra: Extra | None = None,
+    runtime: str | None = None,
 ) -> Contents:
     """Make the files of a quantized network and compare it with the float model.
 
@@ -89,7 +91,13 @@ def make_contents(
         images: that chose nothing.
         threads: of onnxruntime; 0 for all cores.
         extra: makes further files; where it cannot, a note says why.
+        runtime: version of the chip's runtime; ``None`` for the newest known.
+
+    Raises:
+        UserError: the plan breaks a rule of the target.
     """
+    for wrong in violations(state.model.graph, state.plan, target, runtime):
+        raise UserError(f"the plan breaks a rule of {target.name}: {wrong}", "please report the model")
     integers, why_not = integers_of(state, target)
     best = qdq if integers is None else dequantized(integers)
     names = {name: name for name in model.output_names}

@@ -97,7 +97,9 @@ def quantize(
     choice = choose(job, effort, vendor)
     chosen = choice.candidate
     compared = held if len(held) else calibration
-    made = make_contents(model, chosen.state, chosen.proto, drafted.target, float_model, compared, threads, extra)
+    made = make_contents(
+        model, chosen.state, chosen.proto, drafted.target, float_model, compared, threads, extra, runtime
+    )
     record = {
         "method": chosen.method,
         "requested": method,

@@ -91,6 +91,7 @@ class Manifest:
 
     def __repr__(self) -> str:
         return f"<Manifest of {self.model.get('source')}: {self.task} for {self.target}>"
+
     modified: dict[str, Any] = field(default_factory=dict)  # what `narrowcast modify` changed
 
     def to_json(self) -> str:

@@ -115,6 +115,7 @@ class _State:
 
     @classmethod
     def of(cls, bundle: Bundle, target: Target) -> _State:
+        bundle.check_plan()
         return cls(bundle.manifest, bundle.prepared.ir, bundle.plan, target, bundle.factors, {})
 
     def with_modified(self, **entries: Any) -> _State:

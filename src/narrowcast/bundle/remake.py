@@ -36,11 +36,12 @@ def state_of(bundle: Bundle) -> State:
     """The quantized network that a bundle holds.
 
     Raises:
-        UserError: the ends of the bundle were changed since.
+        UserError: the ends of the bundle were changed since, or its plan is wrong.
     """
     if bundle.manifest.modified:
         raise UserError(f"the ends of {bundle.path} were changed by modify", "modify the result instead")
     bundle.file(PLAN_FILE)  # the plan of the graphs, not one that was edited since
+    bundle.check_plan()
     changed = PREPARED_FILE in bundle.manifest.files
     return State(bundle.prepared.ir, bundle.plan, factors=bundle.factors, changed=changed)
 
@@ -88,7 +89,10 @@ def remake(
     """
     place = out if isinstance(out, Place) else check_out(out, force)
     qdq, contrib = state.lower()
-    made = make_contents(bundle.prepared, state, qdq, bundle.target, bundle.model.to_proto(), images, threads, extra)
+    made = make_contents(
+        bundle.prepared, state, qdq, bundle.target, bundle.model.to_proto(), images, threads, extra,
+        bundle.manifest.runtime_version,
+    )  # fmt: skip
     manifest = replace(
         _manifest(bundle.manifest, state, made.notes, contrib),
         calibration={**bundle.manifest.calibration, **record},

@@ -32,6 +32,7 @@ from narrowcast.graph.model import Model, load
 from narrowcast.lower.integer import IntegerGraph, open_integer
 from narrowcast.plan import Plan, read_plan
 from narrowcast.plan.fit import check_fit
+from narrowcast.plan.invariants import violations
 from narrowcast.reading import read_json, reading, typed
 from narrowcast.targets import Target, load_target, read_target
 from narrowcast.vision.types import Classification, Detections
@@ -101,6 +102,23 @@ class Bundle:
         if TARGET_FILE not in self.manifest.files:
             return load_target(self.manifest.target)
         return read_target(self.file(TARGET_FILE))
+
+    @cached_property
+    def violations(self) -> list[str]:
+        """What is wrong with the plan, one line each: a file that a person edited, or that an old version made."""
+        plan = read_plan(self.path / PLAN_FILE)
+        return violations(self.prepared.ir.graph, plan, self.target, self.manifest.runtime_version)
+
+    def check_plan(self) -> None:
+        """Refuse to work on with a wrong plan.
+
+        Raises:
+            UserError: with the first line of :attr:`violations`.
+        """
+        if self.violations:
+            more = len(self.violations) - 1
+            rest = f" (and {more} more lines of verify)" if more else ""
+            raise UserError(f"the plan of {self.path} is wrong: {self.violations[0]}{rest}", "quantize the model again")
 
     @cached_property
     def factors(self) -> dict[str, NDArray[np.float64]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -32,10 +32,21 @@ def _some_inputs(
     return [chip_input(tensor, bundle.manifest) for tensor in found], found.notes
 
 
+def _refuse(violations: list[str], json: bool) -> NoReturn:
+    """Integers of a wrong plan mean nothing: both sides would repeat its mistake."""
+    if json:
+        print_json({"violations": violations})
+    else:
+        for line in violations:
+            say(line)
+        say(f"the plan breaks {len(violations)} rule{'s' if len(violations) != 1 else ''}: quantize the model again")
+    raise typer.Exit(1)
+
+
 def run(
     path: Path, images: Path | None, limit: int, everything: bool, json: bool, quiet: bool, strict: bool = False
 ) -> None:
-    """Compare every integer tensor; exit code 1 when one differs."""
+    """Check the plan, then compare every integer tensor; exit code 1 when the plan is wrong or a value differs."""
     from narrowcast.bundle import open_bundle
     from narrowcast.bundle.store import PLAN_FILE
     from narrowcast.lower.verify import verify
@@ -43,6 +54,8 @@ def run(
 
     set_quiet(quiet or json)
     bundle = open_bundle(path)
+    if bundle.violations:
+        _refuse(bundle.violations, json)
     graph = bundle.integer_graph
     bundle.file(PLAN_FILE)  # the plan of these integers, not one that was edited since
     inputs, notes = _some_inputs(bundle, images, limit, strict)
@@ -51,7 +64,8 @@ def run(
     wrong = [row for row in rows if row.differing]
     differing, total = sum(row.differing for row in rows), sum(row.total for row in rows)
     if json:
-        print_json({"images": len(inputs), "differing": differing, "total": total, "rows": [asdict(r) for r in rows]})
+        counts = {"images": len(inputs), "differing": differing, "total": total}
+        print_json({"violations": [], **counts, "rows": [asdict(row) for row in rows]})
     else:
         for note in notes:
             say(f"- {note}")

@@ -169,10 +169,12 @@ def deploy(
         What was written, and what to do next.
 
     Raises:
-        UserError: an unknown kit or one that the chip does not offer, a result that exists, what the kit refuses.
+        UserError: an unknown kit or one that the chip does not offer, a wrong plan, a result that exists, what the kit
+            refuses.
     """
     name = chosen_kit(bundle, kit)
     bundle.file(PLAN_FILE)  # the plan of the graphs, not one that was edited since
+    bundle.check_plan()
     maker = KITS[name]
     path = Path(out) if out is not None else Path(f"{bundle.path.resolve().name}-{name}{maker.suffix}")
     found = None
