@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -87,9 +88,11 @@ class Journal:
             if not line.endswith(b"\n"):
                 break
             try:
-                name, result = json.loads(line)
+                name, result, _ = json.loads(line)
+                if line != _entry(name, result):  # damaged since, though still JSON
+                    break
                 self.known[name] = result
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 break
             usable += len(line)
         return usable
@@ -114,7 +117,7 @@ class Journal:
         """Keep a result; JSON-ready."""
         with self._lock:
             self.known[name] = result
-            self._write(_line([name, result]))
+            self._write(_entry(name, result))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -123,6 +126,11 @@ class Journal:
         if kind is None:
             with contextlib.suppress(OSError):  # never written, or no longer there
                 self.path.unlink()
+
+
+def _entry(name: Any, result: Any) -> bytes:
+    """A result with a checksum."""
+    return _line([name, result, zlib.crc32(_line([name, result]))])
 
 
 def _line(data: Any) -> bytes:

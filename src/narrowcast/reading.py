@@ -45,7 +45,8 @@ def reason(error: BaseException) -> str:
     if callable(problems):  # pydantic
         first = problems()[0]
         place = ".".join(str(part) for part in first["loc"])
-        text = f"{place}: {first['msg']}" if place else str(first["msg"])
+        words = "is missing" if first["type"] == "missing" else f": {first['msg']}"
+        text = f"{place} {words}".replace(" : ", ": ").strip(": ")
     elif isinstance(error, KeyError):
         text = f"{error} is missing"
     else:
@@ -81,8 +82,6 @@ def reading(where: str | Path, remedy: str, what: str = "is damaged") -> Iterato
         raise UserError(f"{where} needs more memory than there is", remedy) from error
     except RecursionError as error:
         raise UserError(f"{where} is nested too deeply", remedy) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is no UTF-8 text (byte {error.start})", remedy) from error
     except Exception as error:  # loaders of other people raise types of their own
         raise UserError(f"{where} {what} ({reason(error)})", remedy) from error
 
@@ -94,7 +93,11 @@ def read_text(file: Path, remedy: str) -> str:
         UserError: it cannot be read or is no text.
     """
     with reading(file, remedy):
-        return file.read_bytes().decode("utf-8-sig")
+        data = file.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no UTF-8 text (byte {error.start})", remedy) from error
 
 
 def read_json(file: Path, remedy: str) -> Any:

@@ -48,7 +48,7 @@ def test_files_that_are_no_coco(folder: Path) -> None:
     assert "no COCO annotation file" in message(folder, [1, 2])
     assert "no COCO annotation file" in message(folder, {"images": []})
     assert "lists no images" in message(folder, {"images": [], "annotations": [], "categories": []})
-    assert "no file_name" in message(folder, {"images": [{"id": 1}], "annotations": [], "categories": []})
+    assert "file_name is missing" in message(folder, {"images": [{"id": 1}], "annotations": [], "categories": []})
     with pytest.raises(UserError, match="does not exist"):
         coco(folder, folder / "none.json")
     with pytest.raises(UserError, match="no folder"):
@@ -93,7 +93,7 @@ def test_class_labels(folder: Path) -> None:
         with pytest.raises(UserError, match=expected):
             imagenet(folder, labels)
     labels.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="no text file"):
+    with pytest.raises(UserError, match="no UTF-8 text"):
         imagenet(folder, labels)
     with pytest.raises(UserError, match="does not exist"):
         imagenet(folder, folder / "none.txt")

@@ -65,7 +65,7 @@ def pixels_per_lsb(head: HeadSpec | None, encodings: Mapping[str, _Scaled]) -> l
 
 def _one(name: str, encoding: _Scaled, head: HeadSpec | None) -> Resolution:
     stem, _, tail = name.partition("_s")
-    stride = int(tail) if head is not None and tail.isdigit() else None
+    stride = int(tail) if head is not None and tail.isdecimal() else None
     scale: NDArray[np.float64] = np.atleast_1d(np.asarray(encoding.scale, np.float64))
     if head is None or stride is None:
         return Resolution(name, encoding.dtype, None, "prototype" if name == "proto" else "value", "raw", _max(scale))

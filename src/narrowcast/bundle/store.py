@@ -139,6 +139,7 @@ class Bundle:
         """
         if INTEGER_FILE not in self.manifest.files:
             raise UserError(f"{self.path} holds no {INTEGER_FILE}", "its manifest's notes say why")
+        self.predictor(INTEGER_FILE, 1)  # so that a file that does not run is refused with its name
         return open_integer(self.file(INTEGER_FILE))
 
     @cached_property

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from narrowcast.errors import UserError
 from narrowcast.progress import track
+from narrowcast.reading import read_text, reading
 from narrowcast.vision.preprocess import Preprocess, preprocess, read_image
 
 __all__ = ["SUFFIXES", "ImageSet", "Images", "image_files", "images", "spread"]
@@ -88,16 +89,16 @@ class ImageSet:
         """
         source = self.sources[index]
         if isinstance(source, np.ndarray) and source.dtype != np.uint8:
-            return self._checked(np.asarray(source, np.float32), f"array {index}")
+            return self._checked(source, f"array {index}")
         if isinstance(source, Path) and source.suffix == ".npy":
-            return self._checked(np.load(source).astype(np.float32, copy=False), str(source))
+            return self._checked(_load_npy(source), str(source))
         try:
             image = source if isinstance(source, np.ndarray) else read_image(source)
             return preprocess(image if change is None else change(image), self.preprocess)[0]
         except ValueError as error:
             raise UserError(str(error), "remove or replace the image") from error
 
-    def _checked(self, tensor: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    def _checked(self, tensor: NDArray[Any], name: str) -> NDArray[np.float32]:
         spec = self.preprocess
         channels = 1 if spec.color == "gray" else 3
         shape = (channels, spec.height, spec.width) if spec.layout == "NCHW" else (spec.height, spec.width, channels)
@@ -105,6 +106,8 @@ class ImageSet:
             tensor = tensor[None]
         if tensor.shape != (1, *shape):
             raise UserError(f"{name} has the shape {tensor.shape}", f"the model takes {(1, *shape)}")
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused next
+            tensor = np.asarray(tensor, np.float32)
         if not np.isfinite(tensor).all():
             raise UserError(f"{name} holds NaN or infinite values", "write it again")
         return tensor
@@ -243,10 +246,11 @@ def _sources(source: str | Path | Sequence[str | Source]) -> list[Source]:
 
 
 def _load_npy(path: Path) -> NDArray[Any]:
-    try:
-        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
-    except ValueError as error:
-        raise UserError(f"{path} is no .npy array: {error}", "write it with numpy.save") from error
+    with reading(path, "write it with numpy.save", "is no .npy array"):
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"its elements are {array.dtype}, no numbers")
+        return array
 
 
 def _arrays(array: NDArray[Any]) -> list[Source]:
@@ -256,10 +260,8 @@ def _arrays(array: NDArray[Any]) -> list[Source]:
 
 
 def _listed(path: Path) -> list[Source]:
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is neither an image nor a list of images", "give a folder or a text file") from error
+    text = read_text(path, "give a folder, an image, or a text file with one path a line")
+    lines = [line.strip() for line in text.splitlines()]
     files = [path.parent / line for line in lines if line and not line.startswith("#")]
     if not files:
         raise UserError(f"{path} lists no images", "write one path a line")

@@ -91,13 +91,14 @@ def _evaluation(file: Path | None) -> dict[str, Any] | None:
     """What ``narrowcast evaluate --json`` printed."""
     if file is None:
         return None
-    try:
-        data = json_module.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}", "give what 'narrowcast evaluate --json' printed") from error
-    if not isinstance(data, dict) or not isinstance(data.get("rows"), list):
-        raise UserError(f"{file} is no evaluation", "give what 'narrowcast evaluate --json' printed")
-    return data
+    from narrowcast.evaluate import Report
+    from narrowcast.reading import read_json, typed
+
+    remedy = "give what 'narrowcast evaluate --json' printed"
+    report = typed(Report, read_json(file, remedy), file, remedy)
+    if not all(metrics.values for row in report.rows for metrics in row.metrics):
+        raise UserError(f"{file} holds metrics without values", remedy)
+    return report.to_dict()
 
 
 def _pictures(bundle: Bundle, images: ImageSet) -> list[Pair]:

@@ -72,7 +72,7 @@ def run(
 
 def _counts(text: str) -> list[int]:
     parts = text.replace(",", " ").split()
-    if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not parts or not all(part.isdecimal() and len(part) < 5 and int(part) > 0 for part in parts):
         raise UserError(f"--threads {text} is not understood", "write numbers such as 1,2")
     return [int(part) for part in parts]
 

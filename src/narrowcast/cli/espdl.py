@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.reading import reading
 
 __all__ = ["inspect_espdl"]
 
@@ -14,7 +15,9 @@ def inspect_espdl(path: Path, nodes: bool, json: bool) -> None:
     """Inputs and outputs, operators and sizes; every node on request."""
     from narrowcast.deploy.espdl import describe, read_espdl
 
-    found = describe(read_espdl(path))
+    file = read_espdl(path)
+    with reading(path, "copy or export it again"):
+        found = describe(file)
     if json:
         print_json(asdict(found))
         return

@@ -55,7 +55,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) > 2 or not all(part.isdecimal() and len(part) < 7 and int(part) > 0 for part in parts):
         raise UserError(f"--size {text} is not understood", "write HEIGHTxWIDTH, such as 480x640")
     return int(parts[0]), int(parts[-1])
 

@@ -15,6 +15,7 @@ from narrowcast.config.hb_mapper import is_hb_mapper, parse_hb_mapper, write_hb_
 from narrowcast.config.hb_translate import to_settings
 from narrowcast.config.settings import QuantizeSettings, explained
 from narrowcast.config.yaml_files import read_yaml
+from narrowcast.reading import reading
 
 __all__ = ["Converted", "convert", "settings_schema"]
 
@@ -67,6 +68,11 @@ def convert(file: Path) -> Converted:
         UserError: the file is wrong, or asks for what the other form cannot say.
     """
     data, written = read_yaml(file)
+    with reading(file, "see docs/rdk-x5.md", "is not understood"):
+        return _converted(data, written, file)
+
+
+def _converted(data: dict[str, Any], written: tuple[str, ...], file: Path) -> Converted:
     if is_hb_mapper(data):
         settings, notes = to_settings(parse_hb_mapper(data, str(file)), Path())
         notes = (*written, *notes)

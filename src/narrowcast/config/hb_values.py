@@ -172,7 +172,7 @@ def shapes() -> BeforeValidator:
         result = []
         for part in _split(value):
             sizes = part.lower().split("x")
-            if not all(size.strip().isdigit() and int(size) > 0 for size in sizes):
+            if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
                 raise Refusal(f"{part!r} is no shape", "write '1x3x640x640'")
             result.append(tuple(int(size) for size in sizes))
         return tuple(result)

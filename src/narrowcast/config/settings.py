@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from narrowcast.config.yaml_files import read_yaml
 from narrowcast.errors import UserError, nearest
+from narrowcast.reading import reading
 
 __all__ = ["QuantizeSettings", "check_input", "explained", "pinned_types", "read_settings", "read_settings_with_notes"]
 
@@ -129,7 +130,7 @@ def pinned_types(
 def _inputs(entry: str, nodes: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
     """Tensors that ``node`` or ``node#index`` reads."""
     pattern, separator, index = entry.rpartition("#")
-    if not separator or not index.isdigit():
+    if not separator or not index.isdecimal():
         pattern, index = entry, ""
     matches = [inputs for name, _, inputs in nodes if name == pattern or fnmatch.fnmatchcase(name, pattern)]
     if not matches:
@@ -199,6 +200,9 @@ def read_settings_with_notes(file: Path | None, options: Mapping[str, Any]) -> t
 
 def _check_supported(settings: QuantizeSettings, file: Path | None) -> None:
     where = f"{file}: " if file is not None else ""
+    for key in PATHS:
+        if "\0" in str(getattr(settings, key)):
+            raise UserError(f"{where}{key} holds a null character", "mend the path")
     for key, remedy in REFUSED.items():
         if getattr(settings, key):
             raise UserError(f"{where}{key} is understood, but quantize cannot do it", remedy)
@@ -213,7 +217,8 @@ def _from_file(file: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], tu
 
     data, written = read_yaml(file)
     if is_hb_mapper(data):
-        values, notes = to_values(parse_hb_mapper(data, str(file)), file.parent, str(file), frozenset(given))
+        with reading(file, "see docs/rdk-x5.md", "is not understood"):
+            values, notes = to_values(parse_hb_mapper(data, str(file)), file.parent, str(file), frozenset(given))
         return values, (*written, *notes)
     for key in PATHS:
         if isinstance(data.get(key), str):
@@ -223,7 +228,7 @@ def _from_file(file: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], tu
 
 def explained(problem: Any, file: Path | str | None) -> UserError:
     """One problem that pydantic found, as one line."""
-    key = str(problem["loc"][0])
+    key = str(problem["loc"][0]) if problem["loc"] else "settings"
     where = f"{file}: {key}" if file is not None else f"--{key.replace('_', '-')}"
     if problem["type"] == "extra_forbidden":
         known = [field.alias or name for name, field in QuantizeSettings.model_fields.items()]

@@ -10,8 +10,13 @@ from typing import Any
 import yaml
 
 from narrowcast.errors import UserError
+from narrowcast.reading import check_depth, reading
 
 __all__ = ["parse_yaml", "read_yaml"]
+
+
+#: Entries of a file, at most; a settings file has a few hundred.
+_MOST_ENTRIES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,6 +37,26 @@ class _Loader(yaml.SafeLoader):
                 self.notes.append(f"{twice}, with the same value")
             seen[name] = value
         return super().construct_mapping(node, deep)
+
+
+def _check_size(node: yaml.Node | None) -> None:
+    """Raise when aliases make a short file long, or a table part of itself.
+
+    Raises:
+        ValueError: more than :data:`_MOST_ENTRIES` entries once every alias is written out.
+    """
+    sizes: dict[yaml.Node, int] = {}
+
+    def size(entry: yaml.Node) -> int:
+        if entry not in sizes:
+            sizes[entry] = _MOST_ENTRIES  # of an entry that is met inside itself
+            parts = entry.value if isinstance(entry.value, list) else []
+            inner = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+            sizes[entry] = 1 + sum(map(size, inner))
+        return sizes[entry]
+
+    if node is not None and size(node) > _MOST_ENTRIES:
+        raise ValueError(f"more than {_MOST_ENTRIES:,} entries once its aliases are written out")
 
 
 def read_yaml(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -61,10 +86,17 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """As :func:`read_yaml`, of text; ``where`` names it in messages."""
     try:
-        loader = _Loader(text)  # a SafeLoader
-        data = loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {error}", "mend the line it names") from error
+        with reading(where, "mend it", "is not valid YAML"):
+            loader = _Loader(text)  # a SafeLoader
+            node = loader.get_single_node()
+            _check_size(node)
+            data = loader.construct_document(node) if node is not None else None
+            check_depth(data)
+    except UserError as error:
+        cause = error.__cause__
+        if isinstance(cause, yaml.YAMLError):  # which names the line
+            raise UserError(f"{where} is not valid YAML: {str(cause)[:400]}", "mend the line it names") from cause
+        raise
     if not isinstance(data, dict):
         raise UserError(f"{where} is no table of settings", "write lines such as 'target: esp32p4'")
     return data, tuple(dict.fromkeys(loader.notes))

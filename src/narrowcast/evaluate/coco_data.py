@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
+from narrowcast.evaluate.coco_entries import ENTRIES
 from narrowcast.evaluate.coco_scores import FAMILIES, CocoScores, score
 from narrowcast.evaluate.journal import evaluation_key, kept_journals
 from narrowcast.evaluate.passes import run_pass
@@ -20,6 +20,7 @@ from narrowcast.evaluate.predictions import Entry, converter, prediction_files, 
 from narrowcast.evaluate.protocol import PROTOCOLS, Protocol
 from narrowcast.evaluate.report import Report, Row
 from narrowcast.evaluate.rows import metrics_of_rows
+from narrowcast.reading import read_json, typed
 
 __all__ = ["CocoData", "coco"]
 
@@ -214,25 +215,14 @@ def _read(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, is no COCO file, or contradicts itself.
     """
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{file} does not exist", "give a COCO annotation file with --annotations") from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no JSON: {error}", "give a COCO annotation file") from error
+    remedy = "give a COCO annotation file with --annotations"
+    document = read_json(file, remedy)
     needed = ("images", "annotations", "categories")
     if not isinstance(document, dict) or not all(isinstance(document.get(key), list) for key in needed):
         raise UserError(f"{file} is no COCO annotation file: it needs {', '.join(needed)}", "give another file")
-    fields = {
-        "images": ("id", "file_name", "width", "height"),
-        "annotations": ("id", "image_id", "category_id", "bbox", "area"),
-        "categories": ("id", "name"),
-    }
-    for group, names in fields.items():
-        for entry in document[group]:
-            lacking = [name for name in names if name not in entry] if isinstance(entry, dict) else list(names)
-            if lacking:
-                raise UserError(f"{file}: an entry of {group} has no {', '.join(lacking)}", "mend the file")
+    for group, kind in ENTRIES.items():
+        for number, entry in enumerate(document[group]):
+            typed(kind, entry, f"{file}: {group}[{number}]", "mend the file")
         most = Counter(entry["id"] for entry in document[group]).most_common(1)
         if most and most[0][1] > 1:
             raise UserError(f"{file}: {group} has the id {most[0][0]} {most[0][1]} times", "mend the file")

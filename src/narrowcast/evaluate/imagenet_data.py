@@ -18,6 +18,7 @@ from narrowcast.evaluate.passes import run_pass
 from narrowcast.evaluate.predictions import Entry, prediction_files, write_predictions
 from narrowcast.evaluate.report import Report, Row
 from narrowcast.evaluate.rows import compare_rows
+from narrowcast.reading import read_text
 from narrowcast.vision.types import Classification, Detections
 
 __all__ = ["ImageNetData", "imagenet"]
@@ -148,18 +149,13 @@ def imagenet(images: str | Path, labels: str | Path, *, limit: int | None = None
 
 
 def _read(file: Path) -> list[tuple[str, int]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise UserError(f"{file} does not exist", "give a label file with --labels") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no text file", "write a file name and a class index on each line") from error
+    lines = read_text(file, "give a label file: a file name and a class index on each line").splitlines()
     entries = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         name, _, label = line.strip().replace(",", " ").replace("\t", " ").rpartition(" ")
-        if not name or not label.isdigit():
+        if not name or not label.isdecimal() or len(label) > 9:
             raise UserError(f"{file}: line {number} is not understood: {line.strip()[:60]}", "write 'name index'")
         entries.append((name.strip(), int(label)))
     if not entries:

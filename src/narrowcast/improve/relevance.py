@@ -37,7 +37,7 @@ def relevant(name: str, outputs: Mapping[str, NDArray[Any]], head: HeadSpec | No
     """
     values = np.asarray(outputs[name][0], np.float64).reshape(outputs[name].shape[1], -1)
     stem, _, stride = name.partition("_s")
-    if head is None or not stride.isdigit() or f"cls_s{stride}" not in outputs:
+    if head is None or not stride.isdecimal() or f"cls_s{stride}" not in outputs:
         values = values[:, :: _step(values.shape[1])]
         return values, np.ones_like(values)
     logits = np.asarray(outputs[f"cls_s{stride}"][0], np.float32).reshape(head.num_classes, -1)

@@ -88,7 +88,7 @@ def _edges(drafted: Draft, plan: Plan) -> Iterator[str]:
     for key, encoding in plan.edges.items():
         name, _, index = key.rpartition("#")
         node = nodes.get(name)
-        if node is None or not index.isdigit() or int(index) >= len(node.inputs):
+        if node is None or not index.isdecimal() or int(index) >= len(node.inputs):
             yield f"the edge {key} names no input of a node"
             continue
         value, kind = node.inputs[int(index)], plan.nodes[name].type

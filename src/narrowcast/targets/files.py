@@ -6,10 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
+from narrowcast.config.yaml_files import parse_yaml
 from narrowcast.errors import UserError, closest
+from narrowcast.reading import is_plain_name, read_text, reading, typed
 from narrowcast.targets.schema import Target
 
 __all__ = ["load_target", "read_target", "target_names", "write_target"]
@@ -56,34 +55,25 @@ def write_target(target: Target) -> str:
 
 
 def _validated(file: Path) -> Target:
-    data = _read(file, ())
-    try:
-        return Target.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{file}: {where}: {first['msg']}", "see docs/targets.md for the schema") from error
+    return typed(Target, _read(file, ()), file, "see docs/targets.md for the schema")
 
 
 def _read(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """A file's entries on top of those of the file it extends."""
-    try:
-        data = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UserError(f"target file {file} cannot be read: {error.strerror}", "check the path") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"target file {file} is not valid YAML: {error}", "mend the line it names") from error
-    if not isinstance(data, dict):
-        raise UserError(f"target file {file} is no table of settings", "see docs/targets.md for the schema")
+    data, _ = parse_yaml(read_text(file, "check the path"), f"target file {file}")
     base = data.pop("extends", None)
     if base is None:
         return data
+    if not isinstance(base, str) or not is_plain_name(base):
+        raise UserError(f"{file} extends {base!r}, which is no name", f"known are {', '.join(target_names())}")
     parent = file.parent / f"{base}.yaml"
     if not parent.exists():
         parent = _FOLDER / f"{base}.yaml"
     if not parent.exists() or parent in seen:
         raise UserError(f"{file} extends {base!r}, which is not there", f"known are {', '.join(target_names())}")
-    return _merge(_read(parent, (*seen, file)), data)
+    below = _read(parent, (*seen, file))
+    with reading(f"target file {file}", "see docs/targets.md for the schema"):
+        return _merge(below, data)
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ _INTERPOLATION = {
     "area": cv2.INTER_AREA,
     "cubic": cv2.INTER_CUBIC,
 }
+#: Pixels of a side of a model input, at most.
+MOST_PIXELS = 1 << 15
 _CHOICES = {
     "resize": ("letterbox", "stretch", "center-crop"),
     "interpolation": tuple(_INTERPOLATION),
@@ -62,12 +64,16 @@ class Preprocess:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
-        if self.height < 1 or self.width < 1:
+        if not (0 < self.height <= MOST_PIXELS and 0 < self.width <= MOST_PIXELS):
             raise ValueError(f"an input of {self.height}x{self.width} pixels is impossible")
+        if not 0 <= self.pad_value <= 255 or not 0 < (self.resize_shorter or 1) <= MOST_PIXELS:
+            raise ValueError(f"pad_value {self.pad_value} or resize_shorter {self.resize_shorter} is impossible")
         channels = 1 if self.color == "gray" else 3
         for name in ("mean", "scale"):
             if len(getattr(self, name)) not in (1, channels):
                 raise ValueError(f"{name} has {len(getattr(self, name))} values for {channels} channels")
+            if not np.isfinite(np.asarray(getattr(self, name), np.float32)).all():
+                raise ValueError(f"{name} holds values that are no finite float32 numbers")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -32,6 +32,7 @@ from narrowcast.deploy.espdl.schema import (
 from narrowcast.deploy.espdl.tables import Reading, root
 from narrowcast.deploy.espdl.types import AttributeValue, EspdlFile, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.errors import UserError
+from narrowcast.reading import reading
 
 __all__ = ["decode_espdl", "read_espdl"]
 
@@ -49,10 +50,8 @@ def read_espdl(path: str | Path) -> EspdlFile:
     Raises:
         UserError: no such file, or one that is truncated, encrypted, damaged, of another format or of a newer schema.
     """
-    try:
+    with reading(path, "check the path"):
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})", "check the path") from error
     return decode_espdl(data, str(path))
 
 
@@ -64,6 +63,11 @@ def decode_espdl(data: bytes, name: str = "the model") -> EspdlFile:
         name: for messages.
     """
     payload = _payload(data, name)
+    with reading(name, "copy or export it again"):
+        return _decoded(payload, name, len(data))
+
+
+def _decoded(payload: bytes, name: str, size: int) -> EspdlFile:
     try:
         model = root(payload)
         if model.fields > len(ModelSlot):
@@ -71,11 +75,9 @@ def decode_espdl(data: bytes, name: str = "the model") -> EspdlFile:
         graph = model.child(ModelSlot.GRAPH)
         if graph is None:
             raise ValueError("no graph")
-        return _file(model, graph, len(data))
+        return _file(model, graph, size)
     except _NewerSchema as error:
         raise UserError(f"{name} has a newer schema than EDL2 of 2023 ({error})", "update narrowcast") from error
-    except (ValueError, TypeError, IndexError, struct.error) as error:
-        raise UserError(f"{name} is damaged ({error})", "copy or export it again") from error
 
 
 def _payload(data: bytes, name: str) -> bytes:

@@ -34,6 +34,7 @@ from narrowcast.deploy.espdl.packing import parse_layout, unpack_filter, unpack_
 from narrowcast.deploy.espdl.types import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.errors import UserError
 from narrowcast.plan.types import Encoding, Placement, Plan
+from narrowcast.reading import reading
 from narrowcast.targets.schema import Target
 
 __all__ = ["Restored", "restore"]
@@ -108,13 +109,9 @@ class _Restoring:
         for node in self.file.nodes:
             if self._is_merged(node):
                 continue
-            try:
+            where = f"node {node.name} ({node.op_type}) of the .espdl file"
+            with reading(where, "export the model again", "is not understood"):
                 self._rule(node)(node)
-            except (KeyError, ValueError, IndexError, StopIteration) as error:
-                raise UserError(
-                    f"node {node.name} ({node.op_type}) of the .espdl file is not understood ({error})",
-                    "export the model again",
-                ) from error
         missing = [value.name for value in self.file.outputs if value.name not in self.known]
         if missing:
             raise UserError(f"the .espdl file never computes its output {missing[0]}", "export the model again")

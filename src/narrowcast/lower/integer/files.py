@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from narrowcast.errors import UserError
 from narrowcast.lower.integer.lowering import IntegerGraph
 from narrowcast.lower.integer.proof import Proof
 from narrowcast.plan.types import Encoding
+from narrowcast.reading import parse_json, reading
 
 __all__ = ["METADATA_KEY", "dequantized", "integer_bytes", "open_integer"]
 
@@ -52,24 +52,24 @@ def open_integer(path: str | Path) -> IntegerGraph:
     Raises:
         UserError: no such file, no ONNX file, or one of another origin or version.
     """
-    try:
+    with reading(path, "give the integer.onnx of a bundle", "is no ONNX file or is cut off"):
         proto = onnx.load_from_string(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", "give the integer.onnx of a bundle") from error
-    except DecodeError as error:
-        raise UserError(f"{path} is no ONNX file or is cut off", "quantize again") from error
     entries = {entry.key: entry.value for entry in proto.metadata_props}
     if METADATA_KEY not in entries:
         raise UserError(f"{path} is no integer graph of narrowcast", "give the integer.onnx of a bundle")
-    try:
-        return _restored(proto, json.loads(entries[METADATA_KEY]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} describes its integers wrongly: {error}", "quantize again") from error
+    document = parse_json(entries[METADATA_KEY], path, "quantize again")
+    with reading(path, "quantize again", "describes its integers wrongly"):
+        return _restored(proto, document)
 
 
 def _restored(proto: onnx.ModelProto, document: dict[str, Any]) -> IntegerGraph:
     if document["version"] != _VERSION:
         raise ValueError(f"version {document['version']}, known is {_VERSION}")
+    made = {name for node in proto.graph.node for name in node.output} | {value.name for value in proto.graph.input}
+    lost = [name for name, _ in document["tensors"].values() if name not in made]
+    ends = ({value.name for value in proto.graph.input}, {value.name for value in proto.graph.output})
+    if lost or ends != (set(document["inputs"]), set(document["outputs"])):
+        raise ValueError(f"{lost[0] if lost else 'an input or output'} is not in the graph")
     del proto.metadata_props[:]
     return IntegerGraph(
         proto=proto,
