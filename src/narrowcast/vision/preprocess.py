@@ -21,7 +21,7 @@ _INTERPOLATION = {
     "cubic": cv2.INTER_CUBIC,
 }
 #: Pixels of a side of a model input, at most.
-MOST_PIXELS = 1 << 15
+LONGEST_SIDE = 1 << 15
 _CHOICES = {
     "resize": ("letterbox", "stretch", "center-crop"),
     "interpolation": tuple(_INTERPOLATION),
@@ -64,9 +64,9 @@ class Preprocess:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
-        if not (0 < self.height <= MOST_PIXELS and 0 < self.width <= MOST_PIXELS):
+        if not (0 < self.height <= LONGEST_SIDE and 0 < self.width <= LONGEST_SIDE):
             raise ValueError(f"an input of {self.height}x{self.width} pixels is impossible")
-        if not 0 <= self.pad_value <= 255 or not 0 < (self.resize_shorter or 1) <= MOST_PIXELS:
+        if not 0 <= self.pad_value <= 255 or not 0 < (self.resize_shorter or 1) <= LONGEST_SIDE:
             raise ValueError(f"pad_value {self.pad_value} or resize_shorter {self.resize_shorter} is impossible")
         channels = 1 if self.color == "gray" else 3
         for name in ("mean", "scale"):
