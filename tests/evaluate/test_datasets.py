@@ -113,7 +113,8 @@ def test_missing_images_are_found_in_one_pass(folder: Path, monkeypatch: pytest.
     document = random_document(0)
     document["images"] = [{**document["images"][0], "id": i, "file_name": f"{i}.png"} for i in range(count)]
     document["annotations"] = []
-    read = json.loads
-    monkeypatch.setattr("json.loads", lambda text: read(text, object_hook=Entry))
+    monkeypatch.setattr(
+        "narrowcast.evaluate.coco_data.read_json", lambda file, _: json.loads(file.read_text(), object_hook=Entry)
+    )
     data = coco(folder, written(folder, document), skip_missing=True)
     assert len(data) == 7 and f"{count - 7} of the {count}" in data.notes[0] and compared == 0
