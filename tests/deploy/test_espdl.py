@@ -104,7 +104,7 @@ def test_damage_never_escapes_as_another_error() -> None:
 
 
 def test_missing_file() -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="does not exist"):
         read_espdl("nowhere.espdl")
 
 
