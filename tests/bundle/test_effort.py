@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import pytest
 from builders import save, silu_net
 from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.calibrate import images
+from narrowcast.deploy import deploy
+from narrowcast.deploy.espdl import read_espdl
+from narrowcast.deploy.espdl.parsers import parser_names
 from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner, load
 from narrowcast.lower.verify import verify
@@ -22,7 +27,9 @@ from narrowcast.zoo import sample
 @pytest.fixture(scope="module")
 def pose(pose_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     found = images(sample("pose").calibration, pose_model.preprocess, limit=12)
-    return quantize(pose_model, found, "esp32p4", out=tmp_path_factory.mktemp("bundle") / "pose", method="lp")
+    return quantize(
+        pose_model, found, "esp32p4", out=tmp_path_factory.mktemp("bundle") / "pose", method="lp", output_factors=True
+    )
 
 
 def test_steps_are_recorded_and_never_make_it_worse(pose: Bundle) -> None:
@@ -52,6 +59,17 @@ def test_output_factors_reach_the_manifest_and_both_graphs(pose: Bundle) -> None
         assert np.abs(qdq[name] - integers[name] * scale).mean() < 2 * scale.max()
 
 
+def test_a_file_with_output_factors_says_so(pose: Bundle, tmp_path: Path) -> None:
+    made = deploy(pose, "espdl", tmp_path / "m.espdl")
+    assert any("divides by" in note for note in made.notes)
+    told, names = json.loads(read_espdl(made.path).metadata["output_factors"]), parser_names(pose.manifest.head)
+    assert set(told) == {names[name] for name in pose.factors}
+    record = {key: value for key, value in pose.manifest.calibration.items() if key != "output_factors"}
+    older = Bundle(pose.path, replace(pose.manifest, calibration=record))
+    with pytest.raises(UserError, match="carry factors"):
+        deploy(older, "espdl", tmp_path / "n.espdl")
+
+
 def test_the_integers_are_exact(pose: Bundle) -> None:
     again = open_bundle(pose.path)
     x = next(iter(images(sample("pose").validation, pose.manifest.preprocess)))
@@ -68,6 +86,16 @@ def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
     assert first.manifest.calibration["steps"]
     for file in first.path.iterdir():
         assert file.read_bytes() == (second.path / file.name).read_bytes(), file.name
+
+
+def test_output_factors_are_asked_for_where_readers_know_one_scale(tmp_path: Path) -> None:
+    net = load(save(silu_net(), tmp_path / "m.onnx"))
+    batch = images(np.random.default_rng(0).normal(0, 1, (16, 3, 16, 16)).astype(np.float32), net.preprocess)
+    for target, wish, wanted in (("esp32p4", None, False), ("esp32p4", True, True), ("onnx-symmetric", None, True)):
+        bundle = quantize(net, batch, target, out=tmp_path / f"{target}-{wish}", method="mse", output_factors=wish)
+        record = bundle.manifest.calibration
+        assert record["output_factors"] is wanted
+        assert wanted or "output factors" not in [step["step"] for step in record["steps"]]
 
 
 def test_few_images_are_not_corrected_from(tmp_path: Path) -> None:

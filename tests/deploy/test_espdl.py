@@ -188,7 +188,7 @@ def test_description(tmp_path: Path) -> None:
     net = planned(convolutions(), tmp_path, "esp32p4")
     told = describe(decode_espdl(write_espdl(net.model, net.plan, net.target)))
     assert sum(row.bytes for row in told.nodes) == told.constant_bytes
-    assert told.operators["Conv"] == 4 and told.test_vectors == 0
+    assert told.operators["Conv"] == 4 and not told.test_vector
     first = told.nodes[0]
     assert first.weight_layout == "(N/16)HWC16_UNALIGNED" and first.details == "kernel 3x3, stride 2, Relu"
     assert [row.direction for row in told.values] == ["input", "output", "output"]

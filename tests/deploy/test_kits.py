@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from narrowcast.bundle import Bundle
@@ -48,9 +49,15 @@ def test_espdl_with_vectors_of_embedded_images(
     assert f"{out} written (kit espdl)" in printed
     assert "embedded images" in printed
     assert f"narrowcast inspect {out}" in printed
-    checks = EspdlRunner(read_espdl(out), load_target("esp32p4"), 1).check_vectors()
-    assert len(checks) == 2 * len(pose_bundle.manifest.outputs)
-    assert not any(check.differing for check in checks)
+    files = [read_espdl(path) for path in (out, out.with_name("model.test2.espdl"))]
+    for file in files:
+        # what model->test() asks for: each input and output under its own name, once
+        assert set(file.test_inputs) == {value.name for value in file.inputs}
+        assert set(file.test_outputs) == {value.name for value in file.outputs}
+        checks = EspdlRunner(file, load_target("esp32p4"), 1).check_vectors()
+        assert len(checks) == len(pose_bundle.manifest.outputs) and not any(check.differing for check in checks)
+    inputs = [file.test_inputs[file.inputs[0].name].data for file in files]
+    assert not np.array_equal(*inputs) and files[0].nodes == files[1].nodes
     with pytest.raises(UserError, match="exists"):
         run(pose_bundle.path, "espdl", out)
     with pytest.raises(UserError, match="need images"):

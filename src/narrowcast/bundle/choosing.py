@@ -48,6 +48,7 @@ class Job:
         method: calibration method, or ``"auto"``.
         percentile: for the method of that name.
         threads: of onnxruntime; 0 for all cores.
+        factors: outputs may leave with a scale a channel.
     """
 
     model: Model
@@ -59,6 +60,7 @@ class Job:
     method: str
     percentile: float
     threads: int
+    factors: bool
 
     @property
     def pairs(self) -> dict[str, str]:
@@ -217,7 +219,8 @@ def _recovered(job: Job, found: Mapping[str, Candidate], scores: dict[str, float
     unused = _reporting(job, {*teaching, *judging})
     reporter = Judge(job.model, job.pairs, list(unused), job.threads)
     state, steps = recover(
-        job.model, best.state, job.drafted, _planner(job, best), others, own, judge, effort, every, reporter
+        job.model, best.state, job.drafted, _planner(job, best), others, own, judge, effort, every, reporter,
+        factors=job.factors,
     )
     searched = len(set(state.chosen) - _factored(job, state))
     record = {

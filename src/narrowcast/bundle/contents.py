@@ -36,8 +36,8 @@ __all__ = [
 ]  # fmt: skip
 
 #: Makes further files of a bundle, such as the chip's own model file, from the graph that was lowered, which is the
-#: user's or one with corrected weights.
-Extra = Callable[[Model, Plan, Target], Mapping[str, bytes]]
+#: user's or one with corrected weights, and from the factors in it.
+Extra = Callable[[Model, Plan, Target, Factors], Mapping[str, bytes]]
 #: How notes on files that could not be made begin.
 NO_INTEGERS, NO_CHIP_FILE = f"no {INTEGER_FILE}", "no model file for the chip"
 #: Images on which every tensor is compared, and the QDQ graph with the exact integers.
@@ -105,7 +105,7 @@ def make_contents(
     lowered_from = undo_factors(ir.to_proto(state.model), state.factors)
     few = islice(images, _TENSOR_IMAGES)
     tensors = compare_tensors(lowered_from, qdq, _tensor_pairs(state.model.graph, state.plan), few, threads)
-    chip, refused = _chip_files(replace(model, ir=state.model), state.plan, target, extra)
+    chip, refused = _chip_files(replace(model, ir=state.model), state, target, extra)
     notes = [f"{NO_INTEGERS}: {why_not}"] if integers is None else integers.notes
     return Contents(
         prepared={PREPARED_FILE: float_bytes(state.model)} if state.changed else {},
@@ -127,12 +127,14 @@ def integers_of(state: State, target: Target) -> tuple[IntegerGraph | None, str]
         return None, str(error)
 
 
-def _chip_files(model: Model, plan: Plan, target: Target, extra: Extra | None) -> tuple[Mapping[str, bytes], list[str]]:
+def _chip_files(
+    model: Model, state: State, target: Target, extra: Extra | None
+) -> tuple[Mapping[str, bytes], list[str]]:
     """The chip's own files, or a note on why there are none."""
     if extra is None:
         return {}, []
     try:
-        return extra(model, plan, target), []
+        return extra(model, state.plan, target, state.factors), []
     except UserError as error:  # the bundle is good for everything else
         return {}, [f"{NO_CHIP_FILE}: {error}"]
 

@@ -50,6 +50,7 @@ def quantize(
     extra: Extra | None = None,
     search: str = "auto",
     effort: str = "standard",
+    output_factors: bool | None = None,
 ) -> Bundle:
     """Quantize a model and write the bundle.
 
@@ -70,6 +71,8 @@ def quantize(
         search: ``"hb-mapper"``: the method ``"auto"`` also tries what the vendor's default search tries.
         effort: ``"fast"`` chooses ranges only; ``"standard"`` and ``"max"`` also correct weights, biases and outputs,
             each where it lowers the loss in task units on calibration images that it was not made from.
+        output_factors: outputs may leave with a scale a channel, which the reader of the integers has to know; by
+            default where all that reads them on the chip does.
 
     Returns:
         The bundle on disk.
@@ -92,7 +95,8 @@ def quantize(
         difference = _difference(model, calibration)
     float_model = model.to_proto()
     statistics = _statistics(model, float_model, drafted, calibration, threads)
-    job = Job(model, float_model, drafted, statistics, calibration, held, method, percentile, threads)
+    spread = chip.outputs.factors if output_factors is None else output_factors
+    job = Job(model, float_model, drafted, statistics, calibration, held, method, percentile, threads, spread)
     vendor = vendor_search(job) if search != "auto" else None
     choice = choose(job, effort, vendor)
     chosen = choice.candidate
@@ -104,6 +108,7 @@ def quantize(
         "method": chosen.method,
         "requested": method,
         "effort": effort,
+        "output_factors": spread,
         **choice.record,
         "images": calibration.hashes(),
         "held_back": held.hashes(),

@@ -101,7 +101,7 @@ def deploy(
     images: Annotated[Path | None, typer.Option(help="Images for calibration data and test vectors.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most this many of them.", min=1)] = None,
     strict_images: StrictImages = False,
-    test_vectors: Annotated[int, typer.Option(help="Inputs with their results in the .espdl file.", min=0)] = 0,
+    test_vectors: Annotated[int, typer.Option(help="Inputs with results; one .espdl file each.", min=0)] = 0,
     runtime: Runtime = None,
     force: Force = False,
     json: Json = False,

@@ -131,6 +131,10 @@ def quantize(
     search: Annotated[
         str | None, typer.Option(help="What the method auto tries: auto, or hb-mapper's candidates too [auto].")
     ] = None,
+    output_factors: Annotated[
+        bool | None,
+        typer.Option("--output-factors", help="Outputs with a scale a channel [where the chip's readers can]."),
+    ] = None,
     runtime: Runtime = None,
     force: Force = False,
     threads: Annotated[int | None, typer.Option(help="Threads of onnxruntime; 0 for all cores.", min=0)] = None,
@@ -152,6 +156,7 @@ def quantize(
         "limit": limit, "plan": plan, "int16": int16, "float": float_, "size": size, "mean": mean, "scale": scale,
         "color": color, "resize": resize, "camera": camera, "keep_head": keep_head or None, "runtime": runtime,
         "threads": threads, "attention": attention, "effort": effort, "search": search,
+        "output_factors": output_factors,
     }  # fmt: skip
     command.run(
         config, options, force=force, verbose=verbose, json=json, quiet=quiet, save_intermediates=save_intermediates,

@@ -21,8 +21,8 @@ def inspect_espdl(path: Path, nodes: bool, json: bool) -> None:
     if json:
         print_json(asdict(found))
         return
-    sets = f"{found.test_vectors} set{'s' if found.test_vectors != 1 else ''} of test values"
-    say(f"{path}: {found.producer or 'unknown producer'}, {len(found.nodes)} nodes, {sets}")
+    test = "with" if found.test_vector else "without"
+    say(f"{path}: {found.producer or 'unknown producer'}, {len(found.nodes)} nodes, {test} a test vector")
     say(
         f"{found.bytes:,} bytes, of them {found.constant_bytes:,} constants ({found.weight_bytes:,} packed filters); "
         f"largest tensor between nodes {found.largest_activation:,} bytes"

@@ -76,6 +76,7 @@ def run(
         threads=settings.threads,
         command=_command(sys.argv),
         effort=settings.effort,
+        output_factors=settings.output_factors,
         search=settings.search,
     )
     bundle = apply_removals(settings, bundle)

@@ -14,7 +14,7 @@ from narrowcast.errors import UserError
 __all__ = ["from_settings"]
 
 _DEFAULT_SCALE = 1 / 255
-_UNSAID = ("limit", "plan", "runtime", "threads", "keep_head", "attention", "effort")
+_UNSAID = ("limit", "plan", "runtime", "threads", "keep_head", "attention", "effort", "output_factors")
 
 
 def from_settings(settings: QuantizeSettings, *, channels: int | None = None) -> tuple[HbMapperConfig, tuple[str, ...]]:

@@ -48,6 +48,9 @@ class QuantizeSettings(BaseModel):
         default="standard",
         description="fast: ranges only; standard: also corrects weights, biases and outputs if it helps; max: longer",
     )
+    output_factors: bool | None = Field(
+        default=None, description="outputs may leave with a scale a channel; by default where the chip's readers can"
+    )
     search: Literal["auto", "hb-mapper"] = Field(
         default="auto",
         description="what the method 'auto' tries; hb-mapper: also max and kl with percentiles 99.995 and 100",

@@ -16,7 +16,7 @@ from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.remake import lowered, remake, state_of
 from narrowcast.calibrate import Images
 from narrowcast.calibrate import images as find_images
-from narrowcast.deploy.espdl import bundled_espdl
+from narrowcast.deploy.espdl import Origin, bundled_espdl
 from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner
 from narrowcast.improve import Judge, State, split
@@ -87,7 +87,7 @@ def finetune(
     images_used = {"teach": teachers.hashes(), "judge": judges.hashes()}
     record = {"settings": settings.to_dict(), **learnt.to_dict(), **gate.record(learnt), "images": images_used}
     record["image_notes"] = list(found.notes)
-    extra = bundled_espdl(target, manifest.model, manifest.runtime_version)
+    extra = bundled_espdl(target, Origin.of(manifest), manifest.runtime_version)
     return remake(
         bundle, learnt.state, {"finetune": record}, judges,
         out=place, force=force, threads=threads, command=command, extra=extra,

@@ -13,6 +13,7 @@ from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
 from narrowcast.deploy.delivery import Delivery
 from narrowcast.deploy.espdl import deploy_espdl
+from narrowcast.deploy.espdl.parsers import parser_notes
 from narrowcast.deploy.rdk import deploy_rdk
 from narrowcast.deploy.tros import deploy_tros
 from narrowcast.errors import UserError
@@ -31,7 +32,7 @@ class Request:
         bundle: to hand over.
         out: file or folder to write.
         images: the person's images, if given.
-        test_vectors: how many inputs with their results the file should carry.
+        test_vectors: how many inputs with their results to hand over.
         force: replace an earlier result.
         runtime: version of the chip's runtime.
     """
@@ -67,9 +68,16 @@ def _espdl(request: Request) -> Delivery:
     inputs = list(islice(request.images or (), request.test_vectors))
     if len(inputs) < request.test_vectors:
         raise UserError(f"{request.test_vectors} test vectors, {len(inputs)} images", "give more --images")
-    path = deploy_espdl(request.bundle, request.out, images=inputs, runtime=request.runtime, force=request.force)
-    steps = (f"narrowcast inspect {path}",)
-    return Delivery(path, (), steps, (), {"bytes": path.stat().st_size, "test vectors": len(inputs)})
+    paths = deploy_espdl(request.bundle, request.out, images=inputs, runtime=request.runtime, force=request.force)
+    path, manifest = paths[0], request.bundle.manifest
+    notes = parser_notes(manifest.head, {out.name: out.chip_dtype for out in manifest.outputs})
+    if request.bundle.factors:
+        notes = (
+            *notes,
+            "outputs carry a factor a channel (metadata output_factors): only a decode that divides by it fits",
+        )
+    facts = {"bytes": path.stat().st_size, "test vectors": len(inputs)}
+    return Delivery(path, tuple(str(each) for each in paths[1:]), (f"narrowcast inspect {path}",), notes, facts)
 
 
 def _rdk(request: Request) -> Delivery:
@@ -161,7 +169,7 @@ def deploy(
         images: calibration images for the vendor's tool, or those of the test vectors; by default those that the
             bundle was calibrated on.
         limit: use at most this many of them.
-        test_vectors: how many inputs with their results the file should carry, where the kit can.
+        test_vectors: how many inputs with their results to hand over, where the kit can.
         force: replace an earlier result.
         runtime: version of the chip's runtime; the newest known by default.
 

@@ -9,7 +9,7 @@ from narrowcast import bundle as bundles
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import Images
 from narrowcast.deploy.check import findings
-from narrowcast.deploy.espdl import bundled_espdl
+from narrowcast.deploy.espdl import Origin, bundled_espdl
 from narrowcast.errors import UserError
 from narrowcast.graph import Model, load
 from narrowcast.targets import load_target
@@ -34,7 +34,8 @@ def quantize(
         target: name of a target, or the path of a target file.
         out: folder to write; by default named after the model and the target, in the current folder.
         runtime: version of the chip's runtime; the newest known by default.
-        options: as :func:`narrowcast.bundle.quantize` takes them: method, percentile, pins, force, threads, command.
+        options: as :func:`narrowcast.bundle.quantize` takes them: method, percentile, pins, force, threads, command,
+            effort, output_factors.
 
     Returns:
         The bundle on disk.
@@ -49,5 +50,6 @@ def quantize(
         if row.severity == "error":
             where = f"{row.node} ({row.op_type})" if row.node != "--" else model.source
             raise UserError(f"{chip.runtime.name} cannot run {where}: {row.problem}", row.remedy)
-    extra = bundled_espdl(chip, {"source": model.source, "sha256": model.sha256}, runtime)
+    origin = Origin({"source": model.source, "sha256": model.sha256}, model.head, bool(options.get("output_factors")))
+    extra = bundled_espdl(chip, origin, runtime)
     return bundles.quantize(model, images, target, out=out, runtime=runtime, extra=extra, **options)

@@ -20,7 +20,7 @@ from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.remake import lowered, remake, state_of
 from narrowcast.calibrate import Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
-from narrowcast.deploy.espdl import bundled_espdl
+from narrowcast.deploy.espdl import Origin, bundled_espdl
 from narrowcast.deploy.tune_halves import Labelled, halves, halves_of_labels
 from narrowcast.errors import UserError
 from narrowcast.evaluate import Report
@@ -123,7 +123,7 @@ def tune(
     file = path.with_name(f".{path.name}.tune.jsonl")
     with Journal(file, job.key(), fresh=fresh) as journal:
         record, state = job.run(journal)
-        extra = bundled_espdl(job.target, bundle.manifest.model, bundle.manifest.runtime_version)
+        extra = bundled_espdl(job.target, Origin.of(bundle.manifest), bundle.manifest.runtime_version)
         return remake(
             bundle, state, {"tune": record}, job.report_images, out=place, force=force, command=command, extra=extra
         )

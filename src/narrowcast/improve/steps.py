@@ -143,6 +143,7 @@ def recover(
     effort: Effort,
     images: Iterable[NDArray[np.float32]] | None = None,
     reporter: Judge | None = None,
+    factors: bool = True,
 ) -> tuple[State, list[Step]]:
     """Improve a quantized network without labels.
 
@@ -157,13 +158,14 @@ def recover(
         effort: how much is spent.
         images: for what needs many and fits little, the ranges of output channels; those of ``teachers`` by default.
         reporter: on images that decide nothing.
+        factors: outputs may leave with a scale a channel.
 
     Returns:
         The best state, and what each step did.
     """
     recovery = Recovery(state, judge, reporter)
 
-    def factors(before: State) -> State:
+    def spread(before: State) -> State:
         runner = Runner(model.to_proto(), judge.threads)
         every = teachers.inputs if images is None else images
         return output_factors(before, drafted, model.head, (runner.run(tensor) for tensor in every), planner)
@@ -190,7 +192,8 @@ def recover(
         return replace(before, model=changed, statistics=statistics, changed=True).planned(planner)
 
     recovery.attempt("equalization", equalized)
-    recovery.attempt("output factors", factors)
+    if factors:
+        recovery.attempt("output factors", spread)
     if alternatives:
         recovery.attempt("range search", ranges)
     recovery.attempt("rounding and biases", weights(True, True))

@@ -3,7 +3,7 @@
 from narrowcast.deploy.espdl.capability import FACTS, Fact, RuntimeRow, check_runtime
 from narrowcast.deploy.espdl.encoder import encode_espdl
 from narrowcast.deploy.espdl.inspection import Description, describe
-from narrowcast.deploy.espdl.kit import ESPDL_FILE, bundled_espdl, deploy_espdl
+from narrowcast.deploy.espdl.kit import ESPDL_FILE, Origin, bundled_espdl, deploy_espdl
 from narrowcast.deploy.espdl.reader import decode_espdl, read_espdl
 from narrowcast.deploy.espdl.restore import Restored, restore
 from narrowcast.deploy.espdl.running import EspdlRunner, VectorCheck
@@ -20,6 +20,7 @@ __all__ = [
     "EspdlTensor",
     "EspdlValue",
     "Fact",
+    "Origin",
     "Restored",
     "RuntimeRow",
     "TestVector",

@@ -59,7 +59,7 @@ class Description:
         constant_bytes: of weights, biases, tables and other constants.
         weight_bytes: of packed filters alone.
         largest_activation: bytes of the largest tensor between nodes.
-        test_vectors: how many sets of test values the file carries.
+        test_vector: whether the file carries test values.
         metadata: text by key.
         producer: program that wrote it, empty when the file does not say.
     """
@@ -71,7 +71,7 @@ class Description:
     constant_bytes: int
     weight_bytes: int
     largest_activation: int
-    test_vectors: int
+    test_vector: bool
     metadata: dict[str, str]
     producer: str
 
@@ -102,7 +102,7 @@ def describe(file: EspdlFile) -> Description:
         constant_bytes=sum(tensor.data.nbytes for tensor in file.tensors.values()),
         weight_bytes=sum(packed),
         largest_activation=max(sizes, default=0),
-        test_vectors=len(file.test_outputs) // max(1, len(file.outputs)),
+        test_vector=bool(file.test_outputs),
         metadata=dict(file.metadata),
         producer=file.producer,
     )

@@ -2,45 +2,82 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.bundle import Bundle
+from narrowcast.bundle import Bundle, Manifest
 from narrowcast.bundle.contents import Extra
+from narrowcast.deploy.espdl.parsers import parser_names
 from narrowcast.deploy.espdl.writer import make_test_vectors, write_espdl
 from narrowcast.errors import UserError
 from narrowcast.graph import Model
+from narrowcast.lower.factors import Factors
 from narrowcast.plan import Plan
 from narrowcast.targets import Target
+from narrowcast.vision.heads import HeadSpec
 from narrowcast.writing import check_file, write_file
 
-__all__ = ["ESPDL_FILE", "bundled_espdl", "deploy_espdl"]
+__all__ = ["ESPDL_FILE", "Origin", "bundled_espdl", "deploy_espdl"]
 
 #: Its name inside a bundle.
 ESPDL_FILE = "model.espdl"
 
 
-def _origin(source: Mapping[str, str]) -> dict[str, str]:
-    """What the file says of the float model, from a manifest's ``model``."""
-    return {"model": source["source"], "model_sha256": source["sha256"]}
+@dataclass(frozen=True)
+class Origin:
+    """What a file says of where it comes from.
+
+    Attributes:
+        source: name and hash of the float model, as in a manifest's ``model``.
+        head: layout of the outputs, which then get the names that ESP-DL's post-processors fetch.
+        factors: a person asked for outputs with a scale a channel.
+    """
+
+    source: Mapping[str, str]
+    head: HeadSpec | None
+    factors: bool = False
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Origin:
+        """That of a bundle."""
+        return cls(manifest.model, manifest.head, bool(manifest.calibration.get("output_factors", False)))
+
+    def metadata(self, factors: Factors) -> dict[str, str]:
+        """Text for the file.
+
+        Raises:
+            UserError: outputs with factors that nobody asked for.
+        """
+        if factors and not self.factors:
+            raise UserError(
+                f"the outputs {', '.join(factors)} carry factors, which ESP-DL's post-processors do not know",
+                "quantize again; with --output-factors the file keeps them",
+            )
+        names = parser_names(self.head)
+        told = {names.get(name, name): [round(float(f), 9) for f in values] for name, values in factors.items()}
+        origin = {"model": self.source["source"], "model_sha256": self.source["sha256"]}
+        return origin | ({"output_factors": json.dumps(told)} if told else {})
 
 
-def bundled_espdl(target: Target, source: Mapping[str, str], runtime: str | None) -> Extra | None:
+def bundled_espdl(target: Target, origin: Origin, runtime: str | None) -> Extra | None:
     """What makes the file for a bundle, ``None`` for a chip that takes no such file.
 
     Args:
         target: the chip.
-        source: the float model, as in a manifest's ``model``.
+        origin: of the model.
         runtime: version of ESP-DL that will read the file; the newest known by default.
     """
     if "espdl" not in target.kits:
         return None
 
-    def make(model: Model, plan: Plan, chip: Target) -> Mapping[str, bytes]:
-        return {ESPDL_FILE: write_espdl(model.ir, plan, chip, runtime=runtime, metadata=_origin(source))}
+    def make(model: Model, plan: Plan, chip: Target, factors: Factors) -> Mapping[str, bytes]:
+        metadata, names = origin.metadata(factors), parser_names(origin.head)
+        return {ESPDL_FILE: write_espdl(model.ir, plan, chip, runtime=runtime, metadata=metadata, names=names)}
 
     return make
 
@@ -52,25 +89,35 @@ def deploy_espdl(
     images: Sequence[NDArray[np.float32]] = (),
     runtime: str | None = None,
     force: bool = False,
-) -> Path:
-    """Write the model file for ESP-DL, whole or not at all.
+) -> list[Path]:
+    """Write the model file for ESP-DL, whole or not at all; one for each test vector, as ``model->test()`` takes one.
 
     Args:
         bundle: quantized for a chip with the kit ``espdl``.
-        out: file to write.
-        images: model inputs; the file carries the integers of each and of its outputs, for the board to check.
+        out: file to write; further ones are named after it, ``<name>.test2.espdl`` and so on.
+        images: model inputs; each file carries the integers of one and of its outputs, for the board to check.
         runtime: version of ESP-DL that will read the file; the newest known by default.
-        force: replace an existing file.
+        force: replace existing files.
+
+    Returns:
+        The files, the one without a number first.
 
     Raises:
-        UserError: another chip, an operator that ESP-DL does not have, a file that exists or cannot be written.
+        UserError: another chip, an operator that ESP-DL does not have, outputs that its post-processors would read
+            wrongly, a file that exists or cannot be written.
     """
-    check_file(Path(out), force)
+    first = Path(out)
+    paths = [first, *(first.with_name(f"{first.stem}.test{i}{first.suffix}") for i in range(2, len(images) + 1))]
+    for path in paths:
+        check_file(path, force)
     target = bundle.target
     if "espdl" not in target.kits:
         raise UserError(f"{bundle.path} was quantized for {target.name}", "quantize for a target with the kit espdl")
-    model, plan = bundle.prepared.ir, bundle.plan
-    vectors = make_test_vectors(model, plan, target, images) if images else []
-    metadata = _origin(bundle.manifest.model)
-    data = write_espdl(model, plan, target, runtime=runtime, test_vectors=vectors, metadata=metadata)
-    return write_file(Path(out), data, force=force)
+    model, plan, origin = bundle.prepared.ir, bundle.plan, Origin.of(bundle.manifest)
+    metadata, names = origin.metadata(bundle.factors), parser_names(origin.head)
+    vectors = make_test_vectors(model, plan, target, images) if images else [None]
+    files = [
+        write_espdl(model, plan, target, runtime=runtime, test_vector=vector, metadata=metadata, names=names)
+        for vector in vectors
+    ]
+    return [write_file(path, data, force=force) for path, data in zip(paths, files, strict=True)]

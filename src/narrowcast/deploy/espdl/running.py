@@ -73,24 +73,24 @@ class EspdlRunner:
         }
 
     def check_vectors(self) -> list[VectorCheck]:
-        """Compare with the test vectors in the file; empty when it has none.
+        """Compare with the test vector in the file; empty when it has none.
 
         Raises:
             UserError: a test vector without the network's input.
         """
-        checks = []
-        for suffix in _suffixes(self.file):
-            name = self.file.inputs[0].name
-            if name + suffix not in self.file.test_inputs:
-                raise UserError(f"the test vector of the .espdl file has no input {name}", "export it again")
-            orders = self.restored.orders
-            integers = self.file.test_inputs[name + suffix].array.transpose(inverse(orders[name]))
-            outputs = self.run(np.ascontiguousarray(integers))
-            for value in self.file.outputs:
-                wanted = self.file.test_outputs.get(value.name + suffix)
-                if wanted is not None:
-                    got = outputs[value.name].transpose(orders[value.name])
-                    checks.append(VectorCheck(wanted.name, int(np.count_nonzero(got != wanted.array)), got.size))
+        name, checks = self.file.inputs[0].name, []
+        if not self.file.test_outputs:
+            return []
+        if name not in self.file.test_inputs:
+            raise UserError(f"the test vector of the .espdl file has no input {name}", "export it again")
+        orders = self.restored.orders
+        integers = self.file.test_inputs[name].array.transpose(inverse(orders[name]))
+        outputs = self.run(np.ascontiguousarray(integers))
+        for value in self.file.outputs:
+            wanted = self.file.test_outputs.get(value.name)
+            if wanted is not None:
+                got = outputs[value.name].transpose(orders[value.name])
+                checks.append(VectorCheck(wanted.name, int(np.count_nonzero(got != wanted.array)), got.size))
         return checks
 
     def differing_tables(self) -> dict[str, int]:
@@ -107,11 +107,3 @@ class EspdlRunner:
             if count:
                 found[str(node.name)] = count
         return found
-
-
-def _suffixes(file: EspdlFile) -> list[str]:
-    """Test vectors after the first have names that end in ``#1``, ``#2``, ..."""
-    name = file.inputs[0].name
-    if not file.test_outputs:
-        return []
-    return [key.removeprefix(name) for key in file.test_inputs if key == name or key.startswith(f"{name}#")] or [""]

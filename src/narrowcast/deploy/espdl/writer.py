@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 import narrowcast
-from narrowcast.deploy.espdl.assembly import Assembly, Stored
+from narrowcast.deploy.espdl.assembly import Assembly
 from narrowcast.deploy.espdl.encoder import encode_espdl
 from narrowcast.deploy.espdl.layouts import channels_last, identity
 from narrowcast.deploy.espdl.operators import add_node
@@ -65,8 +65,9 @@ def write_espdl(
     target: Target,
     *,
     runtime: str | None = None,
-    test_vectors: Sequence[TestVector] = (),
+    test_vector: TestVector | None = None,
     metadata: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> bytes:
     """The bytes of an ``.espdl`` file; the same arguments give the same bytes.
 
@@ -75,13 +76,18 @@ def write_espdl(
         plan: its encodings, made for ``target``.
         target: the chip.
         runtime: version of ESP-DL that will read the file; the newest known by default.
-        test_vectors: integers that the board can check itself with, from :func:`make_test_vectors`.
+        test_vector: integers that the board can check itself with, from :func:`make_test_vectors`; the runtime's own
+            ``model->test()`` takes one.
         metadata: text that goes into the file.
+        names: of outputs in the file, where they differ from the model's.
 
     Raises:
         UserError: an operator that ESP-DL does not have, a scale that it cannot hold, an unknown runtime.
     """
-    return encode_espdl(build_espdl(model, plan, target, runtime=runtime, test_vectors=test_vectors, metadata=metadata))
+    file = build_espdl(
+        model, plan, target, runtime=runtime, test_vector=test_vector, metadata=metadata, names=names
+    )  # fmt: skip
+    return encode_espdl(file)
 
 
 def build_espdl(
@@ -90,15 +96,17 @@ def build_espdl(
     target: Target,
     *,
     runtime: str | None = None,
-    test_vectors: Sequence[TestVector] = (),
+    test_vector: TestVector | None = None,
     metadata: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> EspdlFile:
     """The file as data; see :func:`write_espdl`."""
     version = _runtime(runtime, target)
     if plan.target != target.name:
         raise UserError(f"the plan was made for {plan.target}, not for {target.name}", "make the plan again")
     assembly = Assembly(model.graph, plan, target)
-    inputs = tuple(assembly.add_input(value) for value in model.graph.inputs)
+    for value in model.graph.inputs:
+        assembly.add_input(value)
     fused: set[ir.Node] = set()
     for node in model.graph:
         if node in fused:
@@ -107,7 +115,13 @@ def build_espdl(
         if relu is not None:
             fused.add(relu)
         add_node(assembly, node)
-    outputs = tuple(_output(assembly, value) for value in model.graph.outputs)
+    for value in model.graph.outputs:
+        _finish_output(assembly, value)
+    _rename_outputs(assembly, {str(value.name): str(value.name) for value in model.graph.outputs} | dict(names or {}))
+    inputs, outputs = (
+        tuple(assembly.values[assembly.stored[str(value.name)].name] for value in group)
+        for group in (model.graph.inputs, model.graph.outputs)
+    )
     values = assembly.values
     if any(not name for node in assembly.nodes for name in node.inputs):
         # Espressif's exporter describes the absent input too
@@ -119,8 +133,8 @@ def build_espdl(
         outputs=outputs,
         values=values,
         tensors=assembly.tensors,
-        test_inputs=_vectors(assembly, [vector.inputs for vector in test_vectors]),
-        test_outputs=_vectors(assembly, [vector.outputs for vector in test_vectors]),
+        test_inputs=_vector(assembly, test_vector.inputs if test_vector is not None else {}),
+        test_outputs=_vector(assembly, test_vector.outputs if test_vector is not None else {}),
         metadata={"target": target.name, "runtime": f"{target.runtime.name} {version}", **(metadata or {})},
         producer=f"narrowcast {narrowcast.__version__}",
         opset=_OPSET,
@@ -136,46 +150,54 @@ def _runtime(runtime: str | None, target: Target) -> str:
     return runtime or versions[-1]
 
 
-def _output(assembly: Assembly, value: ir.Value) -> EspdlValue:
+def _finish_output(assembly: Assembly, value: ir.Value) -> None:
     """A network output stays channels last when it was born so; other orders are undone."""
     stored = assembly.stored.get(str(value.name))
     if stored is None or stored.name != str(value.name):
         raise UserError(f"the output {value.name} is no integer tensor of its own", "let a node compute it")
     rank = len(stored.shape)
     if stored.order not in (identity(rank), channels_last(rank)):
-        _reorder_output(assembly, stored)
-    return assembly.values[str(value.name)]
+        # the network's output gets the model's order, and its present tensor another name
+        inner = assembly.fresh(f"{stored.name}__inner")
+        _rename(assembly, {stored.name: inner})
+        moved = replace(stored, name=inner)
+        assembly.stored[stored.name] = assembly.ordered(moved, identity(rank), stored.name)
 
 
-def _reorder_output(assembly: Assembly, stored: Stored) -> None:
-    """Give the network's output the model's order, and its present tensor another name."""
-    inner = assembly.fresh(f"{stored.name}__inner")
-    assembly.nodes = [_renamed(node, stored.name, inner) for node in assembly.nodes]
-    assembly.values = {
-        (inner if name == stored.name else name): (
-            EspdlValue(inner, value.dtype, value.dims, value.exponents) if name == stored.name else value
-        )
-        for name, value in assembly.values.items()
+def _rename_outputs(assembly: Assembly, names: Mapping[str, str]) -> None:
+    """Give outputs other names; a tensor inside the network that has one of them makes way."""
+    taken = (set(assembly.values) | set(assembly.tensors)) & set(names.values()) - set(names)
+    _rename(assembly, {name: assembly.fresh(f"{name}__inner") for name in taken} | dict(names))
+
+
+def _rename(assembly: Assembly, names: Mapping[str, str]) -> None:
+    """Give tensors of the file other names, all at once."""
+
+    def renamed(node: EspdlNode) -> EspdlNode:
+        inputs, outputs = (tuple(names.get(name, name) for name in group) for group in (node.inputs, node.outputs))
+        attributes = dict(node.attributes)
+        if "lut" in attributes:
+            attributes["lut"] = names.get(node.text("lut"), node.text("lut"))
+        return replace(node, inputs=inputs, outputs=outputs, attributes=attributes)
+
+    assembly.nodes = [renamed(node) for node in assembly.nodes]
+    values = (replace(value, name=names.get(value.name, value.name)) for value in assembly.values.values())
+    tensors = (replace(tensor, name=names.get(tensor.name, tensor.name)) for tensor in assembly.tensors.values())
+    assembly.values = {value.name: value for value in values}
+    assembly.tensors = {tensor.name: tensor for tensor in tensors}
+    assembly.stored = {
+        key: replace(stored, name=names.get(stored.name, stored.name)) for key, stored in assembly.stored.items()
     }
-    moved = Stored(inner, stored.shape, stored.order, stored.encoding)
-    assembly.stored[stored.name] = assembly.ordered(moved, identity(len(stored.shape)), stored.name)
 
 
-def _renamed(node: EspdlNode, old: str, new: str) -> EspdlNode:
-    names = [tuple(new if name == old else name for name in group) for group in (node.inputs, node.outputs)]
-    return replace(node, inputs=names[0], outputs=names[1])
-
-
-def _vectors(assembly: Assembly, sets: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, EspdlTensor]:
-    """Test values in the file's layout; sets after the first end in ``#1``, ``#2``, ..."""
+def _vector(assembly: Assembly, arrays: Mapping[str, NDArray[Any]]) -> dict[str, EspdlTensor]:
+    """Test values in the file's layout, under the names of the file."""
     tensors = {}
-    for index, arrays in enumerate(sets):
-        for key, array in arrays.items():
-            stored = assembly.stored[key]
-            value = assembly.values[stored.name]
-            if array.shape != stored.shape or array.dtype.name != value.dtype:
-                raise UserError(f"the test vector for {key} is {array.dtype} {array.shape}", "compute it again")
-            name = key if index == 0 else f"{key}#{index}"
-            data = np.ascontiguousarray(array.transpose(stored.order)).ravel()
-            tensors[name] = EspdlTensor(name, value.dims, data, value.exponents)
+    for key, array in arrays.items():
+        stored = assembly.stored[key]
+        value = assembly.values[stored.name]
+        if array.shape != stored.shape or array.dtype.name != value.dtype:
+            raise UserError(f"the test vector for {key} is {array.dtype} {array.shape}", "compute it again")
+        data = np.ascontiguousarray(array.transpose(stored.order)).ravel()
+        tensors[value.name] = EspdlTensor(value.name, value.dims, data, value.exponents)
     return tensors
