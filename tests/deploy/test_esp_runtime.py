@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from narrowcast.errors import UserError
 from narrowcast.graph import load
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.plan import draft
-from narrowcast.targets import check_rows, load_target
+from narrowcast.targets import check_rows, load_target, place
 
 
 def one(
@@ -101,6 +102,41 @@ def test_functions_of_16_bits(op_type: str, target: str, tmp_path: Path) -> None
     device = check_device(planned(net, tmp_path, target, ("first", "node", "last", "other")))
     kinds = {node.name: node.op_type for node in device.file.nodes}
     assert kinds["node"] == (op_type if op_type in ("Relu", "Clip") else "LUT")
+
+
+def product(second: np.ndarray | None, channels: int = 12) -> onnx.ModelProto:
+    """The product of two convolutions, or of one and a constant."""
+    rng = np.random.default_rng(3)
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["b"], name="first"),
+        helper.make_node("Relu", ["b"], ["c"], name="relu"),
+        helper.make_node("Conv", ["x", "w1"], ["e"], name="second"),
+        helper.make_node("Mul", ["c", "e" if second is None else "k"], ["y"], name="node"),
+        helper.make_node("Add", ["e", "e"], ["z"], name="rest"),
+    ]
+    constants = [weights(rng, name, channels, 3, 1, 1) for name in ("w0", "w1")]
+    constants += [] if second is None else [constant("k", second.astype(np.float32))]
+    return model(nodes, constants, shape=(1, 3, 8, 8), outputs=("y", "z"))
+
+
+@pytest.mark.parametrize("target", ["esp32p4", "esp32s3"])
+@pytest.mark.parametrize("int16", [(), ("*",)])
+@pytest.mark.parametrize("second", [None, np.linspace(0.1, 1, 12).reshape(12, 1, 1), np.asarray(0.7)])
+def test_products(second: np.ndarray | None, int16: tuple[str, ...], target: str, tmp_path: Path) -> None:
+    net = planned(product(second), tmp_path, target, int16)
+    check_device(net)
+    fine = replace(net.plan.tensors["y"], scale=float(net.plan.tensors["y"].scale) / 2**18)  # mostly saturated
+    device = check_device(replace(net, plan=replace(net.plan, tensors={**net.plan.tensors, "y": fine})))
+    assert "y__product" in device.values
+
+
+def test_short_rows_of_16_bits_are_refused(tmp_path: Path) -> None:
+    for channels, types in ((12, ("int8", "int16")), (3, ("int8",))):
+        proto = product(np.linspace(0.1, 1, channels).reshape(channels, 1, 1), channels)
+        graph = load(save(proto, tmp_path / "m.onnx"), keep_head=True).ir.graph
+        verdict = place(graph, load_target("esp32p4"))["node"]
+        assert verdict.types == types
+    assert "rows of 3 numbers" in verdict.reason and "int8" in verdict.remedy
 
 
 def grouped(group: int, channels: int, outputs: int, transposed: bool = False) -> onnx.ModelProto:

@@ -166,6 +166,9 @@ class Limits(_Rules):
     padded_plane: bool | None = Field(default=None, description="Pad pads height and width only")
     single_matrix: bool | None = Field(default=None, description="the second operand of a MatMul is one matrix")
     block: tuple[int, int] | None = Field(default=None, description="blocksize of DepthToSpace and SpaceToDepth")
+    row: int | None = Field(
+        default=None, description="least numbers in a row of an elementwise operator, once its equal axes are merged"
+    )
     whole_windows: bool | None = Field(default=None, description="every window of an average counts its whole kernel")
     floor_grid: bool | None = Field(
         default=None, description="nearest Resize reads floor(i / scale), linear a half-pixel or align-corners grid"
@@ -217,6 +220,9 @@ class Target(_Rules):
     fusions: tuple[tuple[str, ...], ...] = ()
     tables: tuple[str, ...] = Field(default=(), description="unary operators computed by table")
     table16: Table16 | None = None
+    int16_products: Literal["exact", "float32"] = Field(
+        default="float32", description="what a product of two 16-bit activations passes through before it is rounded"
+    )
     passive: tuple[str, ...] = Field(description="operators that move bytes: the output has the input's encoding")
     shared: dict[str, Literal["output", "free"]] = Field(
         default_factory=dict, description="whether all inputs must be read in the output's encoding"

@@ -228,6 +228,28 @@ def _second_matrix(node: ir.Node) -> str:
     return "" if lead == 1 else f"the second operand is {lead} matrices (only 1)"
 
 
+def _row(node: ir.Node, least: int) -> str:
+    """Rows are what is left of the last axis when neighbouring axes that repeat in the same way are one; channels may
+    lie last in the chip's memory."""
+    rank = len(_dims(node.outputs[0]))
+    shapes = [[1] * (rank - len(dims)) + dims for dims in (_dims(value) for value in node.inputs)]
+    orders = [list(range(rank)), [0, *range(2, rank), 1] if rank > 2 else list(range(rank))]
+    shortest = min(_last_run([[shape[axis] for axis in order] for shape in shapes]) for order in orders)
+    return "" if shortest >= least else f"rows of {shortest} numbers (at least {least})"
+
+
+def _last_run(shapes: list[list[int]]) -> int:
+    """Numbers in the last run of axes along which the same operands repeat."""
+    axes = [sizes for sizes in zip(*shapes, strict=True) if max(sizes) > 1]
+    run, kind = 1, None
+    for sizes in reversed(axes):
+        repeats = tuple(size == 1 for size in sizes)
+        if kind not in (None, repeats):
+            break
+        run, kind = run * max(sizes), repeats
+    return run
+
+
 def _whole_windows(node: ir.Node) -> str:
     counts = window_counts(node, _dims(node.inputs[0])[2:], _dims(node.outputs[0])[2:])
     area = math.prod(_kernel(node))
@@ -311,6 +333,7 @@ def _broken(node: ir.Node, limits: Limits) -> str:
         (limits.reduced, lambda: _reduced(node, limits.reduced or "")),
         (limits.padded_plane, lambda: _padded(node)),
         (limits.single_matrix, lambda: _second_matrix(node)),
+        (limits.row, lambda: _row(node, limits.row or 0)),
         (limits.whole_windows, lambda: _whole_windows(node)),
         (limits.floor_grid, lambda: _grid(node)),
     ]

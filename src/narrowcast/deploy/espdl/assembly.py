@@ -38,6 +38,8 @@ __all__ = ["QUANT_TYPES", "Assembly", "Stored", "exponents", "shape_of"]
 QUANT_TYPES = {"int8": "S8", "int16": "S16", "float32": "F32"}
 #: Scales beyond 2^-100..2^100 stand for nothing, and are no float32 in the runtime.
 _EXPONENT_LIMIT = 100
+#: Bits by which a conversion shifts to the right; to the left it multiplies by a 16-bit number.
+_SHIFTS = (-14, 31)
 
 
 def shape_of(value: ir.Value | None) -> tuple[int, ...]:
@@ -196,12 +198,23 @@ class Assembly:
         if name is None and key in self._derived:
             return replace(self._derived[key], shape=stored.shape, order=stored.order)
         output = name or self.fresh(f"{stored.name}__{encoding.dtype}_{exponents(encoding, stored.name)[0]}")
+        self._check_shift(stored, encoding)
         result = self.declare(Stored(output, stored.shape, stored.order, encoding))
         op_type = "RequantizeLinear" if stored.encoding is not None else "QuantizeLinear"
         self.emit(op_type, self.fresh_node(f"{output}/{op_type}"), [stored.name, *self._steps(encoding)], [output])
         if name is None:
             self._derived[key] = result
         return result
+
+    def _check_shift(self, stored: Stored, wanted: Encoding) -> None:
+        if stored.encoding is None:
+            return
+        shift = exponents(wanted, stored.name)[0] - exponents(stored.encoding, stored.name)[0]
+        if not _SHIFTS[0] <= shift <= _SHIFTS[1]:
+            raise UserError(
+                f"{stored.name} would be shifted by {shift} bits, ESP-DL converts by {_SHIFTS[0]} to {_SHIFTS[1]}",
+                "calibrate on more images",
+            )
 
     def _steps(self, encoding: Encoding) -> list[str]:
         """Scale and zero point of a conversion; the runtime reads the exponents of the tensors instead."""

@@ -207,8 +207,26 @@ def _binary(assembly: Assembly, node: ir.Node) -> None:
             )
         own = order if len(side.shape) == rank else identity(len(side.shape))
         names.append(assembly.ordered(side, own).name)
+    if node.op_type == "Mul":
+        _multiply(assembly, node, names, order, wanted)
+        return
     output = assembly.result(node.outputs[0], order, wanted)
     assembly.emit(node.op_type, str(node.name), names, [output.name], **_attributes(node))
+
+
+def _multiply(assembly: Assembly, node: ir.Node, names: list[str], order: Order, wanted: Encoding) -> None:
+    """Mul; the vector unit shifts products to the right only, so a finer result is converted behind it."""
+    value = node.outputs[0]
+    known = (assembly.values.get(name) or assembly.tensors[name] for name in names)
+    exponent = sum(each.exponents[0] for each in known)
+    if exponent <= exponents(wanted, str(value.name))[0]:
+        output = assembly.result(value, order, wanted)
+        assembly.emit("Mul", str(node.name), names, [output.name])
+        return
+    product = Encoding(wanted.dtype, 2.0**exponent)
+    whole = assembly.declare(Stored(assembly.fresh(f"{value.name}__product"), shape_of(value), order, product))
+    assembly.emit("Mul", str(node.name), names, [whole.name])
+    assembly.stored[str(value.name)] = assembly.requantized(whole, wanted, str(value.name))
 
 
 def _common_order(sides: list[Stored], rank: int) -> Order:

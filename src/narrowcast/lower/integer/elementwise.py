@@ -4,7 +4,7 @@ With one scale for everything and zero points of 0, Add and Sub are saturating i
 multiply floats and round, and every step below is one float32 operation, in the order given:
 
     Add, Sub   round((a - za) * (sa / s') +- (b - zb) * (sb / s')) + z'
-    Mul        round(((a - za) * (b - zb)) * (sa * sb / s')) + z'
+    Mul        round(((a - za) * (b - zb)) * (sa * sb / s')) + z'; of 16 bits exact where the target says so
     Div        round(((a - za) * (sa / (sb * s'))) / (b - zb)) + z'; 0 / b is 0, a / 0 saturates
     Max, Min   of both operands in the output's encoding
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from narrowcast.errors import UserError
@@ -76,7 +77,14 @@ def lower_multiply(context: Context, node: ir.Node) -> None:
     """Mul."""
     left, right, encoding = context.integers(node, 0), context.integers(node, 1), context.wanted(node)
     builder, output = context.builder, context.name(node.outputs[0])
-    product = builder.add("Mul", [remove_zero_point(builder, side) for side in (left, right)], output)
+    sides = [remove_zero_point(builder, side) for side in (left, right)]
+    wide = all(code.dtype == "int16" for code in (left.encoding, right.encoding, encoding))
+    if wide and context.target.int16_products == "exact":
+        product = builder.add("Mul", [builder.cast(side, "double", output) for side in sides], output)
+        scale = float(left.encoding.scales * right.encoding.scales) / float(encoding.scales)
+        _finish(context, node, builder.arithmetic("Mul", product, scale, output, np.float64), encoding, output, True)
+        return
+    product = builder.add("Mul", sides, output)
     factor = ratio(float(left.encoding.scales * right.encoding.scales), float(encoding.scales))
     _finish(context, node, builder.arithmetic("Mul", product, factor, output), encoding, output)
 
@@ -96,9 +104,10 @@ def lower_divide(context: Context, node: ir.Node) -> None:
     _finish(context, node, quotient, encoding, output)
 
 
-def _finish(context: Context, node: ir.Node, x: str, encoding: Encoding, output: str) -> None:
+def _finish(context: Context, node: ir.Node, x: str, encoding: Encoding, output: str, double: bool = False) -> None:
     rounding, bounds = context.target.requantize.rounding, (encoding.qmin, encoding.qmax)
-    round_and_saturate(context.builder, x, rounding, bounds, encoding.zero_point, output=output, stem=output)
+    builder, zero_point = context.builder, encoding.zero_point
+    round_and_saturate(builder, x, rounding, bounds, zero_point, double=double, output=output, stem=output)
     context.store(node.outputs[0], Integers(output, encoding, dims(node.outputs[0]), *bounds))
 
 

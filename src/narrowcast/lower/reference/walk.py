@@ -239,7 +239,11 @@ def _sum(walk: _Walk, node: ir.Node) -> None:
 def _product(walk: _Walk, node: ir.Node) -> None:
     (x, source), (y, code) = walk.read(node, 0), walk.read(node, 1)
     wanted = walk.encoding(node)
-    both = ((x - source.zero_point) * (y - code.zero_point)).astype(np.float32)
+    whole = (x - source.zero_point) * (y - code.zero_point)
+    if walk.target.int16_products == "exact" and source.dtype == code.dtype == wanted.dtype == "int16":
+        walk.finish(node.outputs[0], Accumulator(whole, source.scales * code.scales, 0))
+        return
+    both = whole.astype(np.float32)
     steps = both * np.float32(float(source.scales) * float(code.scales) / float(wanted.scales))
     walk.finish(node.outputs[0], _whole(walk, steps, wanted))
 
