@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from narrowcast.bundle.columns import lost_columns
 from narrowcast.bundle.compare import Comparison, compare_tensors
 from narrowcast.bundle.manifest import MANIFEST_FILE, Manifest, OutputInfo
 from narrowcast.bundle.store import INTEGER_FILE, PLAN_FILE, PREPARED_FILE, QDQ_FILE
@@ -42,6 +43,8 @@ Extra = Callable[[Model, Plan, Target, Factors], Mapping[str, bytes]]
 NO_INTEGERS, NO_CHIP_FILE = f"no {INTEGER_FILE}", "no model file for the chip"
 #: Images on which every tensor is compared, and the QDQ graph with the exact integers.
 _TENSOR_IMAGES, _DISTANCE_IMAGES = 4, 2
+#: Images on which a column that never changes counts as constant, at most.
+WATCHED_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Contents:
         nodes: content of the table of tensors.
         comparison: of the outputs with those of the float model, for the manifest.
         qdq_distance: of the QDQ graph from the exact integers, for the manifest.
+        lost_columns: of outputs, constant in the integers and not in float, for the manifest.
         notes: on the integers and the chip's files.
     """
 
@@ -66,6 +70,7 @@ class Contents:
     nodes: bytes
     comparison: list[dict[str, Any]]
     qdq_distance: list[dict[str, Any]]
+    lost_columns: list[dict[str, Any]]
     notes: tuple[str, ...]
 
 
@@ -79,6 +84,7 @@ def make_contents(
     threads: int = 0,
     extra: Extra | None = None,
     runtime: str | None = None,
+    watched: ImageSet | None = None,
 ) -> Contents:
     """Make the files of a quantized network and compare it with the float model.
 
@@ -92,6 +98,7 @@ def make_contents(
         threads: of onnxruntime; 0 for all cores.
         extra: makes further files; where it cannot, a note says why.
         runtime: version of the chip's runtime; ``None`` for the newest known.
+        watched: on which columns of outputs are watched; by default ``images``.
 
     Raises:
         UserError: the plan breaks a rule of the target.
@@ -105,6 +112,8 @@ def make_contents(
     lowered_from = undo_factors(ir.to_proto(state.model), state.factors)
     few = islice(images, _TENSOR_IMAGES)
     tensors = compare_tensors(lowered_from, qdq, _tensor_pairs(state.model.graph, state.plan), few, threads)
+    watched = (images if watched is None else watched).spread(WATCHED_IMAGES)
+    lost = lost_columns(model.ir.graph, floating, best, track(watched, "columns", len(watched)), threads)
     chip, refused = _chip_files(replace(model, ir=state.model), state, target, extra)
     notes = [f"{NO_INTEGERS}: {why_not}"] if integers is None else integers.notes
     return Contents(
@@ -115,7 +124,8 @@ def make_contents(
         nodes=json_bytes(_rows(tensors)),
         comparison=_rows(outputs),
         qdq_distance=[] if integers is None else _distance(integers, qdq, images, threads),
-        notes=(*notes, *refused),
+        lost_columns=[entry.to_dict() for entry in lost],
+        notes=(*notes, *refused, *map(str, lost)),
     )
 
 

@@ -10,18 +10,21 @@ import onnx
 
 from narrowcast.bundle.choosing import AUTO_METHODS, Candidate, Job, check_effort, choose, vendor_search
 from narrowcast.bundle.contents import (
+    WATCHED_IMAGES,
     Contents,
     Extra,
     float_bytes,
     int16_domain,
     make_contents,
     output_of,
+    proto_bytes,
     shape_of,
     write_contents,
 )
 from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.manifest import VERSION, Manifest, versions
-from narrowcast.bundle.store import FLOAT_FILE, NODES_FILE, TARGET_FILE, Bundle
+from narrowcast.bundle.mixed import part, without
+from narrowcast.bundle.store import FLOAT_FILE, JOIN_FILE, NODES_FILE, TARGET_FILE, Bundle
 from narrowcast.calibrate import METHODS, Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
 from narrowcast.errors import UserError
@@ -32,6 +35,9 @@ from narrowcast.targets import Target, load_target, write_target
 from narrowcast.writing import Place, new_folder
 
 __all__ = ["AUTO_METHODS", "quantize"]
+
+#: Calibration images that show the sizes of what an output joins.
+PART_IMAGES = 8
 
 
 def quantize(
@@ -93,6 +99,10 @@ def quantize(
     calibration, held = found.hold_back()
     with phase("check"):
         difference = _difference(model, calibration)
+        whole = model.ir.graph
+        model = part(model, drafted, calibration.spread(PART_IMAGES), threads)
+    if model.join is not None:
+        drafted = draft(model.ir.graph, chip, without(pins, whole, model.ir.graph), runtime)
     float_model = model.to_proto()
     statistics = _statistics(model, float_model, drafted, calibration, threads)
     spread = chip.outputs.factors if output_factors is None else output_factors
@@ -101,9 +111,11 @@ def quantize(
     choice = choose(job, effort, vendor)
     chosen = choice.candidate
     compared = held if len(held) else calibration
+    watched = replace(held, sources=(*held.sources, *calibration.spread(WATCHED_IMAGES).sources))
     made = make_contents(
-        model, chosen.state, chosen.proto, drafted.target, float_model, compared, threads, extra, runtime
-    )
+        model, chosen.state, chosen.proto, drafted.target, float_model, compared, threads, extra, runtime,
+        watched,
+    )  # fmt: skip
     record = {
         "method": chosen.method,
         "requested": method,
@@ -167,6 +179,8 @@ def _manifest(model: Model, drafted: Draft, chosen: Candidate, made: Contents, r
         difference_to_source={},
         comparison=made.comparison,
         qdq_distance=made.qdq_distance,
+        lost_columns=made.lost_columns,
+        join=model.join.describe(JOIN_FILE) if model.join is not None else {},
         int16_domain=int16_domain(chosen.plan, chosen.contrib),
         notes=(),
         command=(),
@@ -183,6 +197,7 @@ def _write(place: Place, manifest: Manifest, model: Model, made: Contents, targe
         **made.integer,
         **made.chip,
         NODES_FILE: made.nodes,
+        **({} if model.join is None else {JOIN_FILE: proto_bytes(model.join.proto)}),
     }
     with new_folder(place) as folder:
         return Bundle(place.path, write_contents(folder, manifest, files))

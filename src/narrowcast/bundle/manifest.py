@@ -15,13 +15,15 @@ from narrowcast.vision.heads import HeadSpec, OutputEncoding
 from narrowcast.vision.preprocess import Preprocess
 
 __all__ = [
-    "FLOAT_FILE", "INTEGER_FILE", "MANIFEST_FILE", "NODES_FILE", "PLAN_FILE", "PREPARED_FILE", "QDQ_FILE",
+    "FLOAT_FILE", "INTEGER_FILE", "JOIN_FILE", "MANIFEST_FILE", "NODES_FILE", "PLAN_FILE", "PREPARED_FILE", "QDQ_FILE",
     "TARGET_FILE", "Manifest", "OutputInfo", "read_manifest", "versions",
 ]  # fmt: skip
 
 MANIFEST_FILE = "manifest.json"
 FLOAT_FILE, QDQ_FILE, INTEGER_FILE = "float.onnx", "qdq.onnx", "integer.onnx"
 PLAN_FILE, NODES_FILE = "plan.json", "nodes.json"
+#: Puts the outputs of all other graphs together to those of the user's, where the graph was cut before its last Concat.
+JOIN_FILE = "join.onnx"
 #: The float graph that the integers come from, where corrections changed weights; its outputs may have factors.
 PREPARED_FILE = "prepared.onnx"
 #: The chip's rules when the bundle was made, so that a target file of one's own is needed only once.
@@ -80,6 +82,9 @@ class Manifest:
     command: tuple[str, ...]
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    modified: dict[str, Any] = field(default_factory=dict)  # what `narrowcast modify` changed
+    join: dict[str, Any] = field(default_factory=dict)  # how the user's outputs are made of ours, in float
+    lost_columns: list[dict[str, Any]] = field(default_factory=list)  # constant in the integers, not in float
 
     @property
     def compared_on(self) -> str:
@@ -92,14 +97,17 @@ class Manifest:
     def __repr__(self) -> str:
         return f"<Manifest of {self.model.get('source')}: {self.task} for {self.target}>"
 
-    modified: dict[str, Any] = field(default_factory=dict)  # what `narrowcast modify` changed
-
     def to_json(self) -> str:
         """As text, keys in the order above."""
         data = asdict(self)
         data["preprocess"] = self.preprocess.to_dict()
         data["head"] = self.head.to_dict() if self.head is not None else None
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def user_outputs(self) -> tuple[str, ...]:
+        """Names of the outputs of the user's graph, in order."""
+        return tuple(self.join["outputs"]) if self.join else tuple(out.name for out in self.outputs)
 
     @property
     def runtime_version(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from narrowcast.bundle.manifest import Manifest, OutputInfo
+from narrowcast.bundle.manifest import JOIN_FILE, Manifest, OutputInfo
 from narrowcast.plan.types import DTYPES, Encoding
 from narrowcast.reading import reading, typed
 
@@ -77,6 +77,22 @@ class _Modified(_Record):
     input_rounding: Literal["half-even", "half-up"] = "half-even"
 
 
+class _Join(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    file: Literal["join.onnx"]
+    outputs: list[str]
+    joined: dict[str, list[int]]
+    parts: list[str]
+    steps: list[dict[str, Any]]
+
+
+class _Lost(_Record):
+    output: str
+    axis: int
+    columns: list[int]
+
+
 def check_manifest(manifest: Manifest, file: Path, remedy: str) -> None:
     """Compare entries with each other.
 
@@ -94,6 +110,8 @@ def check_manifest(manifest: Manifest, file: Path, remedy: str) -> None:
         "calibration": (_Calibration, manifest.calibration),
         "model": (_Source, manifest.model),
         "modified": (_Modified, manifest.modified),
+        "lost_columns": (list[_Lost], manifest.lost_columns),
+        **({"join": (_Join, manifest.join)} if manifest.join else {}),
     }
     for name, (kind, entry) in tables.items():
         typed(kind, entry, f"{file}: {name}", remedy)
@@ -111,6 +129,10 @@ def _check(manifest: Manifest) -> None:
     _require(len(set(names)) == len(names), "two outputs have one name")
     for output in manifest.outputs:
         _check_output(output)
+    _require(bool(manifest.join) == (JOIN_FILE in manifest.files), f"join and {JOIN_FILE} do not go together")
+    if manifest.join:
+        known = {*names, *manifest.join["joined"]}
+        _require(known.issuperset((*manifest.join["parts"], *manifest.join["outputs"])), "join names unknown outputs")
     limbs = [end for limb in manifest.skeleton for end in limb]
     points = 0
     if manifest.head is not None:

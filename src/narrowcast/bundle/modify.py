@@ -18,6 +18,7 @@ from narrowcast.bundle.manifest import Manifest, OutputInfo
 from narrowcast.bundle.store import (
     FLOAT_FILE,
     INTEGER_FILE,
+    JOIN_FILE,
     NODES_FILE,
     PLAN_FILE,
     PREPARED_FILE,
@@ -164,6 +165,8 @@ def _shortened(state: _State, bundle: Bundle, kinds: Sequence[str], nodes: Seque
     model, removed = remove_ends(state.model, kinds, nodes, lenient=lenient)
     if not removed:
         return state
+    if bundle.manifest.join and any(entry.end == "tail" for entry in removed):
+        raise UserError(f"the outputs are joined by {JOIN_FILE}, which needs them as they are", "remove nothing there")
     plan = _restricted(state.plan, model, state.target)
     names = [entry.node for entry in removed]
     files = {PLAN_FILE: plan_to_json(plan).encode()}
@@ -292,13 +295,6 @@ def _reals(bundle: Bundle, engine: str, tensor: NDArray[np.float32]) -> dict[str
     predictor = bundle.engine(engine, 1)
     encodings = predictor.encodings or {}
     found: dict[str, NDArray[np.float64]] = {}
-    for name, values in predictor.run(tensor).items():
-        real = values.astype(np.float64)
-        if name in encodings:
-            code = encodings[name]
-            scale = np.asarray(code.scale, np.float64)
-            if code.axis is not None:
-                scale = scale.reshape([-1 if axis == code.axis else 1 for axis in range(real.ndim)])
-            real = (real - code.zero_point) * scale
-        found[name] = real
+    for name, values in predictor.runner.run(tensor).items():
+        found[name] = encodings[name].real(values) if name in encodings else np.asarray(values, np.float64)
     return found

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.errors import UserError
+from narrowcast.graph.join import Join
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
 from narrowcast.vision.decode import decode, decode_classification
@@ -35,6 +36,7 @@ class Predictor:
         softmax_missing: class scores leave as logits.
         encodings: how integer outputs are read; empty when the outputs are float.
         digest: SHA-256 of the graph's file, to tell graphs apart.
+        join: makes the user's outputs from the graph's; ``None`` where they are the same.
     """
 
     task: str
@@ -46,6 +48,7 @@ class Predictor:
     softmax_missing: bool = False
     encodings: Mapping[str, OutputEncoding] | None = None
     digest: str = ""
+    join: Join | None = None
 
     def __repr__(self) -> str:
         return f"<Predictor: {self.task}, {self.preprocess.height}x{self.preprocess.width}>"
@@ -56,7 +59,7 @@ class Predictor:
         runner = Runner(model.to_proto(), threads)
         return cls(
             model.task, model.head, model.classes, model.skeleton, model.preprocess, runner, model.softmax_missing,
-            digest=model.sha256,
+            digest=model.sha256, join=model.join,
         )  # fmt: skip
 
     @property
@@ -67,8 +70,16 @@ class Predictor:
         return self.head.num_classes if self.head is not None else 0
 
     def run(self, tensor: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """Raw outputs of one model input, by name."""
-        return self.runner.run(tensor)
+        """Raw outputs of one model input, by name: those of the user's graph, in order."""
+        return self.joined(self.runner.run(tensor))
+
+    def joined(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The user's outputs from those of the graph; what is joined becomes float32."""
+        if self.join is None:
+            return dict(outputs)
+        codes = {name: code for name, code in (self.encodings or {}).items() if name in self.join.parts}
+        real = {name: codes[name].real(values) for name, values in outputs.items() if name in codes}
+        return self.join.run({**outputs, **real})
 
     def decode(
         self, outputs: Mapping[str, NDArray[Any]], geometry: Geometry, **options: Any
@@ -82,7 +93,7 @@ class Predictor:
             name, scores = next(iter(outputs.items()))
             encoding = (self.encodings or {}).get(name)
             if encoding is not None:
-                scores = (scores.astype(np.float64) - encoding.zero_point) * encoding.scale
+                scores = encoding.real(scores)
             return decode_classification(scores, options.get("top_k", 5), self.softmax_missing)
         if self.head is None:
             raise UserError("the outputs of this model are not known", "use run() and decode them yourself")

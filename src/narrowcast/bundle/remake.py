@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from narrowcast.bundle.columns import LOST
 from narrowcast.bundle.contents import (
     NO_CHIP_FILE,
     NO_INTEGERS,
@@ -21,7 +22,16 @@ from narrowcast.bundle.contents import (
 )
 from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.manifest import Manifest, versions
-from narrowcast.bundle.store import FLOAT_FILE, NODES_FILE, PLAN_FILE, PREPARED_FILE, TARGET_FILE, Bundle, open_bundle
+from narrowcast.bundle.store import (
+    FLOAT_FILE,
+    JOIN_FILE,
+    NODES_FILE,
+    PLAN_FILE,
+    PREPARED_FILE,
+    TARGET_FILE,
+    Bundle,
+    open_bundle,
+)
 from narrowcast.calibrate import ImageSet
 from narrowcast.errors import UserError
 from narrowcast.improve import State
@@ -93,16 +103,18 @@ def remake(
         bundle.prepared, state, qdq, bundle.target, bundle.model.to_proto(), images, threads, extra,
         bundle.manifest.runtime_version,
     )  # fmt: skip
+    known = bundle.manifest.files
     manifest = replace(
         _manifest(bundle.manifest, state, made.notes, contrib),
         calibration={**bundle.manifest.calibration, **record},
         comparison=made.comparison,
         qdq_distance=made.qdq_distance,
+        lost_columns=made.lost_columns,
         command=tuple(command),
         files={},
     )
     files = {
-        FLOAT_FILE: bundle.file(FLOAT_FILE).read_bytes(),
+        **{name: bundle.file(name).read_bytes() for name in (FLOAT_FILE, JOIN_FILE) if name in known},
         TARGET_FILE: write_target(bundle.target).encode(),
         **made.quantized,
         **made.prepared,
@@ -117,7 +129,7 @@ def remake(
 
 def _manifest(before: Manifest, state: State, notes: Sequence[str], contrib: bool) -> Manifest:
     """The manifest with the new outputs and notes; those about files that are made again are replaced."""
-    kept = [note for note in before.notes if not note.startswith((NO_INTEGERS, NO_CHIP_FILE))]
+    kept = [note for note in before.notes if not note.startswith((NO_INTEGERS, NO_CHIP_FILE, LOST))]
     return replace(
         before,
         outputs=tuple(output_info(output, state.plan, state.factors) for output in before.outputs),

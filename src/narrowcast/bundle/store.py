@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from narrowcast.bundle.integer_input import open_runner
 from narrowcast.bundle.manifest import (
     FLOAT_FILE,
     INTEGER_FILE,
+    JOIN_FILE,
     NODES_FILE,
     PLAN_FILE,
     PREPARED_FILE,
@@ -28,6 +29,7 @@ from narrowcast.bundle.manifest import (
 from narrowcast.bundle.manifest_check import ComparisonRow
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
+from narrowcast.graph.join import Join
 from narrowcast.graph.model import Model, load
 from narrowcast.lower.integer import IntegerGraph, open_integer
 from narrowcast.plan import Plan, read_plan
@@ -41,6 +43,7 @@ __all__ = [
     "ENGINE_FILES",
     "FLOAT_FILE",
     "INTEGER_FILE",
+    "JOIN_FILE",
     "NODES_FILE",
     "PLAN_FILE",
     "PREPARED_FILE",
@@ -84,7 +87,17 @@ class Bundle:
     @cached_property
     def model(self) -> Model:
         """The user's float graph, prepared. Its outputs are raw, so its task is generic."""
-        return load(self.file(FLOAT_FILE), keep_head=True)
+        return replace(load(self.file(FLOAT_FILE), keep_head=True), join=self.join)
+
+    @cached_property
+    def join(self) -> Join | None:
+        """What makes the user's outputs from those of the bundle's graphs, where these were cut before a Concat."""
+        if JOIN_FILE not in self.manifest.files:
+            return None
+        join = Join(onnx.load(str(self.file(JOIN_FILE))), self.manifest.user_outputs)
+        if list(join.parts) != self.manifest.join["parts"]:
+            raise UserError(f"{self.path / JOIN_FILE} joins other outputs than the manifest says", "quantize again")
+        return join
 
     @cached_property
     def prepared(self) -> Model:
@@ -94,7 +107,7 @@ class Bundle:
         """
         if PREPARED_FILE not in self.manifest.files:
             return self.model
-        return load(self.file(PREPARED_FILE), keep_head=True)
+        return replace(load(self.file(PREPARED_FILE), keep_head=True), join=self.join)
 
     @cached_property
     def target(self) -> Target:
@@ -214,7 +227,7 @@ class Bundle:
         encodings = {INTEGER_FILE: manifest.encodings, QDQ_FILE: manifest.integer_outputs}.get(file)
         return Predictor(
             manifest.task, manifest.head, manifest.classes, manifest.skeleton, manifest.preprocess, runner,
-            manifest.softmax_missing, encodings, manifest.files[file],
+            manifest.softmax_missing, encodings, manifest.files[file], self.join,
         )  # fmt: skip
 
     @property

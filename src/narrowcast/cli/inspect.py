@@ -72,6 +72,9 @@ def _bundle(bundle: Bundle) -> None:
     say(f"{bundle.path}: {manifest.task} model {manifest.model['source']} for {manifest.target} ({manifest.runtime})")
     say(describe_input(manifest))
     print_tensors(manifest)
+    if manifest.join:
+        whole = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in manifest.join["joined"].items())
+        say(f"joined in float by run, predict and evaluate to {whole} ({manifest.join['file']})")
     plan = read_plan(bundle.path / PLAN_FILE)
     if bundle.plan_edited:
         say(f"- {PLAN_FILE} was edited by hand: make a bundle of it with quantize --plan {bundle.path / PLAN_FILE}")

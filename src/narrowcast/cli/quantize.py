@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.node_table import node_table, output_table, search_table
 from narrowcast.cli.options import change_preprocessing, parse_size
-from narrowcast.cli.tables import comparison_table, print_json, say
+from narrowcast.cli.tables import comparison_table, print_json, say, say_notes
 from narrowcast.cli.wishes import apply_removals, check_chip, wide_pins
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ def _summary(bundle: Bundle) -> dict[str, object]:
         "difference_to_source": manifest.difference_to_source,
         "comparison": manifest.comparison,
         "notes": list(manifest.notes),
+        "lost_columns": manifest.lost_columns,
+        "join": manifest.join,
     }
 
 
@@ -157,8 +159,7 @@ def _held(step: dict[str, Any]) -> str:
 def report(bundle: Bundle, verbose: bool) -> None:
     """Print what was done and how far the integers are from float."""
     manifest = bundle.manifest
-    for note in manifest.notes:
-        say(f"- {note}")
+    say_notes(manifest.notes)
     worst = ", ".join(f"{name} {value:.2g}" for name, value in manifest.difference_to_source.items())
     say(f"- largest difference of the prepared float graph to {manifest.model['source']}: {worst}")
     record = manifest.calibration

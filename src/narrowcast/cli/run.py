@@ -28,7 +28,8 @@ def run(path: Path, engine: str, source: Path, dump: Path | None, force: bool, j
     place = None if dump is None else check_folder(dump, "index.json", force, "--dump-dir")
     tensor = _input(bundle, source)
     tensors, encodings = _tensors(bundle, engine, tensor, place is not None)
-    outputs = [out.name for out in bundle.manifest.outputs]
+    wanted = dict.fromkeys((*bundle.manifest.user_outputs, *(out.name for out in bundle.manifest.outputs)))
+    outputs = [name for name in wanted if name in tensors]
     rows = [
         {"tensor": name, "shape": list(tensors[name].shape), "dtype": str(tensors[name].dtype),
          "min": tensors[name].min().item(), "max": tensors[name].max().item(), **encodings.get(name, {})}
@@ -75,7 +76,8 @@ def _tensors(
 
     graph, tensor = bundle.integer_graph, chip_input(tensor, bundle.manifest)
     runner = IntegerRunner(graph, all_tensors=everything)
-    tensors = {**(runner.integers(tensor) if everything else {}), **runner.run(tensor)}
+    found = runner.run(tensor)
+    tensors = {**(runner.integers(tensor) if everything else {}), **found, **bundle.quantized.joined(found)}
     known = {**graph.encodings, **{name: code for name, code in graph.outputs.items() if code is not None}}
     return tensors, {name: asdict(code) for name, code in known.items() if name in tensors}
 

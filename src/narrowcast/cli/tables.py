@@ -13,7 +13,10 @@ from rich.table import Table
 
 from narrowcast.errors import printable
 
-__all__ = ["comparison_table", "console", "decibel", "print_json", "print_table", "say", "targets"]
+__all__ = ["comparison_table", "console", "decibel", "print_json", "print_table", "say", "say_notes", "targets"]
+
+#: How notes begin that nobody should miss.
+WARNING = "WARNING: "
 
 
 def console() -> Console:
@@ -26,6 +29,12 @@ def say(text: str) -> None:
     """One line of plain text; empty lines may stand before it."""
     line = text.lstrip("\n")
     console().print("\n" * (len(text) - len(line)) + printable(line))
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """Notes as a list; warnings stand out of it and come last."""
+    for note in sorted(notes, key=lambda note: note.startswith(WARNING)):
+        say(note if note.startswith(WARNING) else f"- {note}")
 
 
 def print_json(data: Any) -> None:

@@ -317,7 +317,7 @@ class _Job:
         runner = Runner(proto, 1, "all" if exact else "basic")
         return Predictor(
             manifest.task, manifest.head, manifest.classes, manifest.skeleton, manifest.preprocess, runner,
-            manifest.softmax_missing, None, digest,
+            manifest.softmax_missing, None, digest, self.bundle.join,
         )  # fmt: skip
 
     def _report(self, state: State) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from narrowcast.errors import UserError
 from narrowcast.graph import attention as attentions
 from narrowcast.graph import check, ends, exposure, files, prepare, validity
+from narrowcast.graph.join import Join
 from narrowcast.graph.units import inline_units
 from narrowcast.progress import phase
 from narrowcast.reading import parse_json, reading, typed
@@ -49,6 +50,7 @@ class Model:
         sha256: of the file.
         difference: largest differences to the original, by quantity, as :mod:`narrowcast.graph.check` measures them.
         notes: what was done and what was not, one sentence each.
+        join: makes the user's outputs from those of ``ir``; ``None`` where they are the same.
     """
 
     ir: ir.Model
@@ -62,6 +64,7 @@ class Model:
     sha256: str
     difference: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    join: Join | None = None
 
     def __repr__(self) -> str:
         size, graph = f"{self.preprocess.height}x{self.preprocess.width}", self.ir.graph

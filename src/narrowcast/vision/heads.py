@@ -104,6 +104,13 @@ class OutputEncoding:
     zero_point: int = 0
     axis: int | None = None
 
+    def real(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Integers as real numbers, in their shape."""
+        scale = np.asarray(self.scale, np.float64)
+        if self.axis is not None:
+            scale = scale.reshape([-1 if axis == self.axis else 1 for axis in range(values.ndim)])
+        return np.asarray((values.astype(np.float64) - self.zero_point) * scale)
+
 
 def sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logistic function without overflow, float32."""

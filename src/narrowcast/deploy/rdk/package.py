@@ -134,6 +134,7 @@ def _write_board(folder: Path, bundle: Bundle, exported: Exported, images: Image
         "classes": manifest.classes,
         "skeleton": manifest.skeleton,
         "outputs": [{"name": o.name, "shape": o.shape, "layout": o.layout} for o in exported.outputs],
+        **({"join": manifest.join} if manifest.join else {}),
         "sample": SAMPLE_FILE,
     }
     (folder / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
