@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from device import Device
+from device import LIMITS, Device
 from nets import Net, planned, round_trip
 from onnx import helper
 
@@ -137,6 +137,30 @@ def test_short_rows_of_16_bits_are_refused(tmp_path: Path) -> None:
         verdict = place(graph, load_target("esp32p4"))["node"]
         assert verdict.types == types
     assert "rows of 3 numbers" in verdict.reason and "int8" in verdict.remedy
+
+
+@pytest.mark.parametrize("target", ["esp32p4", "esp32s3"])
+@pytest.mark.parametrize("int16", [(), ("*",)])
+def test_a_large_constant_and_one_of_two_readers(int16: tuple[str, ...], target: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "b0"], ["b"], name="first"),
+        helper.make_node("Relu", ["b"], ["c"], name="relu"),
+        helper.make_node("Sub", ["c", "k"], ["d"], name="difference"),  # about 0, of numbers about 100
+        helper.make_node("Mul", ["c", "k"], ["e"], name="product"),
+        helper.make_node("Concat", ["d", "e"], ["f"], name="cat", axis=1),
+        helper.make_node("Conv", ["d", "w1"], ["y"], name="last"),
+        helper.make_node("Conv", ["f", "w2"], ["z"], name="other"),
+    ]
+    constants = [
+        weights(rng, "w0", 12, 3, 1, 1), constant("b0", np.full(12, 100, np.float32)), weights(rng, "w1", 4, 12, 1, 1),
+        weights(rng, "w2", 4, 24, 1, 1), constant("k", np.asarray(100, np.float32)),
+    ]  # fmt: skip
+    net = planned(model(nodes, constants, shape=(1, 3, 8, 8), outputs=("y", "z")), tmp_path, target, int16)
+    device = check_device(net)
+    scale = 2.0 ** device.exponent("d")
+    assert 100 / scale <= LIMITS[device.file.values["d"].dtype][1] + 1
+    assert abs(device.values["d"].mean() * scale) < 2  # not cut off
 
 
 def grouped(group: int, channels: int, outputs: int, transposed: bool = False) -> onnx.ModelProto:

@@ -82,6 +82,7 @@ class _Follower:
     coarse: dict[str, int] = field(default_factory=dict)
     clipped: dict[str, int] = field(default_factory=dict)
     grown: dict[str, None] = field(default_factory=dict)
+    widened: dict[str, None] = field(default_factory=dict)
 
     def visit(self, growing: bool) -> bool:
         """Every quantized node once; whether an activation became coarser."""
@@ -91,6 +92,7 @@ class _Follower:
             if kind == "float32":
                 continue
             if node.op_type not in ACCUMULATING:
+                changed |= growing and self._widened(node)
                 self._constants(node, kind)
             elif constant_of(node.inputs[1]) is not None:
                 changed |= self._weighted(node, kind, growing)
@@ -109,9 +111,33 @@ class _Follower:
             )
         if self.grown:
             found.append(f"{_listed(self.grown)}: a coarser scale, or the sums behind would be shifted to the left")
+        if self.widened:
+            found.append(f"{_listed(self.widened)}: a coarser scale, so that the constant added there fits")
         if self.clipped:
             found.append(f"{_listed(self.clipped)}: {sum(self.clipped.values())} channels have clipped weights")
         return found
+
+    def _widened(self, node: ir.Node) -> bool:
+        """Enlarge the scale in which a sum and its operands are read until a constant among them is not cut off."""
+        name, target = str(node.outputs[0].name), self.drafted.target
+        output = self.tensors.get(name)
+        if output is None or output.zero_point or target.shared.get(node.op_type) != "output":
+            return False
+        if node.op_type in _IN_OUTPUTS_ENCODING or node.op_type not in target.constant_operands:
+            return False
+        constants = [constant for value in node.inputs if (constant := constant_of(value)) is not None]
+        largest = max((float(np.abs(constant).max(initial=0)) for constant in constants), default=0.0)
+        wanted = largest / (output.qmax + 1)  # one step beyond is rounding
+        if float(output.scales) >= wanted:
+            return False
+        group = self.drafted.structure.of[name].values
+        pins = (self.drafted.pins.tensors.get(member) for member in group)
+        if any(pin is not None and pin.scale is not None for pin in pins):
+            return False  # as a person wants it
+        self.widened[name] = None
+        power = target.activation.scale == "power-of-two"
+        self._enlarge(group, float(np.exp2(np.ceil(np.log2(wanted)))) if power else wanted)
+        return True
 
     def _constants(self, node: ir.Node, kind: str) -> None:
         target = self.drafted.target
