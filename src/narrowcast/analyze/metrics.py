@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from narrowcast.graph.run import as_reals
+
 __all__ = ["Noise", "NoiseSums"]
 
 #: What ESP-PPQ adds to the signal power, so that an all-zero tensor does not divide by zero.
@@ -47,9 +49,8 @@ class NoiseSums:
         self.images = 0
 
     def add(self, expected: NDArray[Any], actual: NDArray[Any]) -> None:
-        """Take in the tensor of one image, float, both of the same shape."""
-        x = np.ascontiguousarray(expected, np.float32).reshape(-1)
-        y = np.ascontiguousarray(actual, np.float32).reshape(-1)
+        """Take in the tensor of one image, both of the same shape."""
+        x, y = as_reals(expected, actual)
         difference = y - x
         signal, noise = _power(x), _power(difference)
         self.signal += signal
@@ -61,7 +62,7 @@ class NoiseSums:
 
     def same(self, expected: NDArray[Any]) -> None:
         """Take in a tensor that is equal to the float one."""
-        power = _power(np.ascontiguousarray(expected, np.float32).reshape(-1))
+        power = _power(as_reals(expected, expected)[0])
         self.signal += power
         self.other += power
         self.product += power

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from narrowcast.analyze.detections import Found, boxes_at, find, overlaps, values_at
 from narrowcast.analyze.resolution import Resolution, pixels_per_lsb
 from narrowcast.analyze.task_error import TaskError, combine
+from narrowcast.graph.run import as_reals
 from narrowcast.vision.heads import HeadSpec, sigmoid
 
 __all__ = [
@@ -207,6 +208,6 @@ class TaskJudge:
     def _noise(self, index: int, outputs: Outputs) -> TaskError:
         ratios = []
         for name, expected in self.references[index].items():
-            x = np.asarray(expected, np.float64)
-            ratios.append(float(np.square(outputs[name] - x).sum() / (np.square(x).sum() + 1e-7)))
+            x, y = (values.astype(np.float64) for values in as_reals(expected, outputs[name]))
+            ratios.append(float(np.square(y - x).sum() / (np.square(x).sum() + 1e-7)))
         return TaskError(0, 0, 1, noise_ratio=float(np.mean(ratios)))

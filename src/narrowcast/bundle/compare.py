@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from narrowcast.calibrate.statistics import with_outputs
-from narrowcast.graph.run import Runner
+from narrowcast.graph.run import Runner, as_reals
 
 __all__ = ["Comparison", "compare_tensors", "mean_sqnr"]
 
@@ -27,6 +27,8 @@ class Comparison:
         sqnr_db: signal-to-quantization-noise ratio, 10 log10(sum x^2 / sum (x - y)^2), in dB; infinite when equal.
         mean_abs, max_abs: absolute difference, in the tensor's unit.
         rms: root of the mean squared difference, in the tensor's unit.
+        equal: share of equal values of a tensor of whole numbers (a class map), whose other measures count differing
+            values; ``None`` for real ones.
     """
 
     name: str
@@ -35,10 +37,13 @@ class Comparison:
     mean_abs: float
     max_abs: float
     rms: float = 0.0
+    equal: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; an infinite ratio is ``null``."""
         data = asdict(self)
+        if self.equal is None:
+            del data["equal"]
         return {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in data.items()}
 
 
@@ -47,10 +52,11 @@ class _Sums:
 
     def __init__(self) -> None:
         self.signal = self.noise = self.other = self.product = self.absolute = self.largest = 0.0
-        self.count = 0
+        self.count, self.whole = 0, False
 
     def add(self, x: NDArray[Any], y: NDArray[Any]) -> None:
-        a, b = x.reshape(-1).astype(np.float32), y.reshape(-1).astype(np.float32)
+        a, b = as_reals(x, y)
+        self.whole = x.dtype.kind in "iub"
         difference = a - b
         self.signal += float(np.dot(a, a))
         self.other += float(np.dot(b, b))
@@ -67,7 +73,9 @@ class _Sums:
         ratio = self.signal / self.noise if self.noise else math.inf
         sqnr = 10 * math.log10(ratio) if ratio > 0 else -math.inf
         count = max(1, self.count)
-        return Comparison(name, cosine, sqnr, self.absolute / count, self.largest, math.sqrt(self.noise / count))
+        mean = self.absolute / count
+        equal = 1 - mean if self.whole else None
+        return Comparison(name, cosine, sqnr, mean, self.largest, math.sqrt(self.noise / count), equal)
 
 
 def compare_tensors(

@@ -190,7 +190,8 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
 def output_of(value: ir.Value, plan: Plan, factors: Factors) -> OutputInfo:
     """An output of a graph for the manifest."""
     shape = shape_of(value)
-    info = OutputInfo(str(value.name), shape, "NCHW" if len(shape) == 4 else "", "float32")
+    kind = "float32" if value.dtype in (None, ir.DataType.FLOAT) else value.dtype.name.lower()
+    info = OutputInfo(str(value.name), shape, "NCHW" if len(shape) == 4 else "", kind)
     return output_info(info, plan, factors)
 
 

@@ -16,7 +16,7 @@ from narrowcast.vision.preprocess import Preprocess
 
 __all__ = [
     "FLOAT_FILE", "INTEGER_FILE", "JOIN_FILE", "MANIFEST_FILE", "NODES_FILE", "PLAN_FILE", "PREPARED_FILE", "QDQ_FILE",
-    "TARGET_FILE", "Manifest", "OutputInfo", "read_manifest", "versions",
+    "TARGET_FILE", "UNQUANTIZED", "Manifest", "OutputInfo", "read_manifest", "versions",
 ]  # fmt: skip
 
 MANIFEST_FILE = "manifest.json"
@@ -32,6 +32,10 @@ VERSION = 1
 _PACKAGES = ("narrowcast", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxslim", "opencv-python-headless")
 
 
+#: Types of outputs that hold what the model says, real numbers or whole ones (class maps), and no quantized ones.
+UNQUANTIZED = ("float32", "bool", "uint8", "uint16", "uint32", "int32", "int64")
+
+
 @dataclass(frozen=True)
 class OutputInfo:
     """One output of the quantized graph.
@@ -40,8 +44,9 @@ class OutputInfo:
         name: e.g. ``"box_s8"``.
         shape: static shape.
         layout: ``"NCHW"`` for maps, else empty.
-        chip_dtype: how it leaves the chip, e.g. ``"int8"`` or ``"int32"``; ``"float32"`` when not quantized.
-        scale, zero_point, axis: of ``chip_dtype``; ``None`` for float32.
+        chip_dtype: how it leaves the chip, e.g. ``"int8"`` or ``"int32"``; one of :data:`UNQUANTIZED` when it is not
+            quantized.
+        scale, zero_point, axis: of ``chip_dtype``; ``None`` where it is not quantized.
     """
 
     name: str

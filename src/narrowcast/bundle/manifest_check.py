@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from narrowcast.bundle.manifest import JOIN_FILE, Manifest, OutputInfo
+from narrowcast.bundle.manifest import JOIN_FILE, UNQUANTIZED, Manifest, OutputInfo
 from narrowcast.plan.types import DTYPES, Encoding
 from narrowcast.reading import reading, typed
 
@@ -42,6 +42,7 @@ class ComparisonRow(_Noise):
     cosine: float
     mean_abs: float
     max_abs: float
+    equal: float | None = None
 
 
 class _Step(_Record):
@@ -169,7 +170,7 @@ def _check_output(output: OutputInfo) -> None:
     _require(_possible(output.shape), f"{where} has the shape {output.shape}")
     _require(output.layout in ("", "NCHW", "NHWC"), f"{where} has the layout {output.layout!r}")
     if output.scale is None:
-        _require(output.chip_dtype in (*DTYPES, "float32"), f"{where} has the type {output.chip_dtype!r}")
+        _require(output.chip_dtype in (*DTYPES, *UNQUANTIZED), f"{where} has the type {output.chip_dtype!r}")
         return
     code = Encoding(output.chip_dtype, output.scale, output.zero_point, output.axis)
     if code.axis is not None:

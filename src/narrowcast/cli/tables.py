@@ -63,6 +63,8 @@ def comparison_table(title: str, entries: Iterable[Mapping[str, Any]], first: st
     """Float against quantized, one tensor a line."""
     rows = [
         (e["name"], f"{e['cosine']:.5f}", decibel(e["sqnr_db"]), f"{e['mean_abs']:.4g}", f"{e['max_abs']:.4g}")
+        if e.get("equal") is None
+        else (e["name"], f"{100 * e['equal']:.2f}% equal", decibel(e["sqnr_db"]), "-", "-")
         for e in entries
     ]
     print_table(title, (first, "cosine", "SQNR dB", "mean |diff|", "max |diff|"), rows)

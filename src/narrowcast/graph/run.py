@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-__all__ = ["Runner", "available_cores", "open_session"]
+__all__ = ["Runner", "as_reals", "available_cores", "open_session"]
 
 #: Its Windows builds may send usage data; nothing that this program does leaves the machine.
 onnxruntime.disable_telemetry_events()
@@ -75,6 +76,18 @@ def open_session(
     return onnxruntime.InferenceSession(
         source if isinstance(source, bytes) else str(source), options, providers=["CPUExecutionProvider"]
     )
+
+
+def as_reals(expected: NDArray[Any], actual: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Two tensors of one shape as float32, flat, for measures of distance.
+
+    Of whole numbers and truth values (class maps) only equality means something: they become ones, and ones where the
+    two are equal. So noise to signal is the share of values that differ.
+    """
+    x, y = np.ascontiguousarray(expected).reshape(-1), np.ascontiguousarray(actual).reshape(-1)
+    if x.dtype.kind in "iub":
+        return np.ones(x.size, np.float32), (x == y).astype(np.float32)
+    return x.astype(np.float32, copy=False), y.astype(np.float32, copy=False)
 
 
 def available_cores() -> int:

@@ -68,7 +68,7 @@ class NodeRunner:
                 constants.append(onnx.numpy_helper.from_array(array, str(value.name)))
                 continue
             self.inputs.append((index, str(value.name)))
-            kind = TensorProto.FLOAT if array is None else helper.np_dtype_to_tensor_dtype(array.dtype)
+            kind = TensorProto.FLOAT if value.dtype is None else int(value.dtype)
             declared.append(helper.make_tensor_value_info(str(value.name), kind, None))
         outputs = [helper.make_empty_tensor_value_info(str(output.name)) for output in node.outputs]
         graph = helper.make_graph([ir.serde.serialize_node(node)], "node", declared, outputs, constants)

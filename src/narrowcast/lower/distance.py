@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from narrowcast.graph.run import Runner
+from narrowcast.graph.run import Runner, as_reals
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner
 from narrowcast.plan.types import Encoding
 
@@ -107,7 +107,7 @@ def qdq_distance(
         exact.update(left.run(image))
         for key, row in rows.items():
             other = found[quantized[key]] if key in quantized else _steps(found[key], graph.outputs[key])
-            row.add(exact[key], other)
+            row.add(*(as_reals(exact[key], other) if row.unit == "real" else (exact[key], other)))
     return list(rows.values())
 
 

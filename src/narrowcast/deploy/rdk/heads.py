@@ -115,6 +115,7 @@ def _set_outputs(proto: onnx.ModelProto, ordered: Sequence[str], scores: bool) -
     """Put the outputs in order, in place: maps channels last; with ``scores``, class scores with four axes (TROS)."""
     graph = proto.graph
     shapes = {v.name: tuple(dim.dim_value for dim in v.type.tensor_type.shape.dim) for v in graph.output}
+    kinds = {v.name: v.type.tensor_type.elem_type for v in graph.output}
     outputs = []
     for name in ordered:
         shape = shapes[name]
@@ -140,7 +141,7 @@ def _set_outputs(proto: onnx.ModelProto, ordered: Sequence[str], scores: bool) -
         else:
             outputs.append(ExportedOutput(name, shape, "", f"{name}{_DEQUANTIZE}"))
     del graph.output[:]
-    graph.output.extend(helper.make_tensor_value_info(o.name, onnx.TensorProto.FLOAT, o.shape) for o in outputs)
+    graph.output.extend(helper.make_tensor_value_info(o.name, kinds[o.name], o.shape) for o in outputs)
     return tuple(outputs)
 
 

@@ -41,7 +41,7 @@ def removable(bundle: Bundle, exported: Exported) -> tuple[ExportedOutput, ...]:
     chosen = set(bundle.manifest.integer_outputs)
     if chosen:
         return tuple(output for output in exported.outputs if output.name in chosen and output.dequantize)
-    integers = {entry.name for entry in bundle.manifest.outputs if entry.chip_dtype != "float32"}
+    integers = {entry.name for entry in bundle.manifest.outputs if entry.scale is not None}
     maps = (output for output in exported.outputs if output.layout and output.dequantize)
     return tuple(output for output in maps if output.name in integers)
 

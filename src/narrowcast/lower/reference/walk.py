@@ -95,6 +95,8 @@ class _Walk:
         encoding = self.plan.tensors.get(str(value.name))
         if encoding is None:
             self.values[str(value.name)] = result
+            if not isinstance(result, Unrounded) and result.dtype.kind in "iub":
+                self.results[str(value.name)] = result  # indices and truth values are what they are
             return
         if isinstance(result, Unrounded):
             result = result.rounded(encoding, self.target)
