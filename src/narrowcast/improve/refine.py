@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.graph.run import as_reals
 from narrowcast.improve.trial import Parameters, Trial
 from narrowcast.plan.build import Draft
 from narrowcast.plan.structure import Group
@@ -103,8 +104,8 @@ class _Score:
         signal, noise = np.zeros(len(self.names)), np.full(len(self.names), 1e-30)
         for outputs, reference in zip(self.trial.run(parameters), self.references, strict=True):
             for position, (name, actual) in enumerate(zip(self.names, outputs, strict=True)):
-                expected = reference[name].reshape(-1)
-                difference = expected - actual.reshape(-1)
+                expected, given = as_reals(reference[name], actual)
+                difference = expected - given
                 signal[position] += float(np.dot(expected, expected))
                 noise[position] += float(np.dot(difference, difference))
         return float(np.minimum(10 * np.log10(np.maximum(signal, 1e-30) / noise), CAP).mean())
