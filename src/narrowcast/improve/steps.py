@@ -20,6 +20,7 @@ from narrowcast.improve.ranges import search_ranges
 from narrowcast.improve.reconstruct import reconstruct
 from narrowcast.improve.state import Planner, State
 from narrowcast.plan.build import Draft
+from narrowcast.plan.following import refit
 from narrowcast.plan.types import Plan
 
 __all__ = ["EFFORTS", "LEAST_IMAGES", "Effort", "Recovery", "Step", "recover", "split"]
@@ -178,7 +179,10 @@ def recover(
             found = reconstruct(
                 before.model, before.plan, teachers.inputs, rounding=rounding, biases=biases, threads=judge.threads
             )
-            return replace(before, model=found.model, changed=True) if found.rounded or found.shifted else before
+            if not (found.rounded or found.shifted):
+                return before
+            plan, _ = refit(drafted.on(found.model.graph), found.plan)
+            return replace(before, model=found.model, plan=plan, changed=True)
 
         return correct
 

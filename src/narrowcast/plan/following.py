@@ -26,7 +26,7 @@ from narrowcast.plan.reading import accumulator_encoding, operand_encoding, read
 from narrowcast.plan.structure import ACCUMULATING
 from narrowcast.plan.types import Encoding, Plan
 
-__all__ = ["Weigh", "follow"]
+__all__ = ["Weigh", "follow", "refit"]
 
 #: Operators whose operands are brought into the encoding of the result before anything else happens to them.
 _IN_OUTPUTS_ENCODING = ("Concat", "Max", "Min")
@@ -71,6 +71,26 @@ def follow(drafted: Draft, tensors: dict[str, Encoding], edges: dict[str, Encodi
     for wrong in product_violations(drafted.graph, plan, drafted.target):
         raise AssertionError(wrong)
     return follower.notes()
+
+
+def refit(drafted: Draft, plan: Plan) -> tuple[Plan, list[str]]:
+    """A plan for a graph whose weights and biases, or some scales, have changed since.
+
+    Args:
+        drafted: of the graph as it is now.
+        plan: whose scales stay, but for those that leave biases and shifts no room any more.
+
+    Returns:
+        The plan, and notes as :func:`follow` gives them.
+    """
+    tensors, shared = dict(plan.tensors), drafted.structure.edges
+    edges = {**{key: tensors[group.values[0]] for key, group in shared.items()}, **plan.edges}
+
+    def weigh(node: ir.Node, _: str) -> Encoding:
+        return operand_encoding(node, 1, plan.tensors, {})
+
+    notes = follow(drafted, tensors, edges, weigh)
+    return replace(plan, tensors=tensors, edges=edges), notes
 
 
 @dataclass

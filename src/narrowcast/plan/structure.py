@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from narrowcast.calibrate.unary import unary_name
+from narrowcast.graph.units import constant_of
 from narrowcast.plan.types import Placement, edge_key
 from narrowcast.targets.schema import Target
 
@@ -65,10 +67,22 @@ def activation_inputs(node: ir.Node) -> list[tuple[int, ir.Value]]:
 
 
 def is_passive(node: ir.Node, target: Target) -> bool:
-    """Whether the node only moves bytes, so that its output carries its input's encoding."""
+    """Whether the node only moves bytes, so that its output carries its input's encoding.
+
+    So does a Pad with infinity, before a MaxPool: no range holds it, and the least integer of any will do.
+    """
+    if node.op_type == "Pad" and np.isinf(_padded_number(node)):
+        return True
     if node.op_type == "Resize":
         return node.attributes.get_string("mode", "nearest") == "nearest" and "Resize:nearest" in target.passive
     return node.op_type in target.passive
+
+
+def _padded_number(node: ir.Node) -> float:
+    """What a Pad puts around its operand; 0 where it repeats the operand's own values."""
+    constant = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    own = node.attributes.get_string("mode", "constant") != "constant"
+    return 0.0 if own or constant is None or not constant.size else float(constant.reshape(-1)[0])
 
 
 def structure(
@@ -206,13 +220,13 @@ def _only_reader(values: list[ir.Value], consumers: list[ir.Node]) -> str | None
 
 
 def _sources(values: list[ir.Value], target: Target, requantizing: Collection[ir.Node]) -> list[ir.Value]:
-    """Passive results repeat their input's values, and a Concat's result repeats its operands' values."""
+    """Passive results repeat their input's values (but for a number padded), a Concat's those of its operands."""
     members = set(values)
 
     def repeated(value: ir.Value) -> bool:
         producer = value.producer()
         if producer is not None and is_passive(producer, target) and producer not in requantizing:
-            return True
+            return not (producer.op_type == "Pad" and 0 < abs(_padded_number(producer)) < np.inf)
         users = [use.node for use in value.uses()]
         return len(users) == 1 and users[0].op_type == "Concat" and users[0].outputs[0] in members
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from narrowcast.plan import Draft, Encoding, ExactPins, Plan, draft
-from narrowcast.plan.following import follow
+from narrowcast.plan.following import refit
 from narrowcast.plan.reading import read_name
 from narrowcast.targets.schema import Target
 
@@ -45,8 +45,7 @@ class Tied:
             for key in group:
                 place = edges if key in edges else tensors
                 place[key] = replace(place[key], scale=scale)
-        follow(self.drafted.on(graph), tensors, edges, lambda node, _: self.plan.tensors[str(node.inputs[1].name)])
-        return replace(self.plan, tensors=tensors, edges=edges)
+        return refit(self.drafted.on(graph), replace(self.plan, tensors=tensors, edges=edges))[0]
 
 
 def tie(graph: ir.Graph, plan: Plan, target: Target, runtime: str | None, trained: Sequence[ir.Node]) -> Tied:

@@ -55,10 +55,10 @@ def lower_concat(context: Context, node: ir.Node) -> None:
 
 
 def lower_pad(context: Context, node: ir.Node) -> None:
-    """Pad: the padding is the integer of the padded number, the zero point by default."""
-    x, wanted = context.integers(node, 0), context.encoding(node.outputs[0])
-    same = wanted is None or wanted == x.encoding
-    output = context.name(node.outputs[0]) if same else context.builder.fresh(f"{node.outputs[0].name}_padded")
+    """Pad, in the encoding of its result: the padding is the integer of the number, by default the zero point."""
+    x, wanted, output = context.integers(node, 0), context.wanted(node), context.name(node.outputs[0])
+    if x.encoding != wanted:  # first, because the operand's encoding may not hold the padded number
+        x = requantize(context.builder, x, wanted, context.target)
     constants = [constant_of(value) for value in node.inputs[1:]]
     if any(c is None and v is not None for c, v in zip(constants, node.inputs[1:], strict=True)):
         raise UserError(f"{node.name}: an operand of Pad is computed", "make it constant")

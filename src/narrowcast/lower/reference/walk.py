@@ -414,8 +414,9 @@ def _moved(walk: _Walk, node: ir.Node) -> None:
 
 
 def _pad(walk: _Walk, node: ir.Node) -> None:
-    """Pad with the integer of the padded number, or with the tensor's own values."""
-    x, source = walk.read(node, 0)
+    """Pad with the integer of the padded number, or with the tensor's own values, in the encoding of the result."""
+    source = walk.encoding(node)
+    x = to_encoding(*walk.read(node, 0), source, walk.target)
     constants = [constant_of(value) for value in node.inputs[1:]] + [None] * 3
     number = 0.0 if constants[1] is None else float(np.reshape(constants[1], -1)[0])
     steps = number / float(source.scales)
@@ -430,7 +431,7 @@ def _pad(walk: _Walk, node: ir.Node) -> None:
     widths = [(max(low, 0), max(high, 0)) for low, high in widths]
     mode: Any = node.attributes.get_string("mode", "constant")
     padded = np.pad(x, widths, constant_values=filling) if mode == "constant" else np.pad(x, widths, mode=mode)
-    walk.finish(node.outputs[0], to_encoding(padded, source, walk.encoding(node), walk.target))
+    walk.finish(node.outputs[0], padded)
 
 
 def _global_max(walk: _Walk, node: ir.Node) -> None:
