@@ -149,8 +149,8 @@ def problems(model: Model, target: Target, kind: str, cases: Sequence[Case]) -> 
 def written(model: Model, plan: Plan, target: Target, image: np.ndarray) -> list[str]:
     """The chip's own file: read back and run, it gives the same; what does not."""
     if "espdl" in target.kits:
-        vectors = make_test_vectors(model.ir, plan, target, [image], 1)
-        runner = EspdlRunner(decode_espdl(write_espdl(model.ir, plan, target, test_vectors=vectors)), target, 1)
+        (vector,) = make_test_vectors(model.ir, plan, target, [image], 1)
+        runner = EspdlRunner(decode_espdl(write_espdl(model.ir, plan, target, test_vector=vector)), target, 1)
         checks = runner.check_vectors()
         assert {check.output for check in checks} == set(model.output_names)
         return [f"{check.output}: {check.differing} differ in the file" for check in checks if check.differing]
