@@ -192,7 +192,7 @@ def test_one_unit_stays_one_output(tmp_path: Path) -> None:
 
 def test_sixteen_bits_hold_both(tmp_path: Path) -> None:
     """Asked for, they need no cut."""
-    bundle = bundle_of(rotated(), tmp_path, "esp32p4", Pins({"*": "int16"}))
+    bundle = bundle_of(rotated(), tmp_path, "bayes-e", Pins({"*": "int16"}))
     assert not bundle.manifest.join and not bundle.manifest.lost_columns
 
 

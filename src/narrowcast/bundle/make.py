@@ -127,11 +127,12 @@ def quantize(
         "seed": 0,
         **({"hb_search": vendor.to_dict()} if vendor is not None else {}),
     }
+    said = [model.assumption] if model.assumption else []
     manifest = replace(
         _manifest(model, drafted, chosen, made, runtime),
         calibration=record,
         difference_to_source=difference,
-        notes=(*model.notes, *found.notes, *chosen.state.notes, *choice.notes, *made.notes),
+        notes=(*model.notes, *said, *found.notes, *chosen.state.notes, *choice.notes, *made.notes),
         command=tuple(command),
     )
     return _write(place, manifest, model, made, drafted.target)
@@ -180,6 +181,7 @@ def _manifest(model: Model, drafted: Draft, chosen: Candidate, made: Contents, r
         comparison=made.comparison,
         qdq_distance=made.qdq_distance,
         lost_columns=made.lost_columns,
+        assumed=list(model.assumed),
         join=model.join.describe(JOIN_FILE) if model.join is not None else {},
         int16_domain=int16_domain(chosen.plan, chosen.contrib),
         notes=(),

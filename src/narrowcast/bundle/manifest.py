@@ -89,6 +89,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     modified: dict[str, Any] = field(default_factory=dict)  # what `narrowcast modify` changed
     join: dict[str, Any] = field(default_factory=dict)  # how the user's outputs are made of ours, in float
+    assumed: list[str] = field(default_factory=list)  # entries of preprocess that nobody gave
     lost_columns: list[dict[str, Any]] = field(default_factory=list)  # constant in the integers, not in float
 
     @property

@@ -10,7 +10,7 @@ import typer
 
 from narrowcast.cli.options import parse_size
 from narrowcast.cli.prepare import attention_choice
-from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.cli.tables import print_json, print_table, say, say_notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,18 +42,19 @@ def run(
     found = check(loaded, target, runtime=runtime)
     rows, refused, elsewhere, findings = found.rows, found.refused, found.elsewhere, found.runtime
     first = chip.units[0]
+    notes = [*loaded.notes, *_compiler_notes(loaded, chip), *filter(None, [loaded.assumption])]
     if json:
         print_json(
             {
                 "target": chip.name,
-                "notes": [*loaded.notes, *_compiler_notes(loaded, chip)],
+                "notes": notes,
+                "assumed": list(loaded.assumed),
                 "nodes": [asdict(row) for row in rows],
                 "runtime": [asdict(f) for f in findings],
             }
         )
     else:
-        for note in (*loaded.notes, *_compiler_notes(loaded, chip)):
-            say(f"- {note}")
+        say_notes(notes)
         shown = rows if everything else [*refused, *elsewhere]
         if shown:
             print_table(

@@ -53,6 +53,9 @@ def run(
         raise UserError(
             "one of --annotations and --labels is needed", "give COCO annotations, or labels of a classifier"
         )
+    assumption = _assumption(path, changes)
+    if assumption and not json:
+        say(assumption)
     graphs = _changed(_graphs(path, engines), changes)
     common: dict[str, Any] = {"workers": workers, "seed": seed, "fresh": fresh, "save_predictions": save_predictions}
     common["force"] = force
@@ -62,7 +65,7 @@ def run(
         else:
             report = data.evaluate(graphs, **common)
     if json:
-        print_json(report.to_dict())
+        print_json({**report.to_dict(), **({"warnings": [assumption]} if assumption else {})})
     else:
         print_report(report, str(path))
 
@@ -75,6 +78,17 @@ def _graphs(path: Path, engines: list[str]) -> dict[str, Callable[[], Predictor]
         return {"float": lambda: Predictor.of_model(load(path), threads=1)}
     bundle = open_bundle(path)
     return bundle.graphs(engines or None)
+
+
+def _assumption(path: Path, changes: Mapping[str, str | None]) -> str:
+    """What is assumed of a float file's preprocessing; a bundle was told when it was made."""
+    from narrowcast.graph import load
+
+    if path.suffix not in (".onnx", ".pt"):
+        return ""
+    model = load(path)
+    given = [name for name, value in changes.items() if value is not None]
+    return model.prepared_as(change_preprocessing(model.preprocess, changes), given).assumption
 
 
 def _changed(

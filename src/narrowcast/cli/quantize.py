@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +57,7 @@ def run(
         output_nodes=settings.output_nodes,
     )
     changes = {name: getattr(settings, name) for name in ("mean", "scale", "color", "resize", "camera")}
-    loaded = replace(loaded, preprocess=change_preprocessing(loaded.preprocess, changes))
+    loaded = loaded.prepared_as(change_preprocessing(loaded.preprocess, changes), _given(settings, changes))
     image = loaded.ir.graph.inputs[0]
     shape = tuple(int(dim) for dim in image.shape or ())
     if len(shape) == 4:
@@ -92,6 +91,12 @@ def run(
         say(f"- {note}")
     report(bundle, verbose)
     say(f"{settings.out} written in {time.perf_counter() - start:.1f} s")
+
+
+def _given(settings: QuantizeSettings, changes: Mapping[str, object]) -> set[str]:
+    """Entries of the preprocessing that a person gave; files without header are as the model takes them."""
+    raw = {"color", "resize"} if settings.calibration_data != "images" else set()
+    return raw | {name for name, value in changes.items() if value is not None}
 
 
 def _command(arguments: Sequence[str]) -> list[str]:
@@ -144,6 +149,7 @@ def _summary(bundle: Bundle) -> dict[str, object]:
         "difference_to_source": manifest.difference_to_source,
         "comparison": manifest.comparison,
         "notes": list(manifest.notes),
+        "assumed": manifest.assumed,
         "lost_columns": manifest.lost_columns,
         "join": manifest.join,
     }

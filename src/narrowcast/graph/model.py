@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,8 @@ COCO_SKELETON: tuple[tuple[int, int], ...] = (
     (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
 )  # fmt: skip
 
+#: How a note begins that says what is assumed of the preprocessing.
+ASSUMED = "WARNING: preprocessing"
 #: Metadata of a prepared file: the head that was cut off, as JSON.
 HEAD_KEY = "narrowcast.head"
 
@@ -51,6 +53,7 @@ class Model:
         difference: largest differences to the original, by quantity, as :mod:`narrowcast.graph.check` measures them.
         notes: what was done and what was not, one sentence each.
         join: makes the user's outputs from those of ``ir``; ``None`` where they are the same.
+        assumed: entries of ``preprocess`` that nobody gave and the file does not say.
     """
 
     ir: ir.Model
@@ -65,6 +68,7 @@ class Model:
     difference: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     join: Join | None = None
+    assumed: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         size, graph = f"{self.preprocess.height}x{self.preprocess.width}", self.ir.graph
@@ -83,6 +87,32 @@ class Model:
     def output_names(self) -> tuple[str, ...]:
         """Names of the graph's outputs, in order."""
         return tuple(str(output.name) for output in self.ir.graph.outputs)
+
+    def prepared_as(self, preprocess: Preprocess, given: Iterable[str] = ()) -> Model:
+        """The same model with other preprocessing.
+
+        Args:
+            preprocess: what happens to an image before the input.
+            given: entries of it that a person gave, even if they are what was assumed.
+        """
+        return replace(self, preprocess=preprocess, assumed=tuple(n for n in self.assumed if n not in set(given)))
+
+    @property
+    def assumption(self) -> str:
+        """What is assumed of the preprocessing and how to say otherwise, as a warning; empty where all was said."""
+        spec = self.preprocess
+        color = "grey" if spec.color == "gray" else spec.color.upper()
+        words = {"color": color, "mean": "no mean", "scale": "pixels / 255", "resize": spec.resize}
+        named = [words[name] for name in self.assumed]
+        if not named:
+            return ""
+        options = ", ".join(f"--{name}" for name in self.assumed)
+        if not {"mean", "scale"} & set(self.assumed):
+            return f"not given, so taken as usual: {', '.join(named)} ({options})"
+        return (
+            f"{ASSUMED}: {self.source} does not say how images become its input; assumed are {', '.join(named)}. "
+            f"Where it was trained on something else, give {options}, on the command line or in a YAML file"
+        )
 
     @property
     def softmax_missing(self) -> bool:
@@ -170,11 +200,10 @@ def load(
         sha256=sha256,
         notes=(*notes, head_note),
     )
-    spec, spec_note = (preprocess, "") if preprocess is not None else _preprocess(model, metadata)
-    notes = (*model.notes, spec_note) if spec_note else model.notes
+    spec, assumed = (preprocess, ()) if preprocess is not None else _preprocess(model, metadata)
     cut_before = head is not None and HEAD_KEY in metadata
     difference = check.compare(expected, model.to_proto(), None if cut_before else head, image, name)
-    return replace(model, preprocess=spec, difference=difference, notes=notes)
+    return replace(model, preprocess=spec, difference=difference, assumed=assumed)
 
 
 def _rewritten(model: ir.Model) -> tuple[str, ...]:
@@ -269,8 +298,8 @@ def _classes(
     return tuple(f"class {index}" for index in range(head.num_classes)) if head is not None else ()
 
 
-def _preprocess(model: Model, metadata: dict[str, str]) -> tuple[Preprocess, str]:
-    """What the file says about its input, else what its kind of model expects."""
+def _preprocess(model: Model, metadata: dict[str, str]) -> tuple[Preprocess, tuple[str, ...]]:
+    """What the file says about its input, else what its kind of model expects, with the entries that are a guess."""
     dims = [int(d) for d in model.ir.graph.inputs[0].shape or ()]
     channels_last = dims[3] in (1, 3) and dims[1] not in (1, 3)
     height, width, channels = (dims[1], dims[2], dims[3]) if channels_last else (dims[2], dims[3], dims[1])
@@ -281,13 +310,13 @@ def _preprocess(model: Model, metadata: dict[str, str]) -> tuple[Preprocess, str
         "layout": "NHWC" if channels_last else "NCHW",
     }
     if "preprocess" in metadata:
-        return _written_preprocess(metadata["preprocess"], common, model.source), ""
+        return _written_preprocess(metadata["preprocess"], common, model.source), ()
+    # Ultralytics writes these into its exports, and always trains on RGB / 255
+    known = "Ultralytics" in metadata.get("author", "") or {"task", "imgsz"} <= metadata.keys()
+    assumed = () if known else ("color", "mean", "scale", "resize")
     if model.task == "classify":
-        note = ""
-        if metadata.get("task") != "classify":
-            note = "the file does not say its preprocessing: RGB / 255, centre crop assumed; see --mean and --scale"
-        return Preprocess(**common, resize="center-crop", resize_shorter=min(height, width)), note
-    return Preprocess(**common, resize="letterbox"), ""
+        return Preprocess(**common, resize="center-crop", resize_shorter=min(height, width)), assumed
+    return Preprocess(**common, resize="letterbox"), assumed
 
 
 def _written_preprocess(text: str, common: dict[str, Any], source: str) -> Preprocess:
