@@ -118,7 +118,8 @@ def _assembled(source: onnx.ModelProto, graph: _Graph) -> onnx.ModelProto:
 
 
 def _refused(node: onnx.NodeProto, what: str) -> UserError:
-    return UserError(f"{node.name or node.op_type}: {what} does not exist at opset {OPSET}", "change the model")
+    remedy = f"rewrite the model without it, or export it at opset {OPSET}"
+    return UserError(f"{node.name or node.op_type}: {what} does not exist at opset {OPSET}", remedy)
 
 
 def _check_known(node: onnx.NodeProto) -> None:
@@ -215,7 +216,7 @@ _RESIZE_DEFAULTS = {
 
 
 def _resize(graph: _Graph, node: onnx.NodeProto) -> None:
-    """Sizes become factors, and the absent region an empty tensor, as exporters wrote it then."""
+    """Sizes become factors where these give them, and an absent region an empty tensor, as exporters wrote it then."""
     attributes = _attributes(node)
     for name, default in _RESIZE_DEFAULTS.items():
         if attributes.pop(name, default) != default:
@@ -223,12 +224,14 @@ def _resize(graph: _Graph, node: onnx.NodeProto) -> None:
     if attributes.get("coordinate_transformation_mode") in (b"half_pixel_symmetric", b"tf_crop_and_resize"):
         raise _refused(node, "this coordinate_transformation_mode of Resize")
     scales = _constant_input(graph, node, 2)
+    before, after = (np.asarray(graph.shapes[name]) for name in (node.input[0], node.output[0]))
     if scales is None or not scales.size:
-        before, after = graph.shapes[node.input[0]], graph.shapes[node.output[0]]
-        scales = np.asarray([new / old for new, old in zip(after, before, strict=True)], np.float32)
+        scales = after / before
+    factors, sizes = scales.astype(np.float32), []
+    if not np.array_equal(np.floor(before * factors), after):  # 10 * 1.4 in float32 is not 14
+        factors, sizes = np.zeros(0, np.float32), [graph.constant("sizes", after.astype(np.int64))]
     region = graph.constant("roi", np.zeros(0, np.float32))
-    factors = graph.constant("scales", scales.astype(np.float32))
-    _again(graph, node, [node.input[0], region, factors], attributes)
+    _again(graph, node, [node.input[0], region, graph.constant("scales", factors), *sizes], attributes)
 
 
 def _reshape(graph: _Graph, node: onnx.NodeProto) -> None:
