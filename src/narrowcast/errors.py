@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 __all__ = ["UserError", "closest", "nearest", "printable"]
 
+#: Characters of what is wrong, and of what to do: names come from files and may have any length.
+_LONGEST = 700
 #: Known names that a message lists, at most.
 _LISTED = 20
 #: What a terminal may take for a command, a new line or another direction of writing; and halves of characters.
@@ -25,9 +27,14 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, remedy: str = "") -> None:
-        self.what = " ".join(what.split())
-        self.remedy = " ".join(remedy.split())
+        self.what, self.remedy = _short(what), _short(remedy)
         super().__init__(f"{self.what}: {self.remedy}" if self.remedy else self.what)
+
+
+def _short(text: str) -> str:
+    """In one line, without the middle of what nobody would read to the end."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 100]} ... {line[-90:]}"
 
 
 def printable(text: str) -> str:

@@ -28,7 +28,7 @@ __all__ = [
 Kind = TypeVar("Kind")
 
 #: Mistakes of our own, which no file excuses.
-_OURS = (UserError, AssertionError, NameError, ImportError)
+_OURS = (UserError, AssertionError, ImportError)
 #: Tables and lists in each other, at most: no file of narrowcast or COCO has more than ten.
 _DEEPEST = 64
 #: Digits of a whole number, at most: those of the largest 64-bit integers.
@@ -51,7 +51,6 @@ def reason(error: BaseException) -> str:
         text = f"{error} is missing"
     else:
         text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= _WORDS else f"{text[:_WORDS]} ..."
 
 
@@ -59,7 +58,7 @@ def reason(error: BaseException) -> str:
 def reading(where: str | Path, remedy: str, what: str = "is damaged") -> Iterator[None]:
     """Inside the block, whatever fails is the fault of what is being read.
 
-    Our own mistakes (:class:`AssertionError`, :class:`NameError`) pass, and so do errors that say more already. Only
+    Our own mistakes (:class:`AssertionError`) pass, and so do errors that say more already. Only
     what reads and checks belongs into the block, never work on what was read.
 
     Args:

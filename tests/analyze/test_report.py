@@ -31,10 +31,15 @@ from narrowcast.zoo import sample
 _VOID = {"meta", "link", "img", "input", "br", "circle", "rect", "line", "polyline"}
 EVALUATION = {
     "images": 7,
+    "protocol": {},
+    "notes": [],
     "rows": [
-        {"name": "float", "metrics": [{"family": "keypoints", "values": {"AP": 0.5}, "interval": [0.4, 0.6]}]},
         {
-            "name": "esp32p4",
+            "name": "float", "images_per_second": 9.0, "found": 3,
+            "metrics": [{"family": "keypoints", "values": {"AP": 0.5}, "interval": [0.4, 0.6]}],
+        },
+        {
+            "name": "esp32p4", "images_per_second": 9.0, "found": 3,
             "metrics": [
                 {
                     "family": "keypoints", "values": {"AP": 0.45}, "interval": [0.3, 0.5], "retention": 0.9,

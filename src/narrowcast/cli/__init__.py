@@ -26,7 +26,7 @@ def main() -> None:
     except Interrupted as error:
         _fail(str(error), _INTERRUPTED)
     except OSError as error:
-        _fail(f"{error.filename or 'the file system'}: {error.strerror or error}", _MISTAKE)
+        _fail(str(UserError(f"{error.filename or 'the file system'}: {error.strerror or error}")), _MISTAKE)
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -15,8 +15,9 @@ from narrowcast.reading import check_depth, reading
 __all__ = ["parse_yaml", "read_yaml"]
 
 
-#: Entries of a file, at most; a settings file has a few hundred.
-_MOST_ENTRIES = 100_000
+#: Characters and entries of a file, and lists in each other, at most; a settings file has a few hundred entries. The
+#: time that PyYAML takes grows with the square of the depth.
+_MOST_CHARACTERS, _MOST_ENTRIES, _DEEPEST = 200_000, 100_000, 64
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,6 +26,11 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.notes: list[str] = []
+
+    def fetch_flow_collection_start(self, kind: Any) -> None:
+        if self.flow_level >= _DEEPEST:
+            raise RecursionError
+        super().fetch_flow_collection_start(kind)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, yaml.Node] = {}
@@ -87,6 +93,8 @@ def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """As :func:`read_yaml`, of text; ``where`` names it in messages."""
     try:
         with reading(where, "mend it", "is not valid YAML"):
+            if len(text) > _MOST_CHARACTERS:
+                raise ValueError(f"more than {_MOST_CHARACTERS:,} characters")
             loader = _Loader(text)  # a SafeLoader
             node = loader.get_single_node()
             _check_size(node)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, model_validator
 
 __all__ = ["ENTRIES"]
 
 #: Coordinates beyond any image; the scorer draws polygons into memory of that size.
 _FARTHEST = 100_000
 _Id = Annotated[StrictInt, Field(gt=-(2**53), lt=2**53)]
-_Side = Annotated[int, Field(gt=0, le=_FARTHEST)]
-_Place = Annotated[float, Field(ge=-_FARTHEST, le=_FARTHEST)]
+_Side = Annotated[StrictInt, Field(gt=0, le=_FARTHEST)]
+_Place = Annotated[StrictFloat, Field(ge=-_FARTHEST, le=_FARTHEST)]
 _Polygon = Annotated[list[_Place], Field(min_length=6)]
 
 
@@ -33,7 +33,7 @@ class _Category(_Entry):
 
 
 class _RunLengths(BaseModel):
-    counts: StrictStr | list[Annotated[int, Field(ge=0)]]
+    counts: StrictStr | list[Annotated[StrictInt, Field(ge=0)]]
     size: tuple[_Side, _Side]
 
     @model_validator(mode="after")
@@ -49,10 +49,10 @@ class _Annotation(_Entry):
     image_id: _Id
     category_id: _Id
     bbox: tuple[_Place, _Place, _Place, _Place]
-    area: float
+    area: StrictFloat
     iscrowd: Literal[0, 1] = 0
     keypoints: list[_Place] | None = None
-    num_keypoints: int | None = None
+    num_keypoints: StrictInt | None = None
     segmentation: _RunLengths | list[_Polygon] | None = None
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.shape_inference
 import onnx.version_converter
 from onnx import TensorProto
 
@@ -101,8 +102,8 @@ def fix_shapes(model: onnx.ModelProto, file: str, size: tuple[int, int] | None =
         size: height and width in pixels; ``None`` takes the file's own, or its ``imgsz`` metadata.
 
     Returns:
-        A copy with a static input shape, no inherited shapes elsewhere where the input changed, and no two nodes of
-        one name: ONNX allows these, onnxruntime does not.
+        A copy with a static input shape, no inherited shapes elsewhere where the input changed or where they follow
+        from it, and no two nodes of one name: ONNX allows these, onnxruntime does not.
 
     Raises:
         UserError: several inputs, not an image, batch above 1, unknown size, more than 2^28 values.
@@ -128,6 +129,7 @@ def fix_shapes(model: onnx.ModelProto, file: str, size: tuple[int, int] | None =
         text = "x".join(map(str, wanted))
         raise UserError(f"an input of {text} is impossible, the most is {MOST_VALUES:,} values", "give another --size")
     if wanted == dims:
+        _trust_inference(copy, file)
         return copy
     target = next(value for value in copy.graph.input if value.name == inputs[0].name)
     for dim, value in zip(target.type.tensor_type.shape.dim, wanted, strict=True):
@@ -150,6 +152,24 @@ def _name_nodes_apart(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _name_nodes_apart(attribute.g)
+
+
+def _trust_inference(model: onnx.ModelProto, file: str) -> None:
+    """Drop the shapes that a file states and that follow from its input, in place: what is stated may be wrong."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    with reading(file, "export it again", "has shapes that contradict each other"):
+        found = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    inferred = {v.name for v in (*found.value_info, *found.output) if v.type.tensor_type.HasField("shape")}
+    kept = [value for value in model.graph.value_info if value.name not in inferred]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    for value in model.graph.output:
+        if value.name in inferred:
+            value.type.tensor_type.ClearField("shape")
 
 
 def _wanted_shape(dims: list[int], model: onnx.ModelProto, file: str, size: tuple[int, int] | None) -> list[int]:

@@ -177,6 +177,10 @@ def load(
     image = check.random_image(files.input_shape(original))
     expected = check.outputs_of(original, image, name)
     tidy, notes = prepare.tidy(files.to_supported_opset(original, name), name)
+    for output in tidy.graph.outputs:
+        shape, real = tuple(output.shape or ()), expected[str(output.name)].shape
+        if shape != real:
+            raise UserError(f"{name} says that {output.name} is {shape}, it is {real}", "export it again")
     metadata = files.metadata(proto)
     head, head_note = None, f"cut at {', '.join(output_nodes)}, as asked"
     if not output_nodes:
@@ -200,7 +204,8 @@ def load(
         sha256=sha256,
         notes=(*notes, head_note),
     )
-    spec, assumed = (preprocess, ()) if preprocess is not None else _preprocess(model, metadata)
+    with reading(name, "export it for images", "has no image input"):
+        spec, assumed = (preprocess, ()) if preprocess is not None else _preprocess(model, metadata)
     cut_before = head is not None and HEAD_KEY in metadata
     difference = check.compare(expected, model.to_proto(), None if cut_before else head, image, name)
     return replace(model, preprocess=spec, difference=difference, assumed=assumed)

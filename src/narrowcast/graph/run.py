@@ -69,7 +69,7 @@ def open_session(
     options = options or onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = _LEVELS[level]
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised
     options.add_session_config_entry("session.disable_double_qdq_remover", "1")
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model

@@ -47,6 +47,8 @@ def check_file(model: onnx.ModelProto, file: Path) -> None:
         kind = value.type.WhichOneof("value")
         if kind not in (None, "tensor_type"):
             raise UserError(f"{file}: {value.name} is no tensor but a {kind.removesuffix('_type')}", _AGAIN)
+        if value.type.tensor_type.elem_type not in TensorProto.DataType.values():
+            raise UserError(f"{file}: {value.name} has no known type", _AGAIN)
     for tensor in graph.initializer:
         if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
             raise UserError(f"{file} holds 16-bit float weights ({tensor.name})", "export it in float32 (half=False)")
