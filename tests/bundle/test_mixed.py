@@ -15,12 +15,15 @@ from onnx.reference import ReferenceEvaluator
 from builders import constant, model, save, weights
 from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.bundle.columns import channel_axes
+from narrowcast.bundle.mixed import part
 from narrowcast.bundle.modify import modify
+from narrowcast.bundle.remake import remake, state_of
 from narrowcast.calibrate import images
 from narrowcast.cli import run
 from narrowcast.errors import UserError
 from narrowcast.graph import load
-from narrowcast.plan import Pins
+from narrowcast.plan import Pins, draft
+from narrowcast.targets import load_target
 from narrowcast.vision import Preprocess
 
 CLASSES = 2
@@ -277,3 +280,39 @@ def test_which_axes_hold_columns(tmp_path: Path) -> None:
     assert axes((1, 5, 8, 12)) == (1,)
     assert axes((1, 40, 8, 12), (0, 2, 3, 1)) == (3,)
     assert axes((1, 5, 8, 12), (0, 3, 1, 2)) == (2,)
+
+
+def test_a_join_that_cannot_be_cut_is_said(tmp_path: Path) -> None:
+    """Behind the Concat stands a Gather: nothing to leave to a join."""
+    net = Net()
+    LEVELS[id(net)] = net.levels()
+    net.add("Concat", [_columns(net, "box", 4, 20, True), _columns(net, "score", 3, 1, True)], "cat", axis=1)
+    net.add("Gather", ["cat", net.constant("best", np.arange(0, 120, 2), np.int64)], "output0", axis=2)
+    bundle = bundle_of(net.proto("output0"), tmp_path, "bayes-e")
+    assert not bundle.manifest.join
+    rows = bundle.manifest.lost_columns
+    assert all(set(row["columns"]) <= {4, 5, 6} and row["axis"] == 1 for row in rows)
+    bundle.path.rename(tmp_path / "first")
+    net.tensors = [constant(t.name, np.float32(900)) if t.name.startswith("box") and t.name.endswith("_size") else t
+                   for t in net.tensors]  # fmt: skip
+    bundle = bundle_of(net.proto("output0"), tmp_path, "bayes-e")
+    assert {column for row in bundle.manifest.lost_columns for column in row["columns"]} == {4, 5, 6}
+    assert any(note.startswith("WARNING: lost: columns 4..6 of output0") for note in bundle.manifest.notes)
+
+
+def test_more_parts_than_the_chip_takes(tmp_path: Path) -> None:
+    loaded = load(save(rotated(), tmp_path / "net.onnx"), preprocess=SPEC)
+    chip = load_target("bayes-e")
+    narrow = chip.model_copy(update={"runtime": chip.runtime.model_copy(update={"most_outputs": 2})})
+    kept = part(loaded, draft(loaded.ir.graph, narrow), list(inputs()[:2, None]))
+    assert kept.join is None and kept.ir is loaded.ir
+    assert kept.notes[-1].startswith("WARNING: mixed units: output0 (")
+    assert kept.notes[-1].endswith("stays whole, because 3 outputs are more than bayes-e takes")
+
+
+def test_a_bundle_made_again_keeps_its_join(tmp_path: Path) -> None:
+    bundle = bundle_of(rotated(), tmp_path, "bayes-e")
+    again = remake(bundle, state_of(bundle), {}, images(tmp_path / "inputs.npy", SPEC), out=tmp_path / "again")
+    assert again.manifest.join == bundle.manifest.join
+    tensor = inputs()[:1]
+    np.testing.assert_array_equal(again.run(tensor)["output0"], bundle.run(tensor)["output0"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ __all__ = ["LOST", "LostColumns", "channel_axes", "lost_columns"]
 LOST = "WARNING: lost"
 #: A float column varies when its numbers differ by more than this share of the largest; float32 sums err by less.
 _VARIES = 1e-5
+#: A column of fewer steps is lost too where the error is above half of what it varies by (both root mean square).
+_FEW = 8
 _ALIKE = ("Identity", "Cast", "Softmax", "Clip", "Relu", "Sigmoid", "Tanh", "HardSigmoid")
 
 
@@ -31,8 +33,9 @@ class LostColumns:
         node: that writes it.
         axis: of the columns.
         count: columns along that axis.
-        columns: indices of those that are constant in the integers.
+        columns: indices of those that are lost.
         varies_by: the largest difference of two numbers of such a column in float, in the output's unit.
+        constant: they are constant in the integers; otherwise they cover a few steps and say little.
     """
 
     output: str
@@ -41,6 +44,7 @@ class LostColumns:
     count: int
     columns: tuple[int, ...]
     varies_by: float
+    constant: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -50,9 +54,10 @@ class LostColumns:
         which = f"all {self.count} columns" if len(self.columns) == self.count else f"columns {_runs(self.columns)}"
         if self.count == 1:
             which = "all numbers"
+        what = "are constant in the integers" if self.constant else f"cover less than {_FEW} steps of the integers"
         return (
             f"{LOST}: {which} of {self.output} (axis {self.axis}, {len(self.columns)} of {self.count}) vary by up to "
-            f"{self.varies_by:.3g} in float and are constant in the integers; try --int16 {self.node}"
+            f"{self.varies_by:.3g} in float and {what}; try --int16 {self.node}"
         )
 
 
@@ -100,9 +105,26 @@ class _Spread:
     def __init__(self) -> None:
         self.low: NDArray[Any] | None = None
         self.high: NDArray[Any] | None = None
+        self.count = 0
+        self.sum: Any = 0.0
+        self.squares: Any = 0.0
+
+    @property
+    def deviation(self) -> NDArray[Any]:
+        """Standard deviation of every column."""
+        mean = self.sum / self.count
+        return np.asarray(np.sqrt(np.maximum(self.squares / self.count - mean * mean, 0.0)))
+
+    @property
+    def size(self) -> NDArray[Any]:
+        """Root of the mean square of every column."""
+        return np.asarray(np.sqrt(self.squares / self.count))
 
     def add(self, values: NDArray[Any], axis: int) -> None:
         others = tuple(entry for entry in range(values.ndim) if entry != axis)
+        self.count += values.size // values.shape[axis]
+        self.sum = self.sum + values.sum(axis=others, dtype=np.float64)
+        self.squares = self.squares + np.square(values, dtype=np.float64).sum(axis=others)
         low, high = values.min(axis=others), values.max(axis=others)
         self.low = low if self.low is None else np.minimum(self.low, low)
         self.high = high if self.high is None else np.maximum(self.high, high)
@@ -124,6 +146,7 @@ def lost_columns(
     quantized: onnx.ModelProto,
     inputs: Iterable[NDArray[np.float32]],
     threads: int = 0,
+    steps: Mapping[str, float] | None = None,
 ) -> list[LostColumns]:
     """Run both graphs and find the columns.
 
@@ -133,26 +156,34 @@ def lost_columns(
         quantized: gives outputs of the same names, dequantized.
         inputs: model inputs, consumed once.
         threads: of onnxruntime; 0 for all cores.
+        steps: scale of the outputs that have one for all their numbers.
     """
     axes = {(str(value.name), axis): value for value in graph.outputs for axis in channel_axes(value)}
     left, right = Runner(floating, threads, "basic"), Runner(quantized, threads, "basic")
     names = list(dict.fromkeys(name for name, _ in axes))
-    spreads = {key: (_Spread(), _Spread()) for key in axes}
+    spreads = {key: (_Spread(), _Spread(), _Spread()) for key in axes}
     for tensor in inputs:
         expected, actual = left.run(tensor, names), right.run(tensor, names)
-        for (name, axis), (wanted, given) in spreads.items():
-            wanted.add(np.asarray(expected[name]), axis)
-            given.add(np.asarray(actual[name]), axis)
-    return [row for key, value in axes.items() if (row := _row(*key, value, *spreads[key])) is not None]
-
-
-def _row(name: str, axis: int, value: ir.Value, wanted: _Spread, given: _Spread) -> LostColumns | None:
-    if wanted.low is None or value.dtype not in (None, ir.DataType.FLOAT):
-        return None
-    lost = (wanted.span > _VARIES * wanted.largest) & (given.span == 0)
-    if not lost.any():
-        return None
-    node = value.producer()
-    columns = tuple(int(index) for index in np.flatnonzero(lost))
-    span = float(wanted.span[lost].max())
-    return LostColumns(name, str(node.name) if node is not None else "", axis, lost.size, columns, span)
+        for (name, axis), (wanted, given, error) in spreads.items():
+            real, restored = np.asarray(expected[name]), np.asarray(actual[name])
+            wanted.add(real, axis)
+            given.add(restored, axis)
+            error.add(restored - real, axis)
+    rows: list[LostColumns] = []
+    for (name, axis), value in axes.items():
+        wanted, given, error = spreads[name, axis]
+        if wanted.low is None or value.dtype not in (None, ir.DataType.FLOAT):
+            continue
+        varies = wanted.span > _VARIES * wanted.largest
+        constant = varies & (given.span == 0)
+        few = wanted.span < _FEW * (steps or {}).get(name, 0.0)
+        coarse = varies & ~constant & few & (error.size > 0.5 * wanted.deviation)
+        node = value.producer()
+        maker = str(node.name) if node is not None else ""
+        for lost, still in ((constant, True), (coarse, False)):
+            # a class that a few images do not show is no quantity of its own
+            if lost.any() and (still or len(value.shape or ()) > 2):
+                columns = tuple(int(index) for index in np.flatnonzero(lost))
+                span = float(wanted.span[lost].max())
+                rows.append(LostColumns(name, maker, axis, lost.size, columns, span, still))
+    return rows

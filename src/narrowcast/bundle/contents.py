@@ -113,7 +113,9 @@ def make_contents(
     few = islice(images, _TENSOR_IMAGES)
     tensors = compare_tensors(lowered_from, qdq, _tensor_pairs(state.model.graph, state.plan), few, threads)
     watched = (images if watched is None else watched).spread(WATCHED_IMAGES)
-    lost = lost_columns(model.ir.graph, floating, best, track(watched, "columns", len(watched)), threads)
+    codes = {name: state.plan.tensors[name] for name in names if name in state.plan.tensors}
+    steps = {name: float(code.scales) for name, code in codes.items() if not code.scales.ndim}
+    lost = lost_columns(model.ir.graph, floating, best, track(watched, "columns", len(watched)), threads, steps)
     chip, refused = _chip_files(replace(model, ir=state.model), state, target, extra)
     notes = [f"{NO_INTEGERS}: {why_not}"] if integers is None else integers.notes
     return Contents(
