@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+os.environ.pop("COLUMNS", None)  # parallel runs set it, and tables follow it
 
 from narrowcast.bundle import Bundle, quantize
 from narrowcast.calibrate import images

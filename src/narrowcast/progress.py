@@ -13,13 +13,14 @@ from narrowcast.errors import printable
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["phase", "set_quiet", "track", "warn"]
+__all__ = ["is_quiet", "phase", "set_quiet", "track", "warn"]
 
 Item = TypeVar("Item")
 _quiet = False
 #: What is going on, the innermost last, and what the terminal shows of it. One display a process: rich allows no more.
 _phases: list[str] = []
 _shown: Progress | None = None
+_counting = False
 #: Warnings so far.
 _said: set[str] = set()
 
@@ -34,7 +35,16 @@ def warn(text: str) -> None:
     """One line on standard error about work that goes on; each is said once."""
     if text not in _said:
         _said.add(text)
+        shown = _shown is not None
+        _hide()
         sys.stderr.write(f"narrowcast: warning: {printable(text)}\n")
+        if shown:
+            _show()
+
+
+def is_quiet() -> bool:
+    """Whether only the result is wanted."""
+    return _quiet
 
 
 def _silent() -> bool:
@@ -71,7 +81,7 @@ def _show() -> None:
     """Draw the innermost phase, or nothing."""
     global _shown
     _hide()
-    if not _phases:
+    if _counting or not _phases:
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -93,7 +103,8 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     Yields:
         The items, unchanged and in order.
     """
-    if _silent():
+    global _counting
+    if _counting or _silent():
         yield from items
         return
     from rich.console import Console
@@ -117,6 +128,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
         TimeElapsedColumn(),
     )
     _hide()
+    _counting = True
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(description, total=total, rate="")
@@ -126,4 +138,5 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
                 rate = count / (time.perf_counter() - start)
                 bar.update(task, advance=1, rate=f"{rate:.1f}/s")
     finally:
+        _counting = False
         _show()

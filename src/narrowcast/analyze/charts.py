@@ -102,6 +102,11 @@ def scatter(points: Sequence[tuple[str, float, float, str]], titles: tuple[str, 
     return _frame(_axes(xs, ys, titles, _HEIGHT + 60) + "".join(dots), "gain against cost", _HEIGHT + 60)
 
 
+def _count(number: int) -> str:
+    """1, 100, 10k, 1M."""
+    return f"{number // 10**6}M" if number >= 10**6 else f"{number // 1000}k" if number >= 1000 else str(number)
+
+
 def histogram(edges: Sequence[float], counts: Sequence[int], low: float, high: float, label: str) -> Markup:
     """Bars on a logarithmic count axis, with the clip points where they lie in sight.
 
@@ -111,23 +116,32 @@ def histogram(edges: Sequence[float], counts: Sequence[int], low: float, high: f
         low, high: clip points.
         label: for readers of the screen.
     """
-    width, height = 320, 120
+    width, height, bottom = 320, 140, 104
     first, last = min(edges[0], low), max(edges[-1], high)
     reach = edges[-1] - edges[0]
     first, last = max(first, edges[0] - 0.6 * reach), min(last, edges[-1] + 0.6 * reach)
-    place = _scale(first, last, 4, width - 4)
+    place = _scale(first, last, 34, width - 8)
     top = math.log1p(max(counts, default=1)) or 1.0
+    level = _scale(0, top, bottom, 12)
     parts = [
         f'<rect class="bar" x="{place(a):.1f}" width="{max(0.6, place(b) - place(a) - 0.4):.1f}" '
-        f'y="{height - 20 - 92 * math.log1p(count) / top:.1f}" height="{92 * math.log1p(count) / top:.1f}"/>'
+        f'y="{level(math.log1p(count)):.1f}" height="{bottom - level(math.log1p(count)):.1f}"/>'
         for a, b, count in zip(edges, edges[1:], counts, strict=False)
         if count
     ]
     parts += [
-        f'<line class="clip" x1="{place(limit):.1f}" x2="{place(limit):.1f}" y1="4" y2="{height - 20}"/>'
+        f'<line class="clip" x1="{place(limit):.1f}" x2="{place(limit):.1f}" y1="4" y2="{bottom}"/>'
         for limit in (low, high)
         if first <= limit <= last
     ]
-    parts.append(f'<text x="4" y="{height - 5}">{edges[0]:.3g}</text>')
-    parts.append(f'<text x="{width - 4}" y="{height - 5}" text-anchor="end">{edges[-1]:.3g}</text>')
+    parts.append(f'<line class="grid" x1="34" x2="{width - 8}" y1="{bottom}" y2="{bottom}"/>')
+    for power in range(0, math.ceil(top / math.log(10)), 2):
+        y = level(math.log1p(10**power))
+        parts.append(f'<text x="30" y="{y + 4:.1f}" text-anchor="end">{_count(10**power)}</text>')
+    for tick in _ticks(first, last, 4):
+        x = f"{place(tick):.1f}"
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(f'<text x="{x}" y="{bottom + 17}" text-anchor="middle">{tick:.4g}</text>')
+    parts.append(f'<text x="{(34 + width - 8) / 2}" y="{height - 4}" text-anchor="middle" class="axis">value</text>')
+    parts.append('<text x="38" y="11" class="axis">count</text>')
     return Markup(f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>')

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from narrowcast.analyze.ablation import OUTPUTS, WEIGHTS, Ablation
@@ -14,6 +16,7 @@ from narrowcast.analyze.resolution import Resolution
 from narrowcast.analyze.sensitivity import Sensitivity, choose
 from narrowcast.analyze.subject import Subject
 from narrowcast.analyze.tensors import Tensor
+from narrowcast.targets import support
 
 __all__ = ["Finding", "Measured", "findings", "pattern"]
 
@@ -33,7 +36,8 @@ class Finding:
         cost: task loss that it stands for.
         what: what was measured.
         why: the reason.
-        remedy: what to do, with the exact option; empty where nothing has to be done.
+        remedy: what to do; empty where nothing has to be done.
+        command: that does it and can be pasted; what a person has to fill in is written in capitals. May be empty.
         about: node, tensor or part, for links.
     """
 
@@ -42,10 +46,11 @@ class Finding:
     why: str
     remedy: str
     about: str
+    command: str = ""
 
     @property
     def text(self) -> str:
-        """As one line."""
+        """As one line, without the command."""
         return f"{self.what}: {self.why}. {self.remedy}".strip()
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,11 +96,9 @@ def findings(measured: Measured) -> list[Finding]:
 
 
 def _few(measured: Measured) -> Finding:
-    count = measured.everything.task.detections
-    return Finding(
-        0.0, f"the float model finds {count} objects in these images", "means over so few are mostly chance",
-        "Give more images: --images DIR --limit 32.", "",
-    )  # fmt: skip
+    what = f"the float model finds {measured.everything.task.detections} objects in these images"
+    command = f"narrowcast analyze {shlex.quote(measured.subject.bundle)} --images FOLDER --limit 32 --force"
+    return Finding(0.0, what, "means over so few are mostly chance", "Give more images:", "", command)
 
 
 def _resolution(measured: Measured) -> list[Finding]:
@@ -118,17 +121,11 @@ def _resolution(measured: Measured) -> list[Finding]:
         makers = _makers(measured.subject, [row.name for row in rows])
         alone = measured.part(f"{quantity} {OUTPUTS}")
         cost = alone.only.task.loss if alone is not None else 0.0
-        result.append(
-            Finding(
-                cost,
-                f"One step of the {quantity} output is worth {steps}",
-                f"{rows[0].dtype} has too few steps for its range, however good its noise ratio looks",
-                f"Let the last convolutions leave wider: {_options(measured.subject, makers)}."
-                if makers
-                else "Pin these outputs to a wider type in plan.json and use --plan.",
-                rows[-1].name,
-            )
-        )
+        what = f"One step of the {quantity} output is worth {steps}"
+        why = f"{rows[0].dtype} has too few steps for its range, however good its noise ratio looks"
+        command = _wider(measured.subject, makers)
+        remedy = "Let the last convolutions leave wider:" if command else ""
+        result.append(Finding(cost, what, why, remedy, rows[-1].name, command))
     return result
 
 
@@ -154,13 +151,36 @@ def _branches(measured: Measured) -> list[Finding]:
         if gain < _LEAST_SHARE * measured.loss:
             continue
         nodes = [name for name in measured.subject.products() if name in set(members)]
-        remedy = f"Run it at 16 bits: {_options(measured.subject, nodes)}, or let narrowcast tune choose within it."
+        command = _wider(measured.subject, nodes)
+        remedy = "Run it at 16 bits:" if command else ""
         if entry.part == BACKBONE:
-            remedy = "Quantize with --effort max, or let narrowcast tune choose its nodes for 16 bits."
+            remedy, command = _longer(measured.subject)
         why = f"alone it costs {entry.only.task.loss:.3f}, its noise is {_parts(entry.only)}"
         what = f"Quantizing the {entry.part} costs {gain:.3f} of the task loss of {measured.loss:.3f}"
-        result.append(Finding(gain, what, why, remedy, entry.part))
+        result.append(Finding(gain, what, why, remedy, entry.part, command))
     return result
+
+
+def _again(subject: Subject, *options: str) -> str:
+    """The command that quantizes again with further options."""
+    folder = f"{subject.bundle.rstrip('/')}-2" if subject.bundle != "BUNDLE" else "OUT"
+    return shlex.join([*subject.command, *options, "--out", folder])
+
+
+def _wider(subject: Subject, nodes: Sequence[str]) -> str:
+    """The command that runs the nodes at 16 bits, empty where the chip cannot."""
+    runs = [name for name in nodes if "int16" in support(subject.nodes[name], subject.target).types]
+    if not runs or len(runs) < len(nodes):
+        return ""
+    short = pattern(nodes, list(subject.nodes), subject.products())
+    return _again(subject, *(word for name in ([short] if short else nodes) for word in ("--int16", name)))
+
+
+def _longer(subject: Subject) -> tuple[str, str]:
+    """More work on the same numbers: what to do, and the command."""
+    if ("--effort", "max") in set(pairwise(subject.command)) or "--effort=max" in subject.command:
+        return "Teach it with the float model:", f"narrowcast finetune {shlex.quote(subject.bundle)} --images FOLDER"
+    return "Round and correct the weights longer on images:", _again(subject, "--effort", "max")
 
 
 def _parts(effect: Effect) -> str:
@@ -181,9 +201,9 @@ def _weights(measured: Measured) -> list[Finding]:
     if part is None or part.only.task.loss < 0.4 * measured.loss:
         return []
     why = f"quantizing only them leaves {_parts(part.only)}"
-    remedy = "Round and correct them on images: --effort max; what is left, narrowcast finetune."
     what = f"Weights cost {part.only.task.loss:.3f} of {measured.loss:.3f}"
-    return [Finding(part.only.task.loss, what, why, remedy, WEIGHTS)]
+    remedy, command = _longer(measured.subject)
+    return [Finding(part.only.task.loss, what, why, remedy, WEIGHTS, command)]
 
 
 def _layers(measured: Measured) -> list[Finding]:
@@ -195,9 +215,9 @@ def _layers(measured: Measured) -> list[Finding]:
         if effect.task.loss < _LEAST_SHARE / 3 * measured.loss or effect.task.loss == 0:
             continue
         what = f"{effect.name} alone costs {effect.task.loss:.3f} ({_parts(effect)})"
-        remedy = f"Try {_options(measured.subject, [effect.name])}."
+        command = _wider(measured.subject, [effect.name])
         why = _reason(effect.name, tensors.get(effect.name), measured.subject)
-        result.append(Finding(effect.task.loss, what, why, remedy, effect.name))
+        result.append(Finding(effect.task.loss, what, why, "Try 16 bits:" if command else "", effect.name, command))
     return result
 
 
@@ -212,27 +232,41 @@ def _reason(name: str, tensor: Tensor | None, subject: Subject) -> str:
         return f"{tensor.unused_bits:.1f} bits of its range are never used"
     if tensor is not None:
         return f"its own result keeps {tensor.own_db:.0f} dB and later layers depend on it"
-    return "its 8-bit weights and results are too coarse for what later layers make of them"
+    coarse = "weights and results are" if name in subject.products() else "result is"
+    return f"its 8-bit {coarse} too coarse for what later layers make of it"
 
 
 def _fits(measured: Measured) -> list[Finding]:
-    """Scales that do not fit their tensors, the worst of each kind."""
+    """Scales that do not fit their tensors, the worst of each kind.
+
+    Clipping is often right: methods other than minmax clip rare values so that the usual ones get finer steps, and what
+    a class score loses far below its threshold changes nothing. So it counts only where the node alone costs something.
+    """
+    least = _LEAST_SHARE / 3 * measured.loss
     result = []
-    clipped = [entry for entry in measured.tensors if entry.clipped > 0.005]
+    clipped = [t for t in measured.tensors if t.clipped > 0.005 and _layer_cost(measured, t.node) > least]
     if clipped:
-        worst = max(clipped, key=lambda entry: entry.clipped)
-        many = "tensors lose" if len(clipped) > 1 else "tensor loses"
+        worst = max(clipped, key=lambda entry: (_layer_cost(measured, entry.node), entry.clipped))
+        many = "tensors that cost accuracy lose" if len(clipped) > 1 else "tensor that costs accuracy loses"
         what = f"{len(clipped)} {many} more than 0.5 % of values to clipping, most {worst.name}"
         why = f"{worst.clipped:.1%} of it is beyond {worst.low:.3g} to {worst.high:.3g}"
-        remedy = "Calibrate on more, more varied images, or with --method minmax."
+        remedy = "Calibrate on more, more varied images."
         result.append(Finding(_layer_cost(measured, worst.node), what, why, remedy, worst.name))
-    waste = [entry for entry in measured.tensors if entry.unused_bits > 1.0 and entry.dtype in ("int8", "uint8")]
+    waste = [
+        t for t in measured.tensors
+        if t.unused_bits > 1.0 and t.dtype in ("int8", "uint8") and _layer_cost(measured, t.node) > least
+    ]  # fmt: skip
     if waste:
         worst = max(waste, key=lambda entry: entry.unused_bits)
-        what = f"{len(waste)} tensors leave more than one bit of their range unused, most {worst.name}"
+        many = "tensors that cost accuracy leave" if len(waste) > 1 else "tensor that costs accuracy leaves"
+        what = f"{len(waste)} {many} more than one bit of the range unused, most {worst.name}"
         why = f"it fills {worst.minimum:.3g} to {worst.maximum:.3g} of {worst.low:.3g} to {worst.high:.3g}"
-        remedy = "Calibrate with --method mse or --method auto."
-        result.append(Finding(_layer_cost(measured, worst.node), what, why, remedy, worst.name))
+        remedy = "Let the methods be measured:"
+        if any(word.startswith("--method") for word in measured.subject.command):
+            command = _again(measured.subject, "--method", "auto")
+        else:
+            remedy, command = "Calibrate on images like those that the chip will see.", ""
+        result.append(Finding(_layer_cost(measured, worst.node), what, why, remedy, worst.name, command))
     return result
 
 
@@ -248,21 +282,18 @@ def _sixteen(measured: Measured) -> list[Finding]:
     if groups:
         best = max(groups, key=lambda entry: (entry.gain, entry.name))
         what = f"The {best.name} at 16 bits ({best.cost:.1%} of the multiplications) takes off {best.gain:.3f}"
-        options = _options(measured.subject, best.nodes)
-        result.append(Finding(best.gain, what, f"{_parts(best.effect)} are left", f"Use {options}.", best.name))
+        command = _wider(measured.subject, best.nodes)
+        remedy = "To do so:" if command else ""
+        result.append(Finding(best.gain, what, f"{_parts(best.effect)} are left", remedy, best.name, command))
     if chosen:
         gain, cost = sum(entry.gain for entry in chosen), sum(entry.cost for entry in chosen)
         what = f"{len(chosen)} nodes at 16 bits ({cost:.1%} of the multiplications) gain {gain:.3f} one by one"
-        remedy = "narrowcast tune BUNDLE --int16-budget 10% picks and re-measures such a set"
         first = ", ".join(entry.name for entry in sorted(chosen, key=lambda entry: (-entry.gain, entry.name))[:3])
-        result.append(Finding(min(gain, measured.loss), what, f"most from {first}", f"{remedy}.", chosen[0].name))
+        command = f"narrowcast tune {shlex.quote(measured.subject.bundle)} --images FOLDER --int16-budget 10%"
+        remedy = "Such a set is picked and measured again by:"
+        about = chosen[0].name
+        result.append(Finding(min(gain, measured.loss), what, f"most from {first}", remedy, about, command))
     return result
-
-
-def _options(subject: Subject, nodes: Sequence[str]) -> str:
-    """``--int16`` options that mean exactly these nodes, or these with passive ones between them."""
-    short = pattern(nodes, list(subject.nodes), subject.products())
-    return " ".join(f"--int16 '{name}'" for name in ([short] if short else nodes))
 
 
 def pattern(nodes: Sequence[str], every: Collection[str], products: Collection[str]) -> str | None:

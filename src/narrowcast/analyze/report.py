@@ -22,6 +22,7 @@ from narrowcast.analyze.pictures import Pair
 from narrowcast.analyze.result import Analysis
 from narrowcast.analyze.tensors import Tensor
 from narrowcast.plan.types import Plan
+from narrowcast.progress import phase
 from narrowcast.writing import write_file
 
 __all__ = ["render", "write_report"]
@@ -57,6 +58,7 @@ _TEMPLATES = jinja2.Environment(
 _SCRIPT = "\n" + files("narrowcast.analyze").joinpath("report.js").read_text(encoding="utf-8")
 
 
+@phase("write")
 def write_report(
     file: Path,
     analysis: Analysis,

@@ -37,6 +37,8 @@ class Subject:
         input_size: height and width of the input in pixels.
         source: the same graph before its weights were corrected; ``None`` where they were not.
         factors: of the channels of outputs by name, (C,): what the graph gives there is the true value times these.
+        bundle: path of the bundle, for commands that a person may paste.
+        command: words of the ``narrowcast quantize`` that makes the plan again, but for ``--out``.
     """
 
     model: ir.Model
@@ -49,6 +51,8 @@ class Subject:
     input_size: tuple[int, int]
     source: ir.Model | None = None
     factors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    bundle: str = "BUNDLE"
+    command: Sequence[str] = ("narrowcast", "quantize", "MODEL.onnx", "--images", "FOLDER")
 
     @cached_property
     def nodes(self) -> dict[str, ir.Node]:

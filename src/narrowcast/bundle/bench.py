@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.errors import UserError
 from narrowcast.graph.run import open_session
+from narrowcast.progress import phase
 from narrowcast.vision.preprocess import preprocess
 
 __all__ = ["STAGES", "BenchResult", "NodeTime", "Timing", "bench", "profile"]
@@ -175,6 +176,7 @@ def _finished(
             worker.join()
 
 
+@phase("profile")
 def profile(file: Path, tensor: NDArray[Any], *, frames: int = 20, level: str = "all") -> list[NodeTime]:
     """Time every node with onnxruntime's profiler, one thread.
 

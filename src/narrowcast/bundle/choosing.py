@@ -20,7 +20,7 @@ from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, Planner, St
 from narrowcast.improve.hb_search import HbSearch, hb_search
 from narrowcast.improve.judge import judged_pairs, loss_of
 from narrowcast.plan import Draft, Plan, finish
-from narrowcast.progress import track
+from narrowcast.progress import phase, track
 
 __all__ = ["AUTO_METHODS", "Candidate", "Choice", "Job", "check_effort", "choose", "vendor_search"]
 
@@ -121,6 +121,7 @@ def check_effort(effort: str) -> None:
         raise UserError(f"unknown effort {effort!r}", f"use fast, {', '.join(EFFORTS)}")
 
 
+@phase("search")
 def vendor_search(job: Job) -> HbSearch:
     """What the vendor's own search would choose."""
     first = next(iter(job.calibration))
@@ -129,6 +130,7 @@ def vendor_search(job: Job) -> HbSearch:
     )  # fmt: skip
 
 
+@phase("choose")
 def choose(job: Job, effort: str, vendor: HbSearch | None = None) -> Choice:
     """The plan of the asked method, or of the best one, improved as far as the effort goes.
 

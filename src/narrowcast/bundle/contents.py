@@ -27,7 +27,7 @@ from narrowcast.lower.factors import Factors, factored, undo_factors, with_facto
 from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes, lower_integer
 from narrowcast.plan import Plan, plan_to_json
 from narrowcast.plan.invariants import violations
-from narrowcast.progress import track
+from narrowcast.progress import phase, track
 from narrowcast.targets import Target
 from narrowcast.writing import inside
 
@@ -74,6 +74,7 @@ class Contents:
     notes: tuple[str, ...]
 
 
+@phase("compare")
 def make_contents(
     model: Model,
     state: State,

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from narrowcast.bundle.store import FLOAT_FILE, INTEGER_FILE, QDQ_FILE, Bundle
 from narrowcast.errors import UserError
 from narrowcast.graph.model import Model
+from narrowcast.progress import phase
 from narrowcast.vision.preprocess import Preprocess
 from narrowcast.writing import check_file, write_file
 
@@ -107,6 +108,7 @@ def with_board_input(proto: onnx.ModelProto, spec: Preprocess) -> onnx.ModelProt
     return copy
 
 
+@phase("write")
 def save_intermediates(
     model: Model, bundle: Bundle, out: str | Path, prefix: str, *, force: bool = False
 ) -> list[Path]:

@@ -201,5 +201,5 @@ def _write(place: Place, manifest: Manifest, model: Model, made: Contents, targe
         NODES_FILE: made.nodes,
         **({} if model.join is None else {JOIN_FILE: proto_bytes(model.join.proto)}),
     }
-    with new_folder(place) as folder:
+    with phase("write"), new_folder(place) as folder:
         return Bundle(place.path, write_contents(folder, manifest, files))

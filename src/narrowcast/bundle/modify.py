@@ -36,6 +36,7 @@ from narrowcast.plan import Encoding, Plan, plan_to_json
 from narrowcast.plan.reading import accumulator_encoding
 from narrowcast.plan.structure import ACCUMULATING
 from narrowcast.plan.types import split_edge_key
+from narrowcast.progress import phase
 from narrowcast.targets import Target
 from narrowcast.writing import Place, inside, new_folder
 
@@ -48,6 +49,7 @@ KINDS = ("Quantize", "Dequantize", *REMOVABLE)
 _SUFFIXES = ("_raw_HzDequantize", "_HzDequantize", "_Dequantize")
 
 
+@phase("modify")
 def modify(
     bundle: Bundle,
     *,

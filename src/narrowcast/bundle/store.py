@@ -35,6 +35,7 @@ from narrowcast.lower.integer import IntegerGraph, open_integer
 from narrowcast.plan import Plan, read_plan
 from narrowcast.plan.fit import check_fit
 from narrowcast.plan.invariants import violations
+from narrowcast.progress import phase
 from narrowcast.reading import read_json, reading, typed
 from narrowcast.targets import Target, load_target, read_target
 from narrowcast.vision.types import Classification, Detections
@@ -210,6 +211,7 @@ class Bundle:
         rows = typed(list[ComparisonRow], read_json(path, remedy), path, remedy)
         return {row.name: row.model_dump() for row in rows}
 
+    @phase("load")
     def predictor(self, file: str, threads: int = 0) -> Predictor:
         """Run one of the bundle's graphs.
 

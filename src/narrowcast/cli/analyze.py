@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.options import beside
-from narrowcast.cli.tables import decibel, print_json, print_table, say
-from narrowcast.errors import UserError
+from narrowcast.cli.quantize import wider
+from narrowcast.cli.tables import decibel, print_json, print_table, say, suggest
+from narrowcast.errors import UserError, printable
 
 if TYPE_CHECKING:
     from narrowcast.analyze import Analysis
@@ -47,16 +49,17 @@ def run(
     Without one of the four kinds named: cumulative error, ablation, and every convolution alone. ``layerwise`` takes
     every quantized node instead of the convolutions only.
     """
-    from narrowcast.analyze import analyze
-    from narrowcast.analyze.report import write_report
-    from narrowcast.bundle import open_bundle
-    from narrowcast.calibrate import images as find_images
-    from narrowcast.deploy.analysis import subject_of, telling_images
-    from narrowcast.progress import set_quiet
-    from narrowcast.writing import check_file
-    from narrowcast.zoo import sample_for
+    from narrowcast.progress import phase, set_quiet
 
     set_quiet(quiet or json)
+    with phase("start"):
+        from narrowcast.analyze import analyze
+        from narrowcast.analyze.report import write_report
+        from narrowcast.bundle import open_bundle
+        from narrowcast.calibrate import images as find_images
+        from narrowcast.deploy.analysis import subject_of, telling_images
+        from narrowcast.writing import check_file
+        from narrowcast.zoo import sample_for
     bundle = open_bundle(path)
     file = out or beside(path, "-report.html")
     check_file(file, force)
@@ -80,11 +83,13 @@ def run(
         print_json(result.to_dict())
     else:
         print_analysis(result, bundle.manifest.target)
-    write_report(
-        file, result, json_module.loads(bundle.manifest.to_json()), bundle.plan, _pictures(bundle, chosen), scores
-    )
+    with phase("draw"):
+        pictures = _pictures(bundle, chosen)
+    write_report(file, result, json_module.loads(bundle.manifest.to_json()), bundle.plan, pictures, scores)
     if not json:
         say(f"report: {file}")
+        if images is not None:
+            suggest(*wider(bundle, images))
 
 
 def _evaluation(file: Path | None) -> dict[str, Any] | None:
@@ -144,13 +149,13 @@ def _effect_table(title: str, effects: list[Effect], first: str) -> None:
                 form.format(value) if (value := getattr(effect.task, name)) is not None else "-"
                 for name, _, form in columns
             ),
-            f"{effect.noise_ratio:.2e}",
+            f"{effect.noise_ratio:.1e}",
             decibel(effect.worst_db),
             f"{effect.cosine:.5f}",
         )
         for effect in effects
     ]
-    headings = (first, "task loss", *(heading for _, heading, _ in columns), "noise/signal", "worst dB", "worst cos")
+    headings = (first, "task loss", *(heading for _, heading, _ in columns), "noise ratio", "worst dB", "worst cos")
     print_table(title, headings, rows)
 
 
@@ -193,3 +198,5 @@ def print_analysis(result: Analysis, target: str) -> None:
     say("")
     for index, finding in enumerate(result.findings, 1):
         say(f"{index}. {finding.text}")
+        if finding.command:
+            sys.stdout.write(f"   {printable(finding.command)}\n")  # whole, so that it can be pasted

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.interrupt import on_interrupt
-from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.cli.tables import print_json, print_table, say, suggest
 from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,11 +36,12 @@ def run(
     quiet: bool,
 ) -> None:
     """Measure and print; ``threads`` is a list such as ``1,2``."""
-    from narrowcast.bundle import open_bundle
-    from narrowcast.bundle.bench import bench
-    from narrowcast.progress import set_quiet, track
+    from narrowcast.progress import phase, set_quiet, track
 
     set_quiet(quiet or json)
+    with phase("start"):
+        from narrowcast.bundle import open_bundle
+        from narrowcast.bundle.bench import bench
     counts = _counts(threads)
     bundle = open_bundle(path)
     chosen = engine or bundle.engines[0]
@@ -68,6 +69,8 @@ def run(
         _print(result)
     if profile:
         _print_nodes(nodes)
+    else:
+        suggest(("narrowcast", "bench", path, "--profile"), why="where the time goes")
 
 
 def _counts(text: str) -> list[int]:

@@ -10,7 +10,7 @@ import typer
 
 from narrowcast.cli.options import parse_size
 from narrowcast.cli.prepare import attention_choice
-from narrowcast.cli.tables import print_json, print_table, say, say_notes
+from narrowcast.cli.tables import print_json, print_table, say, say_notes, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,10 +33,12 @@ def run(
     attention: str = "keep",
 ) -> None:
     """Print the placement; exit code 1 when the chip cannot run a node."""
-    from narrowcast.deploy.check import check
-    from narrowcast.graph import load
-    from narrowcast.targets import load_target
+    from narrowcast.progress import phase
 
+    with phase("start"):
+        from narrowcast.deploy.check import check
+        from narrowcast.graph import load
+        from narrowcast.targets import load_target
     chip = load_target(target)  # a wrong name is said before anything slow
     loaded = load(model, size=parse_size(size), keep_head=keep_head, attention=attention_choice(attention))
     found = check(loaded, target, runtime=runtime)
@@ -71,6 +73,10 @@ def run(
             f"{len(rows)} nodes: {len(rows) - len(refused) - len(elsewhere)} on {first} in {subgraphs} subgraph"
             f"{'s' if subgraphs != 1 else ''}, {len(elsewhere)} elsewhere, {len(refused)} cannot run"
         )
+        again = ("--size", size) if size is not None else ()
+        task = ("narrowcast", "quantize", model, "--images", "FOLDER", "--target", target, *again)
+        name = f"{model.stem}-{chip.name}"
+        suggest((*task, "--out", name) if found.runs else ("narrowcast", "targets"))
     if not found.runs:
         raise typer.Exit(1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from narrowcast.cli.tables import say
+from narrowcast.cli.tables import say, suggest
 from narrowcast.errors import printable
 from narrowcast.writing import write_file
 
@@ -33,3 +33,4 @@ def convert(file: Path, out: Path | None, force: bool) -> None:
     for note in converted.notes:
         say(f"- {note}")
     say(f"{out} written in the form of {converted.form}")
+    suggest(("narrowcast", "quantize", "--config", out))

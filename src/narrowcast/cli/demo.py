@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrowcast.cli.quantize import report
-from narrowcast.cli.tables import print_table, say
+from narrowcast.cli.tables import print_table, say, suggest
 from narrowcast.errors import UserError
 from narrowcast.writing import check_file, write_file
 
@@ -22,15 +22,16 @@ _COMMAND = ("narrowcast", "demo")
 
 def run(out: Path, target: str, force: bool, quiet: bool) -> None:
     """Check, quantize, compare, measure and draw, for both samples."""
-    from narrowcast.bundle.folder import check_out
-    from narrowcast.calibrate import images
-    from narrowcast.deploy import quantize
-    from narrowcast.graph import load
-    from narrowcast.progress import set_quiet
-    from narrowcast.targets import check_rows, load_target
-    from narrowcast.zoo import sample
+    from narrowcast.progress import phase, set_quiet
 
     set_quiet(quiet)
+    with phase("start"):
+        from narrowcast.bundle.folder import check_out
+        from narrowcast.calibrate import images
+        from narrowcast.deploy import quantize
+        from narrowcast.graph import load
+        from narrowcast.targets import check_rows, load_target
+        from narrowcast.zoo import sample
     chip = load_target(target)
     replaced = {name: force or _own(out / name) for name in ("pose", "classify")}
     for name, again in replaced.items():
@@ -49,10 +50,19 @@ def run(out: Path, target: str, force: bool, quiet: bool) -> None:
         )
         report(bundle, verbose=False)
         say(f"3. {name}: float and integers on labelled images that neither has seen")
-        _measure(bundle, found)
+        with phase("measure"):
+            measured = _measured(bundle, found)
+        print_table("", ("", "on validation images"), measured, 2)
         say(f"4. {name}: draw")
-        _draw(bundle, found, out / f"{name}.png", replaced[name])
+        with phase("draw"):
+            _draw(bundle, found, out / f"{name}.png", replaced[name])
         say(f"   {out / f'{name}.png'} written: float on top, {chip.name} integers below")
+    say("")
+    suggest(
+        ("narrowcast", "analyze", out / "pose"),
+        ("narrowcast", "inspect", out / "pose"),
+        ("narrowcast", "check", "YOUR.onnx", "--target", target),
+    )
 
 
 def _own(folder: Path) -> bool:
@@ -65,7 +75,7 @@ def _own(folder: Path) -> bool:
         return False
 
 
-def _measure(bundle: Bundle, found: Sample) -> None:
+def _measured(bundle: Bundle, found: Sample) -> list[tuple[str, str]]:
     from narrowcast.zoo.score import pose_recall, top1
 
     rows = []
@@ -75,7 +85,7 @@ def _measure(bundle: Bundle, found: Sample) -> None:
         else:
             people, joints = pose_recall(predictor.predict, found)
             rows.append((label, f"people found {people:.3f}, of their joints within OKS 0.5: {joints:.3f}"))
-    print_table("", ("", "on validation images"), rows, 2)
+    return rows
 
 
 def _draw(bundle: Bundle, found: Sample, picture: Path, force: bool) -> None:

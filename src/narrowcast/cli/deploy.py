@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.tables import print_json, say
+from narrowcast.errors import printable
+from narrowcast.progress import is_quiet
 
 if TYPE_CHECKING:
     from narrowcast.deploy import Delivery
@@ -32,13 +35,14 @@ def run(
     strict: bool = False,
 ) -> None:
     """Write a kit, say what was written and what to type next."""
-    from narrowcast.bundle import open_bundle
-    from narrowcast.calibrate import images as find_images
-    from narrowcast.deploy import chosen_kit, deploy
-    from narrowcast.progress import set_quiet
-    from narrowcast.zoo import sample_for
+    from narrowcast.progress import phase, set_quiet
 
     set_quiet(quiet or json)
+    with phase("start"):
+        from narrowcast.bundle import open_bundle
+        from narrowcast.calibrate import images as find_images
+        from narrowcast.deploy import chosen_kit, deploy
+        from narrowcast.zoo import sample_for
     bundle = open_bundle(path)
     name = chosen_kit(bundle, kit)
     embedded = images is None and test_vectors > 0
@@ -79,6 +83,8 @@ def _print(made: Delivery, kit: str) -> None:
         say(f"{key}: {text}")
     for note in made.notes:
         say(f"- {note}")
+    if is_quiet():
+        return
     say("next:")
     for step in made.steps:
-        say(f"  {step}")
+        sys.stdout.write(f"  {printable(step)}\n")  # whole, so that it can be pasted

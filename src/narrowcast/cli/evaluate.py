@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.interrupt import on_interrupt
 from narrowcast.cli.options import change_preprocessing, labelled_images
-from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.cli.quantize import wider
+from narrowcast.cli.tables import print_json, print_table, say, suggest
 from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,11 +43,13 @@ def run(
     quiet: bool,
 ) -> None:
     """Score, print."""
-    from narrowcast.evaluate import CocoData
-    from narrowcast.evaluate.protocol import choose
-    from narrowcast.progress import set_quiet
+    from narrowcast.progress import phase, set_quiet
 
     set_quiet(quiet or json)
+    with phase("start"):
+        from narrowcast.bundle import open_bundle
+        from narrowcast.evaluate import CocoData
+        from narrowcast.evaluate.protocol import choose
     chosen = choose(protocol, conf, iou, max_detections)
     data = labelled_images(images, annotations, labels, limit=limit, seed=seed, skip_missing=skip_missing)
     if data is None:
@@ -68,6 +71,10 @@ def run(
         print_json({**report.to_dict(), **({"warnings": [assumption]} if assumption else {})})
     else:
         print_report(report, str(path))
+        if path.is_dir():
+            given = ("--labels", labels) if labels is not None else ("--annotations", annotations)
+            more = wider(open_bundle(path), images, given)
+            suggest(("narrowcast", "analyze", path, "--images", images), *more)
 
 
 def _graphs(path: Path, engines: list[str]) -> dict[str, Callable[[], Predictor]]:
@@ -136,7 +143,7 @@ def print_report(report: Report, title: str) -> None:
                 values[0] += f" [{100 * low:.1f}, {100 * high:.1f}]"
                 speed = f"{row.images_per_second:.1f}" if row.images_per_second else "resumed"
                 rows.append((family, row.name, *values, _retention(metrics), speed))
-    columns = (names[0] + " [95 %]", *(name.removeprefix("AP ") for name in names[1:]), "kept [95 %]", "images/s")
+    columns = (names[0] + " [95 %]", *(name.removeprefix("AP ") for name in names[1:]), "kept [95 %]", "img/s")
     print_table(f"{title} on {report.images} labelled images, in percent", ("metric", "graph", *columns), rows, 2)
     for note in report.notes:
         say(f"- {note}")

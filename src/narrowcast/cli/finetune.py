@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.interrupt import on_interrupt
 from narrowcast.cli.options import beside
-from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.cli.quantize import after
+from narrowcast.cli.tables import print_json, print_table, say, suggest
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
@@ -55,14 +56,15 @@ def run(
         quiet: no progress bars.
         strict: an unreadable image is an error.
     """
-    from narrowcast.bundle import open_bundle
-    from narrowcast.bundle.folder import check_out
-    from narrowcast.calibrate import images as find_images
-    from narrowcast.deploy.finetune import finetune
-    from narrowcast.improve.finetune import Settings, require_torch
-    from narrowcast.progress import set_quiet
+    from narrowcast.progress import phase, set_quiet
 
     set_quiet(quiet or json)
+    with phase("start"):
+        from narrowcast.bundle import open_bundle
+        from narrowcast.bundle.folder import check_out
+        from narrowcast.calibrate import images as find_images
+        from narrowcast.deploy.finetune import finetune
+        from narrowcast.improve.finetune import Settings, require_torch
     require_torch()
     bundle = open_bundle(path)
     given: dict[str, Any] = {"steps": steps, "batch": batch, "scope": scope, "rate": rate, "scale_rate": scale_rate}
@@ -80,6 +82,7 @@ def run(
     else:
         print_finetuned(result)
         say(f"{folder} written")
+        suggest(*after(result))
 
 
 def print_finetuned(bundle: Bundle) -> None:

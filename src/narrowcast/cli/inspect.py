@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from narrowcast.cli.model_info import describe_input, print_tensors, scale_text, tensor_info
 from narrowcast.cli.quantize import distance_sentence
-from narrowcast.cli.tables import comparison_table, decibel, print_json, print_table, say
+from narrowcast.cli.tables import comparison_table, decibel, print_json, print_table, say, suggest
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
@@ -38,6 +38,7 @@ def run(path: Path, nodes: bool, json: bool) -> None:
     _bundle(bundle)
     if nodes:
         _nodes(bundle)
+    suggest(("narrowcast", "verify", path), *((("narrowcast", "deploy", path),) if bundle.target.kits else ()))
 
 
 def _model(path: Path, json: bool) -> None:
@@ -62,6 +63,7 @@ def _model(path: Path, json: bool) -> None:
     for note in model.notes:
         say(f"- {note}")
     print_table("", ("output", "shape"), outputs, 2)
+    suggest(("narrowcast", "check", path))
 
 
 def _bundle(bundle: Bundle) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.cli.tables import print_json, print_table, say, suggest
 
 __all__ = ["run"]
 
@@ -22,9 +22,11 @@ def run(
     json: bool,
 ) -> None:
     """Write the bundle with other ends and print what enters and leaves it."""
-    from narrowcast.bundle import open_bundle
-    from narrowcast.bundle.modify import modify
+    from narrowcast.progress import phase
 
+    with phase("start"):
+        from narrowcast.bundle import open_bundle
+        from narrowcast.bundle.modify import modify
     bundle = open_bundle(path)
     changed = modify(
         bundle,
@@ -52,7 +54,8 @@ def run(
         for o in manifest.outputs
     ]  # fmt: skip
     print_table("", ("output", "shape", "leaves as", "scales along axis"), rows, 4)
-    say(f"{out} written; 'narrowcast inspect {out}' shows the scales")
+    say(f"{out} written")
+    suggest(("narrowcast", "inspect", out))
 
 
 def _split(names: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.cli.tables import print_json, print_table, say, suggest
 from narrowcast.cli.video import VIDEO_SUFFIXES, run_video
 from narrowcast.errors import UserError
 
@@ -52,11 +52,12 @@ def run(
     strict: bool = False,
 ) -> None:
     """Predict, print, draw."""
-    from narrowcast.calibrate.images import image_files
-    from narrowcast.progress import set_quiet, track
-    from narrowcast.vision.preprocess import read_image
+    from narrowcast.progress import phase, set_quiet, track
 
     set_quiet(quiet or json)
+    with phase("start"):
+        from narrowcast.calibrate.images import image_files
+        from narrowcast.vision.preprocess import read_image
     if not 0 < conf < 1 or not 0 < iou <= 1:
         raise UserError(f"--conf {conf} and --iou {iou} must be between 0 and 1", "0.25 and 0.7 are usual")
     if not image.exists():
@@ -91,6 +92,9 @@ def run(
         say(f"- {len(unreadable)} of {len(files)} files left out: {'; '.join(unreadable)}")
     for picture in pictures.values():
         say(f"{picture} written")
+    if not pictures:
+        drawn = "drawn" if image.is_dir() else "drawn.jpg"
+        suggest(("narrowcast", "predict", bundle, image, "--out", drawn), why="to see it")
 
 
 def _pictures(image: Path, files: list[Path], out: Path | None, force: bool) -> dict[Path, Path]:

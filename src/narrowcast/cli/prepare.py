@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from narrowcast.cli.options import parse_size
-from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.cli.tables import print_json, print_table, say, suggest
 from narrowcast.errors import UserError
 
 __all__ = ["run"]
@@ -23,9 +23,11 @@ def run(
     json: bool,
 ) -> None:
     """Write the prepared float graph and say what was done to it."""
-    from narrowcast.graph import load
-    from narrowcast.writing import check_file, write_file
+    from narrowcast.progress import phase
 
+    with phase("start"):
+        from narrowcast.graph import load
+        from narrowcast.writing import check_file, write_file
     if out.suffix != ".onnx":
         raise UserError(f"{out} is no model name", "end it in .onnx")
     check_file(out, force)
@@ -51,6 +53,7 @@ def run(
     say(f"- largest difference to {loaded.source} on a random image: {worst}")
     print_table("", ("output", "shape"), outputs, 2)
     say(f"{out} written")
+    suggest(("narrowcast", "quantize", out, "--images", "FOLDER", "--out", out.with_suffix("")))
 
 
 def attention_choice(text: str) -> Literal["keep", "rewrite"]:

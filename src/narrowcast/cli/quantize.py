@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.node_table import node_table, output_table, search_table
 from narrowcast.cli.options import change_preprocessing, parse_size
-from narrowcast.cli.tables import comparison_table, print_json, say, say_notes
+from narrowcast.cli.tables import comparison_table, print_json, say, say_notes, suggest
 from narrowcast.cli.wishes import apply_removals, check_chip, wide_pins
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from narrowcast.plan import Pins
     from narrowcast.vision import Preprocess
 
-__all__ = ["distance_sentence", "report", "run"]
+__all__ = ["after", "distance_sentence", "report", "run", "wider"]
 
 
 def run(
@@ -36,14 +36,15 @@ def run(
     strict: bool = False,
 ) -> None:
     """Quantize and print the comparison."""
-    from narrowcast.bundle.folder import check_out
-    from narrowcast.config import check_input, read_settings_with_notes
-    from narrowcast.deploy import quantize
-    from narrowcast.graph import load
-    from narrowcast.progress import set_quiet
-    from narrowcast.targets import load_target
+    from narrowcast.progress import phase, set_quiet
 
     set_quiet(quiet or json)
+    with phase("start"):
+        from narrowcast.bundle.folder import check_out
+        from narrowcast.config import check_input, read_settings_with_notes
+        from narrowcast.deploy import quantize
+        from narrowcast.graph import load
+        from narrowcast.targets import load_target
     start = time.perf_counter()
     settings, notes = read_settings_with_notes(config, options)
     chip = load_target(settings.target)  # a wrong name is said before anything slow
@@ -91,6 +92,26 @@ def run(
         say(f"- {note}")
     report(bundle, verbose)
     say(f"{settings.out} written in {time.perf_counter() - start:.1f} s")
+    suggest(*after(bundle))
+
+
+def after(bundle: Bundle) -> list[tuple[object, ...]]:
+    """What a person may do with a new bundle: measure it, look at it, hand it over."""
+    path, task = bundle.path, bundle.manifest.task
+    labels = ("--labels", "LABELS.txt") if task == "classify" else ("--annotations", "ANNOTATIONS.json")
+    known: list[tuple[object, ...]] = []
+    if task != "generic":
+        known.append(("narrowcast", "evaluate", path, "--images", "FOLDER", *labels))
+        known.append(("narrowcast", "predict", path, "IMAGE.jpg", "--out", "found.jpg"))
+    known.append(("narrowcast", "analyze", path, "--images", "FOLDER"))
+    return [*known, ("narrowcast", "deploy", path)] if bundle.target.kits else known
+
+
+def wider(bundle: Bundle, images: Path, labels: Sequence[object] = ()) -> list[tuple[object, ...]]:
+    """The command that buys accuracy back with 16 bits, where the chip and the task allow it."""
+    if "int16" not in bundle.target.activation.types or bundle.manifest.task == "generic":
+        return []
+    return [("narrowcast", "tune", bundle.path, "--images", images, *labels, "--int16-budget", "10%")]
 
 
 def _given(settings: QuantizeSettings, changes: Mapping[str, object]) -> set[str]:
@@ -155,6 +176,18 @@ def _summary(bundle: Bundle) -> dict[str, object]:
     }
 
 
+def _decided(record: Mapping[str, Any]) -> str:
+    """What chose the calibration method, with the numbers."""
+    sqnr = record["mean_output_sqnr_db"]
+    decibels = ", ".join(f"{name} {value:.1f}" for name, value in sqnr.items())
+    if record["requested"] != "auto":
+        return f", as asked (mean output SQNR {decibels} dB)"
+    if "task_loss" not in record:
+        return f", which keeps the outputs best (mean output SQNR in dB: {decibels})"
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in record["task_loss"].items())
+    return f", which has the least task loss: {losses} (mean output SQNR in dB, which decides nothing: {decibels})"
+
+
 def _held(step: dict[str, Any]) -> str:
     """What a step did on images that decided nothing."""
     if "held_after" not in step:
@@ -170,8 +203,7 @@ def report(bundle: Bundle, verbose: bool) -> None:
     say(f"- largest difference of the prepared float graph to {manifest.model['source']}: {worst}")
     record = manifest.calibration
     search_table(record.get("hb_search"), record["mean_output_sqnr_db"])
-    scores = ", ".join(f"{name} {value:.1f}" for name, value in record["mean_output_sqnr_db"].items())
-    say(f"- ranges by {record['method']} (mean output SQNR in dB: {scores})")
+    say(f"- ranges by {record['method']}{_decided(record)}")
     if "step_images" in record:
         count = record["step_images"]
         taught, judged, rest = (count[name] for name in ("teach", "judge", "report"))

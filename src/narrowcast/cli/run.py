@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.cli.tables import print_json, print_table, say, suggest
 from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,9 +21,11 @@ __all__ = ["run"]
 
 def run(path: Path, engine: str, source: Path, dump: Path | None, force: bool, json: bool) -> None:
     """Run one input, print the outputs, write the tensors."""
-    from narrowcast.bundle import open_bundle
-    from narrowcast.writing import check_folder, new_folder
+    from narrowcast.progress import phase
 
+    with phase("start"):
+        from narrowcast.bundle import open_bundle
+        from narrowcast.writing import check_folder, new_folder
     bundle = open_bundle(path)
     place = None if dump is None else check_folder(dump, "index.json", force, "--dump-dir")
     tensor = _input(bundle, source)
@@ -48,6 +50,8 @@ def run(path: Path, engine: str, source: Path, dump: Path | None, force: bool, j
     print_table(f"{path}, engine {engine}", ("output", "shape", "type", "least", "largest"), cells, 3)
     if dump is not None:
         say(f"{len(tensors)} tensors written to {dump} (index.json says what each holds)")
+    elif engine == "integer":
+        suggest(("narrowcast", "run", path, "--input", source, "--dump-dir", "tensors"), why="every integer tensor")
 
 
 def _input(bundle: Bundle, source: Path) -> NDArray[np.float32]:

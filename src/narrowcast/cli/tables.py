@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import json as json_module
 import math
+import os
+import shlex
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 from narrowcast.errors import printable
+from narrowcast.progress import is_quiet
 
-__all__ = ["comparison_table", "console", "decibel", "print_json", "print_table", "say", "say_notes", "targets"]
+__all__ = [
+    "comparison_table", "console", "decibel", "print_json", "print_table", "say", "say_notes", "suggest", "targets",
+]  # fmt: skip
 
 #: How notes begin that nobody should miss.
 WARNING = "WARNING: "
+#: Lines of a cell in a table, and characters of a cell that shares its line in a paragraph; at most.
+_TALL, _SHORT = 4, 32
 
 
 def console() -> Console:
-    """Standard output; wide enough for full names when it is not a terminal. Nothing in a text is a command to it."""
+    """Standard output; wide enough for full names when it is no terminal and nobody says how wide it is.
+
+    Nothing in a text is a command to it.
+    """
     terminal = sys.stdout.isatty()
-    return Console(highlight=False, markup=False, emoji=False, width=None if terminal else 160, soft_wrap=not terminal)
+    known = terminal or "COLUMNS" in os.environ
+    return Console(
+        highlight=False, markup=False, emoji=False, width=None if known else 160, soft_wrap=not terminal
+    )
 
 
 def say(text: str) -> None:
@@ -44,14 +59,99 @@ def print_json(data: Any) -> None:
     sys.stdout.write("\n".join(map(printable, text.split("\n"))) + "\n")
 
 
+def suggest(*commands: Sequence[object], why: str = "next") -> None:
+    """What a person may type next, one command a line that can be pasted; nothing with ``--quiet`` and ``--json``.
+
+    Args:
+        commands: words of each; what has to be filled in is written in capitals.
+        why: heading.
+    """
+    if is_quiet() or not commands:
+        return
+    say(f"{why}:")
+    for words in commands:
+        line = shlex.join(str(word) for word in words)
+        sys.stdout.write(f"  {printable(line)}\n")  # a console would break it
+
+
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
-    """A table whose first ``left`` columns are text and the rest numbers."""
-    table = Table(title=printable(title) or None, title_justify="left", header_style="bold", pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(printable(column), justify="left" if index < left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(printable, row))
-    console().print(table)
+    """A table whose first ``left`` columns are text and the rest numbers.
+
+    Where it is wider than the console, cells wrap at spaces; then the first cell gets a line of its own; then every row
+    becomes a paragraph. Nothing is cut off and no name is broken.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    lines, width = [list(map(printable, columns)), *cells], console().width
+    if title:
+        say(title)
+    if sum(_natural(lines)) + 3 * len(columns) + 1 <= width:
+        table = Table(header_style="bold", pad_edge=False)
+        for index, column in enumerate(columns):
+            table.add_column(printable(column), justify="left" if index < left else "right")
+        for row in cells:
+            table.add_row(*row)
+        console().print(table)
+        return
+    for first in (0, 1):
+        rest = [line[first:] for line in lines]
+        widths = _wrapped(rest, width - 2 * (len(rest[0]) - 1))
+        if widths is not None:
+            text = _aligned(lines, widths, left, first)
+            break
+    else:
+        text = [line for row in cells for line in _paragraph(lines[0], row, width)]
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text))
+
+
+def _natural(lines: Sequence[Sequence[str]]) -> list[int]:
+    """Width of every column when nothing wraps."""
+    return [max(cell_len(line[index]) for line in lines) for index in range(len(lines[0]))]
+
+
+def _wrapped(lines: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Widths that fit into ``room`` without breaking a word or making a cell tall, ``None`` where there are none."""
+    natural = _natural(lines)
+    widths = [max(cell_len(word) for line in lines for word in (line[i].split() or [""])) for i in range(len(natural))]
+    if sum(widths) > room:
+        return None
+    while sum(widths) < min(room, sum(natural)):
+        widths[max(range(len(widths)), key=lambda index: natural[index] / max(widths[index], 1))] += 1
+    return widths if all(whole <= _TALL * given for whole, given in zip(natural, widths, strict=True)) else None
+
+
+def _aligned(lines: Sequence[Sequence[str]], widths: Sequence[int], left: int, first: int) -> list[str]:
+    """Lines of a table without a frame; ``first`` cells of each row stand above it, once for equal ones."""
+    result: list[str] = []
+    above: Sequence[str] = ()
+    for number, line in enumerate(lines):
+        if line[:first] != above:
+            above = line[:first]
+            result += above
+        cells = [textwrap.wrap(cell, width) for cell, width in zip(line[first:], widths, strict=True)]
+        for row in range(max(1, *map(len, cells))):
+            parts = [cell[row] if row < len(cell) else "" for cell in cells]
+            padded = [
+                part.ljust(width) if index + first < left else part.rjust(width)
+                for index, (part, width) in enumerate(zip(parts, widths, strict=True))
+            ]
+            result.append("  ".join(padded))
+        if not number:
+            result.append("\u2500" * len(result[-1]))
+    return result
+
+
+def _paragraph(columns: Sequence[str], row: Sequence[str], width: int) -> list[str]:
+    """The first cell, then short cells together and long ones each on lines of their own."""
+    named = [f"{column} {cell}".strip() for column, cell in zip(columns, row, strict=True) if cell]
+    entries = named[1:] if row[0] else named
+    short = ", ".join(entry for entry in entries if len(entry) <= _SHORT)
+    result = [row[0]] if row[0] else []
+    for line in filter(None, (short, *(entry for entry in entries if len(entry) > _SHORT))):
+        result += textwrap.wrap(
+            line, max(width, 40), initial_indent="  ", subsequent_indent="    ",
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+    return result
 
 
 def decibel(value: float | None) -> str:
@@ -90,3 +190,4 @@ def targets(json: bool) -> None:
         for target in found
     ]
     print_table("", ("target", "chip", "activation scales", "weight scales", "outputs leave as", "rounding"), rows, 6)
+    suggest(("narrowcast", "check", "MODEL.onnx", "--target", found[0].name))

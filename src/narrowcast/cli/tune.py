@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.interrupt import on_interrupt
 from narrowcast.cli.options import beside, labelled_images
-from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.cli.quantize import after
+from narrowcast.cli.tables import print_json, print_table, say, suggest
 from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,13 +43,14 @@ def run(
 
     Options are those of the command; ``loss_images`` is how many images compare sets in task units.
     """
-    from narrowcast.bundle import open_bundle
-    from narrowcast.bundle.folder import check_out
-    from narrowcast.calibrate import images as find_images
-    from narrowcast.deploy.tune import tune
-    from narrowcast.progress import set_quiet
+    from narrowcast.progress import phase, set_quiet
 
     set_quiet(quiet or json)
+    with phase("start"):
+        from narrowcast.bundle import open_bundle
+        from narrowcast.bundle.folder import check_out
+        from narrowcast.calibrate import images as find_images
+        from narrowcast.deploy.tune import tune
     bundle = open_bundle(path)
     labelled = annotations is not None or labels is not None
     wish = _wish(bundle, max_drop, int16_budget, budget_unit, metric, labelled)
@@ -70,6 +72,7 @@ def run(
     else:
         print_tuned(tuned)
         say(f"{folder} written")
+        suggest(*after(tuned))
 
 
 def _wish(bundle: Bundle, max_drop: str, budget: str, unit: str, metric: str | None, labelled: bool) -> Wish:

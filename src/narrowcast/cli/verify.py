@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from narrowcast.cli.tables import print_json, print_table, say
+from narrowcast.cli.quantize import after
+from narrowcast.cli.tables import print_json, print_table, say, suggest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,12 +48,13 @@ def run(
     path: Path, images: Path | None, limit: int, everything: bool, json: bool, quiet: bool, strict: bool = False
 ) -> None:
     """Check the plan, then compare every integer tensor; exit code 1 when the plan is wrong or a value differs."""
-    from narrowcast.bundle import open_bundle
-    from narrowcast.bundle.store import PLAN_FILE
-    from narrowcast.lower.verify import verify
-    from narrowcast.progress import set_quiet, track
+    from narrowcast.progress import phase, set_quiet, track
 
     set_quiet(quiet or json)
+    with phase("start"):
+        from narrowcast.bundle import open_bundle
+        from narrowcast.bundle.store import PLAN_FILE
+        from narrowcast.lower.verify import verify
     bundle = open_bundle(path)
     if bundle.violations:
         _refuse(bundle.violations, json)
@@ -81,5 +83,7 @@ def run(
             f"{differing} of {total} values in {len(rows)} tensors differ from the slow reference, on {len(inputs)}"
             f"{where} image{'s' if len(inputs) != 1 else ''}"
         )
+        if not wrong:
+            suggest(*after(bundle)[-1:])
     if wrong:
         raise typer.Exit(1)

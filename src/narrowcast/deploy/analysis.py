@@ -55,7 +55,17 @@ def subject_of(bundle: Bundle, images: ImageSet) -> Subject:
         input_size=(manifest.preprocess.height, manifest.preprocess.width),
         source=None if bundle.prepared is bundle.model else bundle.model.ir,
         factors=bundle.factors,
+        bundle=str(bundle.path),
+        command=_command(bundle),
     )
+
+
+def _command(bundle: Bundle) -> tuple[str, ...]:
+    """What quantized the bundle; with words to fill in where it was not the command line."""
+    manifest = bundle.manifest
+    if manifest.command[:2] == ("narrowcast", "quantize"):
+        return manifest.command
+    return ("narrowcast", "quantize", manifest.model["source"], "--images", "FOLDER", "--target", manifest.target)
 
 
 def telling_images(bundle: Bundle, images: Images, limit: int) -> tuple[ImageSet, tuple[str, ...]]:

@@ -23,7 +23,7 @@ from narrowcast.improve import Judge, State, split
 from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
 from narrowcast.improve.finetune.regions import features
 from narrowcast.improve.judge import judged_pairs
-from narrowcast.progress import track
+from narrowcast.progress import phase, track
 from narrowcast.targets import Target
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = ["JUDGES", "finetune"]
 JUDGES, JUDGE_EVERY = 16, 4
 
 
+@phase("finetune")
 def finetune(
     bundle: Bundle,
     images: Images,

@@ -17,6 +17,7 @@ from narrowcast.deploy.espdl.parsers import parser_notes
 from narrowcast.deploy.rdk import deploy_rdk
 from narrowcast.deploy.tros import deploy_tros
 from narrowcast.errors import UserError
+from narrowcast.progress import phase
 
 __all__ = ["KITS", "Kit", "chosen_kit", "deploy", "recorded_images"]
 
@@ -149,6 +150,7 @@ def recorded_images(manifest: Manifest) -> ImageSet:
     raise UserError("the images of the bundle's calibration are not at hand", "add --images FOLDER")
 
 
+@phase("deploy")
 def deploy(
     bundle: Bundle,
     kit: str | None = None,

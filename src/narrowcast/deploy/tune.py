@@ -33,7 +33,7 @@ from narrowcast.improve.tune_meter import TaskMeter
 from narrowcast.improve.tune_plan import Widener
 from narrowcast.journal import Journal
 from narrowcast.plan import Plan
-from narrowcast.progress import track
+from narrowcast.progress import phase, track
 from narrowcast.targets import Target
 
 __all__ = ["Labelled", "Wish", "known_metrics", "tune", "usual_metric"]
@@ -82,6 +82,7 @@ def usual_metric(task: str) -> tuple[str, str]:
     return next(iter(known.values()))
 
 
+@phase("tune")
 def tune(
     bundle: Bundle,
     images: Images,

@@ -20,6 +20,7 @@ from narrowcast.evaluate.predictions import Entry, converter, prediction_files, 
 from narrowcast.evaluate.protocol import PROTOCOLS, Protocol
 from narrowcast.evaluate.report import Report, Row
 from narrowcast.evaluate.rows import metrics_of_rows
+from narrowcast.progress import phase
 from narrowcast.reading import read_json, typed
 
 __all__ = ["CocoData", "coco"]
@@ -44,6 +45,7 @@ class CocoData:
     def __len__(self) -> int:
         return len(self.files)
 
+    @phase("evaluate")
     def evaluate(
         self,
         graphs: Mapping[str, Callable[[], Predictor]],

@@ -10,6 +10,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from narrowcast.evaluate.average_precision import CategoryMatches, match
+from narrowcast.progress import phase
 
 __all__ = ["FAMILIES", "CocoScores", "score"]
 
@@ -34,6 +35,7 @@ class CocoScores:
     matches: dict[str, list[CategoryMatches]]
 
 
+@phase("score")
 def score(
     document: dict[str, Any],
     results: Sequence[dict[str, Any]],

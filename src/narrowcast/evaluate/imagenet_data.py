@@ -18,6 +18,7 @@ from narrowcast.evaluate.passes import run_pass
 from narrowcast.evaluate.predictions import Entry, prediction_files, write_predictions
 from narrowcast.evaluate.report import Report, Row
 from narrowcast.evaluate.rows import compare_rows
+from narrowcast.progress import phase
 from narrowcast.reading import read_text
 from narrowcast.vision.types import Classification, Detections
 
@@ -44,6 +45,7 @@ class ImageNetData:
     def __len__(self) -> int:
         return len(self.files)
 
+    @phase("evaluate")
     def evaluate(
         self,
         graphs: Mapping[str, Callable[[], Predictor]],

@@ -14,6 +14,7 @@ from narrowcast.errors import UserError
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner
 from narrowcast.lower.reference import run_reference
 from narrowcast.plan.types import Plan
+from narrowcast.progress import phase
 from narrowcast.targets.schema import Target
 
 __all__ = ["VerifyRow", "verify"]
@@ -40,6 +41,7 @@ class VerifyRow:
     largest: int = 0
 
 
+@phase("verify")
 def verify(
     model: ir.Model,
     plan: Plan,

@@ -127,7 +127,7 @@ def check_rows(
                 node.op_type,
                 str(kind),
                 verdict.reason,
-                verdict.remedy,
+                "" if verdict.supported and verdict.unit == target.units[0] else verdict.remedy,
                 verdict.supported,
             )
         )
