@@ -6,13 +6,12 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer.main
 
+from command_line import known_options, parse
 from narrowcast.bundle import Bundle
-from narrowcast.cli.app import app
+from narrowcast.targets import load_target
 from narrowcast.zoo import sample
 
 ROOT = Path(__file__).parents[1]
@@ -32,30 +31,24 @@ def commands(page: Path) -> list[list[str]]:
     return [line[1 : line.index(">")] if ">" in line else line[1:] for line in words]
 
 
-def parse(words: list[str]) -> None:
-    """Let the command line read words as it would; nothing runs."""
-    group: Any = typer.main.get_command(app)
-    context = group.make_context("narrowcast", list(words), resilient_parsing=True)
-    name, command, rest = group.resolve_command(context, list(words))
-    while hasattr(command, "resolve_command"):
-        name, command, rest = command.resolve_command(context, rest)
-    command.make_context(name, rest, parent=context)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_exist_as_written(page: Path) -> None:
     for words in commands(page):
         parse(words)
-    group: Any = typer.main.get_command(app)
     for name, rest in re.findall(r"`narrowcast ([a-z]+)([^`]*)`", page.read_text(encoding="utf-8")):
-        known = {option for parameter in group.commands[name].params for option in parameter.opts}
-        assert set(re.findall(r"--[a-z0-9-]+", rest)) <= known, f"{page.name}: narrowcast {name}{rest}"
+        assert set(re.findall(r"--[a-z0-9-]+", rest)) <= known_options(name), f"{page.name}: narrowcast {name}{rest}"
 
 
 def test_there_is_something_to_check() -> None:
     assert sum(len(commands(page)) for page in PAGES) > 40 and sum(len(blocks(page, "python")) for page in PAGES) >= 4
     with pytest.raises(Exception, match="No such option"):
         parse(["evaluate", "b/", "--images", "i", "--sizes", "3"])
+
+
+def test_target_files_as_written(tmp_path: Path) -> None:
+    for text in blocks(ROOT / "docs" / "targets.md", "yaml"):
+        (tmp_path / "mychip.yaml").write_text(text)
+        assert load_target(str(tmp_path / "mychip.yaml")).name == "mychip"
 
 
 @pytest.fixture(scope="module")

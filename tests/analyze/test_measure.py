@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -13,9 +14,10 @@ from onnx import helper
 
 from builders import model as build
 from builders import silu_net, weights
+from command_line import parse
 from narrowcast.analyze import Subject, analyze
 from narrowcast.analyze.ablation import ablate
-from narrowcast.analyze.findings import pattern
+from narrowcast.analyze.findings import _reason, pattern
 from narrowcast.analyze.images import telling, unseen
 from narrowcast.analyze.incremental import Variant, digests, run_variants
 from narrowcast.analyze.measure import measure, reference
@@ -253,8 +255,15 @@ def test_findings_say_what_to_do(pose: Subject) -> None:
     assert [f.cost for f in result.findings[:-1]] == sorted((f.cost for f in result.findings[:-1]), reverse=True)
     assert all(finding.what and finding.why for finding in result.findings)
     text = " ".join(finding.text for finding in result.findings)
-    assert "One step of" in text
-    assert "--" in text
+    assert "One step of" in text and "minmax" not in text
+    commands = [finding.command for finding in result.findings if finding.command]
+    assert commands and any(str(pose.bundle) in command for command in commands)
+    for command in commands:
+        parse(shlex.split(command)[1:])
+    # what single nodes cost was not measured here, and clipping alone is no fault
+    assert not any("clipping" in finding.what or "unused" in finding.what for finding in result.findings)
+    joined = next(name for name, node in pose.nodes.items() if node.op_type == "Concat")
+    assert "weights" not in _reason(joined, None, pose)
     assert result.to_dict()["ablation"][0]["part"] == "everything"
 
 

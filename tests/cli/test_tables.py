@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from command_line import parse
 from narrowcast.bundle import Bundle
 from narrowcast.cli.check import run as check
 from narrowcast.cli.inspect import run as inspect
-from narrowcast.cli.quantize import after
+from narrowcast.cli.quantize import after, wider
 from narrowcast.cli.tables import print_table, suggest, targets
 from narrowcast.progress import set_quiet
 from narrowcast.zoo import sample
@@ -66,7 +67,7 @@ def test_the_tables_of_commands(pose_bundle: Bundle, capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     for line in text.splitlines():
         assert len(line) <= 80 or line.startswith(("- ", "  narrowcast", str(pose_bundle.path))), line
-    assert "\u2026" not in text
+    assert "\u2026" not in text and "split the convolution" not in text  # a remedy only where something is wrong
     for node in pose_bundle.plan.nodes:
         assert node in text
 
@@ -77,6 +78,8 @@ def test_the_next_step_can_be_pasted(pose_bundle: Bundle, capsys: pytest.Capture
     text = capsys.readouterr().out
     assert shlex.split(text.splitlines()[1]) == list(map(str, command))
     assert [words[1] for words in after(pose_bundle)] == ["evaluate", "predict", "analyze", "deploy"]
+    for words in (*after(pose_bundle), *wider(pose_bundle, Path("photos"))):
+        parse([str(word) for word in words[1:]])
     set_quiet(True)
     suggest(command)
     assert capsys.readouterr().out == ""

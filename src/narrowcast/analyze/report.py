@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from narrowcast import __version__
 from narrowcast.analyze import charts
@@ -30,8 +29,6 @@ __all__ = ["render", "write_report"]
 #: Tensors whose histogram is shown.
 _HISTOGRAMS = 9
 _MOST_DB = 70.0
-#: An option with its value, in escaped text.
-_OPTION = re.compile(r"--[a-z0-9-]+( &#39;.*?&#39;| (?:minmax|mse|auto|max|DIR|\d+%?)(?=[ .,;]|$))?")
 #: Field of the task error, heading, decimals, unit of the tile.
 TASK_COLUMNS = (
     ("keypoint_pixels", "keypoint px", 2, "pixels: how far a keypoint moves"),
@@ -122,15 +119,6 @@ def render(
         number=_number,
         decibel=_decibel,
     )
-
-
-def _options(text: str) -> Markup:
-    """Command-line options in a sentence, set as code."""
-    marked = _OPTION.sub(r"<code>\g<0></code>", str(escape(text)))
-    return Markup(marked)
-
-
-_TEMPLATES.filters["options"] = _options
 
 
 def _headings(columns: Sequence[tuple[str, str, int, str]], ratio: bool = True) -> list[tuple[str, int]]:
