@@ -249,5 +249,5 @@ def test_command(pose_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(UserError, match="exists"):
         run(pose_bundle.path, None, 1, out=out)
     scores.write_text("[]")
-    with pytest.raises(UserError, match="no evaluation"):
+    with pytest.raises(UserError, match="evaluate --json"):
         run(pose_bundle.path, None, 1, out=out, force=True, evaluation=scores)
