@@ -60,6 +60,7 @@ def test_output_factors_reach_the_manifest_and_both_graphs(pose: Bundle) -> None
 
 
 def test_a_file_with_output_factors_says_so(pose: Bundle, tmp_path: Path) -> None:
+    assert any("scale a channel" in note for note in pose.manifest.notes)
     made = deploy(pose, "espdl", tmp_path / "m.espdl")
     assert any("divides by" in note for note in made.notes)
     told, names = json.loads(read_espdl(made.path).metadata["output_factors"]), parser_names(pose.manifest.head)

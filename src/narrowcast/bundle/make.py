@@ -29,6 +29,7 @@ from narrowcast.calibrate import METHODS, Images, ImageSet, TensorStatistics, co
 from narrowcast.calibrate import images as find_images
 from narrowcast.errors import UserError
 from narrowcast.graph.model import Model
+from narrowcast.improve import State
 from narrowcast.plan import Draft, Pins, draft
 from narrowcast.progress import phase, track
 from narrowcast.targets import Target, load_target, write_target
@@ -132,10 +133,26 @@ def quantize(
         _manifest(model, drafted, chosen, made, runtime),
         calibration=record,
         difference_to_source=difference,
-        notes=(*model.notes, *said, *found.notes, *chosen.state.notes, *choice.notes, *made.notes),
+        notes=(
+            *model.notes, *said, *found.notes, *chosen.state.notes, *choice.notes,
+            *_factor_notes(job, effort, chosen.state), *made.notes,
+        ),
         command=tuple(command),
     )
     return _write(place, manifest, model, made, drafted.target)
+
+
+def _factor_notes(job: Job, effort: str, state: State) -> tuple[str, ...]:
+    """What a person has to know of the scales of the outputs."""
+    chip = job.drafted.target
+    if chip.outputs.factors or job.model.head is None:
+        return ()
+    if state.factors:
+        names = ", ".join(state.factors)
+        return (f"{names}: a scale a channel, which {chip.runtime.name}'s own decode does not know",)
+    if job.factors or effort == "fast":
+        return ()
+    return (f"outputs have one scale, as {chip.runtime.name}'s own decode reads them; see --output-factors",)
 
 
 def _difference(model: Model, images: ImageSet) -> dict[str, float]:
