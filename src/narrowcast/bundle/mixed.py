@@ -61,7 +61,7 @@ def part(model: Model, drafted: Draft, inputs: Iterable[NDArray[np.float32]], th
     outputs = {str(value.name): value for value in model.ir.graph.outputs}
     tails = {name: _tail(value) for name, value in outputs.items()}
     wanted = {str(value.name): value for values in tails.values() for value in values}
-    if not any(opened(value) for value in wanted.values()):
+    if not any(_may_mix(value) for value in wanted.values()):
         return model
     ranges = _ranges(model, list(wanted), inputs, threads)
     parts: dict[str, list[str]] = {}
@@ -104,6 +104,16 @@ def without(pins: Pins | None, before: ir.Graph, after: ir.Graph) -> Pins | None
 def _names(graph: ir.Graph) -> set[str]:
     values = {str(value.name) for node in graph for value in (*node.inputs, *node.outputs) if value is not None}
     return values | {str(node.name) for node in graph}
+
+
+def _may_mix(value: ir.Value) -> bool:
+    """Whether a value is made of several, or of one with a constant that differs from column to column."""
+    node = value.producer()
+    if node is None or not opened(value):
+        return False
+    constants = [constant for operand in node.inputs if (constant := constant_of(operand)) is not None]
+    varied = node.op_type in CONSTANT_FACTORS and any(constant.size > 1 for constant in constants)
+    return varied or (node.op_type == "Concat" and len(node.inputs) > 1)
 
 
 def _tail(value: ir.Value) -> list[ir.Value]:
