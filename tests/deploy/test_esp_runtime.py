@@ -14,7 +14,7 @@ from nets import Net, planned, round_trip
 from onnx import helper
 
 from builders import constant, model, save, weights
-from narrowcast.deploy.espdl import build_espdl
+from narrowcast.deploy.espdl import build_espdl, check_runtime
 from narrowcast.errors import UserError
 from narrowcast.graph import load
 from narrowcast.lower.integer import IntegerRunner, lower_integer
@@ -187,6 +187,13 @@ def test_any_number_of_groups(
     group: int, channels: int, outputs: int, transposed: bool, int16: tuple[str, ...], target: str, tmp_path: Path
 ) -> None:
     check_device(planned(grouped(group, channels, outputs, transposed), tmp_path, target, int16))
+
+
+def test_a_power_needs_a_runtime_with_tables_of_any_function(tmp_path: Path) -> None:
+    net = planned(NETS["Pow"], tmp_path, "esp32p4")
+    assert check_runtime(net.model, net.target, net.plan, "3.3") == []
+    old = check_runtime(net.model, net.target, net.plan, "3.2")
+    assert ("node", "error") in {(row.node, row.severity) for row in old}
 
 
 REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {

@@ -73,9 +73,9 @@ FACTS: tuple[Fact, ...] = (
         "update ESP-DL to 3.3",
     ),
     Fact(
-        "16-bit table", (3, 3), "error",
-        "16-bit functions are written as LUT nodes, which this ESP-DL does not have",
-        "update ESP-DL to 3.3, or keep the node in int8",
+        "LUT node", (3, 3), "error",
+        "16-bit functions and powers are written as LUT nodes, which this ESP-DL does not have",
+        "update ESP-DL to 3.3; or keep the node in int8, and write a power as Mul",
     ),
 )  # fmt: skip
 #: The runtime that is known to read a computed right operand of MatMul in the packed order that is written.
@@ -162,8 +162,9 @@ def _uses(node: ir.Node, plan: Plan | None, target: Target) -> Iterator[str]:
     """What a node does that not every version can."""
     kind = _type_of(node, plan)
     exact = () if target.table16 is None else target.table16.exact
-    if kind == "int16" and node.op_type in target.tables and node.op_type not in exact:
-        yield "16-bit table"
+    stepped = kind == "int16" and node.op_type in target.tables and node.op_type not in exact
+    if stepped or node.op_type == "Pow":
+        yield "LUT node"
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     if weight is None or constant_of(weight) is None or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return
