@@ -51,6 +51,10 @@ def _branch(proto: ModelProto) -> None:
     proto.graph.output[0].name = "end"
 
 
+def _bytes_for_text(proto: ModelProto) -> None:
+    proto.graph.node[0].attribute.append(helper.make_attribute("auto_pad", b"\x80NOTSET"))
+
+
 def _unsorted(proto: ModelProto) -> None:
     nodes = list(proto.graph.node)[::-1]
     del proto.graph.node[:]
@@ -92,6 +96,7 @@ def _custom_domain(proto: ModelProto) -> None:
         (_sequence, "many is no tensor but a sequence"),
         (_branch, "decides while it runs what it computes .If if0."),
         (_unsorted, "is not valid ONNX"),
+        (_bytes_for_text, "auto_pad of Conv conv0 is no text"),
         (_unknown_operator, "is not valid ONNX"),
         (_custom_domain, "cannot be run by onnxruntime"),
         (_not_a_number, "gives NaN or infinite values in z"),

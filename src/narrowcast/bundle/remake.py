@@ -26,7 +26,6 @@ from narrowcast.bundle.store import (
     FLOAT_FILE,
     JOIN_FILE,
     NODES_FILE,
-    PLAN_FILE,
     PREPARED_FILE,
     TARGET_FILE,
     Bundle,
@@ -50,7 +49,6 @@ def state_of(bundle: Bundle) -> State:
     """
     if bundle.manifest.modified:
         raise UserError(f"the ends of {bundle.path} were changed by modify", "modify the result instead")
-    bundle.file(PLAN_FILE)  # the plan of the graphs, not one that was edited since
     bundle.check_plan()
     changed = PREPARED_FILE in bundle.manifest.files
     return State(bundle.prepared.ir, bundle.plan, factors=bundle.factors, changed=changed)

@@ -95,9 +95,13 @@ class Bundle:
         """What makes the user's outputs from those of the bundle's graphs, where these were cut before a Concat."""
         if JOIN_FILE not in self.manifest.files:
             return None
-        join = Join(onnx.load(str(self.file(JOIN_FILE))), self.manifest.user_outputs)
-        if list(join.parts) != self.manifest.join["parts"]:
-            raise UserError(f"{self.path / JOIN_FILE} joins other outputs than the manifest says", "quantize again")
+        join = Join(self.graph(JOIN_FILE), self.manifest.user_outputs)
+        with reading(self.path / JOIN_FILE, "quantize again", "joins other outputs than the manifest says"):
+            found = join.run({out.name: np.zeros(out.shape, np.float32) for out in self.manifest.outputs})
+            wanted = self.manifest.join["joined"]
+            shapes = {name: list(values.shape) for name, values in found.items() if name in wanted}
+            if list(join.parts) != self.manifest.join["parts"] or shapes != wanted:
+                raise ValueError("parts or shapes differ")
         return join
 
     @cached_property
@@ -127,8 +131,9 @@ class Bundle:
         """Refuse to work on with a wrong plan.
 
         Raises:
-            UserError: with the first line of :attr:`violations`.
+            UserError: it was edited, or with the first line of :attr:`violations`.
         """
+        self.file(PLAN_FILE)
         if self.violations:
             more = len(self.violations) - 1
             rest = f" (and {more} more lines of verify)" if more else ""

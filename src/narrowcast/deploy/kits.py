@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 
 from narrowcast.bundle import Bundle, Manifest
-from narrowcast.bundle.store import PLAN_FILE
 from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
 from narrowcast.deploy.delivery import Delivery
@@ -183,7 +182,6 @@ def deploy(
             refuses.
     """
     name = chosen_kit(bundle, kit)
-    bundle.file(PLAN_FILE)  # the plan of the graphs, not one that was edited since
     bundle.check_plan()
     maker = KITS[name]
     path = Path(out) if out is not None else Path(f"{bundle.path.resolve().name}-{name}{maker.suffix}")

@@ -80,6 +80,8 @@ def _check_nodes(model: onnx.ModelProto, file: Path) -> None:
                     f"{file} decides while it runs what it computes ({node.op_type} {node.name})",
                     "export it without control flow and without NMS (nms=False)",
                 )
+            with reading(f"{file}: {attribute.name} of {node.op_type} {node.name}", _AGAIN, "is no text"):
+                _ = [text.decode() for text in (attribute.s, *attribute.strings)]
             if attribute.type == AttributeProto.TENSOR:
                 _values(attribute.t, file)
 

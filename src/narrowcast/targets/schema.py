@@ -23,7 +23,7 @@ class Runtime(_Rules):
     """The software that runs the file on the chip."""
 
     name: str
-    versions: tuple[str, ...] = Field(description="known versions, oldest first")
+    versions: tuple[str, ...] = Field(min_length=1, description="known versions, oldest first")
     opsets: tuple[int, ...] = Field(default=(), description="ONNX opsets that the vendor's compiler takes; () any")
     most_outputs: int | None = Field(default=None, description="outputs of a model at most")
 
@@ -98,8 +98,8 @@ class Requantize(_Rules):
 class Table16(_Rules):
     """16-bit unary functions as a table with nearest-neighbour lookup."""
 
-    entries: int
-    step: int
+    entries: int = Field(gt=1, le=1 << 17)
+    step: int = Field(gt=0)
     rounding: Rounding
     exact: tuple[str, ...] = Field(default=(), description="functions that have a 16-bit kernel of their own")
 
@@ -207,7 +207,9 @@ class Target(_Rules):
     title: str
     chip: str = ""
     runtime: Runtime
-    units: tuple[str, ...] = Field(description="fastest first; the last one runs float nodes if there are any")
+    units: tuple[str, ...] = Field(
+        min_length=1, description="fastest first; the last one runs float nodes if there are any"
+    )
     float_nodes: bool = Field(description="a node may be left in float on the last unit")
     calibration: str = Field(description="what the method 'auto' means here; measured, see docs/calibration.md")
     activation: Activation
