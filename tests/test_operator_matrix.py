@@ -154,7 +154,7 @@ def written(model: Model, plan: Plan, target: Target, image: np.ndarray) -> list
         checks = runner.check_vectors()
         assert {check.output for check in checks} == set(model.output_names)
         return [f"{check.output}: {check.differing} differ in the file" for check in checks if check.differing]
-    if "rdk-x5" in target.kits:
+    if target.name == "bayes-e":  # the package holds the float graph, the same for all chips of the kit
         proto = inline_units(model.to_proto())
         expected, actual = (Runner(p, 1, "basic").run(image) for p in (proto, to_opset_11(proto)))
         return [
