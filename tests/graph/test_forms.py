@@ -37,7 +37,7 @@ NETS = {
                                          output_shape=[15, 16])], (weights(RNG, "k", 3, 4, 3, 3),), set()),
     "ConvTranspose same": ([node("ConvTranspose", ["x", "k"], ["y"], name="n", strides=[2, 2], auto_pad="SAME_LOWER")],
                            (weights(RNG, "k", 3, 4, 3, 3),), set()),
-    "Resize by axes": ([node("Resize", ["x", "", "", "k"], ["y"], name="n", mode="linear", axes=[3, 2],
+    "Resize by axes": ([node("Resize", ["x", "", "", "k"], ["y"], name="n", mode="linear", axes=[2, 3],
                              keep_aspect_ratio_policy="not_smaller")], (ints("k", 12, 20),), set()),
     "Split in three": ([node("Split", ["x"], ["a", "b", "c"], name="n", axis=-1, num_outputs=3),
                         node("Concat", ["c", "a", "b"], ["y"], name="cat", axis=3)], (), set()),
