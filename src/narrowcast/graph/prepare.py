@@ -53,20 +53,23 @@ def tidy(proto: onnx.ModelProto, source: str) -> tuple[ir.Model, tuple[str, ...]
 def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     import onnxslim
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    only_float32(copy)
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports on stdout, which belongs to --json
+    def slim(**options: bool) -> onnx.ModelProto:
+        copy = onnx.ModelProto()  # it changes what it is given
+        copy.CopyFrom(proto)
+        only_float32(copy)
         # equal weights stay apart: each reader gets an encoding of its own
+        return onnxslim.slim(copy, skip_optimizations=["weight_tying"], **options)
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports on stdout, which belongs to --json
         try:
-            slim = onnxslim.slim(copy, skip_optimizations=["weight_tying"])
+            found = slim()
         except Exception:  # its shape inference does not know every form (Resize with axes); that of ONNX comes anyway
-            slim = onnxslim.slim(copy, skip_optimizations=["weight_tying"], no_shape_infer=True)
-    if not isinstance(slim, onnx.ModelProto):
+            found = slim(no_shape_infer=True)
+    if not isinstance(found, onnx.ModelProto):
         raise UserError("onnxslim returned no model", "please report the model")
-    only_float32(slim)
-    explicit_splits(slim)
-    return slim
+    only_float32(found)
+    explicit_splits(found)
+    return found
 
 
 def _name_everything(graph: ir.Graph) -> None:
