@@ -21,7 +21,7 @@ from onnx import numpy_helper
 
 from narrowcast.graph.units import constant_of
 
-__all__ = ["constant_value", "explicit_splits", "put_in_place", "unify_forms"]
+__all__ = ["constant_value", "explicit_splits", "forget_shapes", "put_in_place", "unify_forms"]
 
 
 def explicit_splits(model: onnx.ModelProto) -> None:
@@ -47,9 +47,14 @@ def explicit_splits(model: onnx.ModelProto) -> None:
         node.attribute.remove(found)
         node.input[:] = [node.input[0], name]
     if uneven:
-        del model.graph.value_info[:]
-        for output in model.graph.output:
-            output.type.tensor_type.ClearField("shape")
+        forget_shapes(model)
+
+
+def forget_shapes(model: onnx.ModelProto) -> None:
+    """Drop what is known of shapes but that of the input, in place."""
+    del model.graph.value_info[:]
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
 
 
 def unify_forms(model: ir.Model) -> None:
