@@ -21,14 +21,14 @@ from onnx import numpy_helper
 
 from narrowcast.graph.units import constant_of
 
-__all__ = ["constant_value", "explicit_splits", "forget_shapes", "put_in_place", "unify_forms"]
+__all__ = ["constant_value", "explicit_splits", "put_in_place", "unify_forms"]
 
 
 def explicit_splits(model: onnx.ModelProto) -> None:
     """Write the sizes of ``Split(num_outputs)``, in place.
 
-    The last part is smaller where the axis does not divide, which shape inference of simplifiers overlooks: known
-    shapes are dropped then.
+    The last part is smaller where the axis does not divide, which the shape inference of simplifiers overlooks, as it
+    does the axes of Resize: known shapes are dropped then, for ONNX's own inference to find.
     """
     shapes = {v.name: v.type.tensor_type.shape for v in (*model.graph.input, *model.graph.value_info)}
     uneven = False
@@ -46,15 +46,14 @@ def explicit_splits(model: onnx.ModelProto) -> None:
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(sizes, np.int64), name))
         node.attribute.remove(found)
         node.input[:] = [node.input[0], name]
-    if uneven:
-        forget_shapes(model)
+    if uneven or any(_resizes_some_axes(node) for node in model.graph.node):
+        del model.graph.value_info[:]
+        for output in model.graph.output:
+            output.type.tensor_type.ClearField("shape")
 
 
-def forget_shapes(model: onnx.ModelProto) -> None:
-    """Drop what is known of shapes but that of the input, in place."""
-    del model.graph.value_info[:]
-    for output in model.graph.output:
-        output.type.tensor_type.ClearField("shape")
+def _resizes_some_axes(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Resize" and any(entry.name == "axes" for entry in node.attribute)
 
 
 def unify_forms(model: ir.Model) -> None:

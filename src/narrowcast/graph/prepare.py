@@ -13,7 +13,7 @@ from onnx_ir.passes import common
 from narrowcast.errors import UserError
 from narrowcast.graph.dtypes import only_float32
 from narrowcast.graph.exposure import remove_unused
-from narrowcast.graph.forms import explicit_splits, forget_shapes, unify_forms
+from narrowcast.graph.forms import explicit_splits, unify_forms
 from narrowcast.graph.normalization import fold_batch_normalization
 from narrowcast.graph.units import constant_of, fuse_units
 from narrowcast.reading import reading
@@ -65,7 +65,6 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
             found = slim()
         except Exception:  # its shape inference does not know every form (Resize with axes); that of ONNX comes anyway
             found = slim(no_shape_infer=True)
-            forget_shapes(found)
     if not isinstance(found, onnx.ModelProto):
         raise UserError("onnxslim returned no model", "please report the model")
     only_float32(found)
