@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.graph.run import Runner
+from narrowcast.plan.structure import is_real
 
 __all__ = ["LOST", "LostColumns", "channel_axes", "lost_columns"]
 
@@ -158,7 +159,8 @@ def lost_columns(
         threads: of onnxruntime; 0 for all cores.
         steps: scale of the outputs that have one for all their numbers.
     """
-    axes = {(str(value.name), axis): value for value in graph.outputs for axis in channel_axes(value)}
+    outputs = [value for value in graph.outputs if is_real(value)]  # class maps have no columns to lose
+    axes = {(str(value.name), axis): value for value in outputs for axis in channel_axes(value)}
     left, right = Runner(floating, threads, "basic"), Runner(quantized, threads, "basic")
     names = list(dict.fromkeys(name for name, _ in axes))
     spreads = {key: (_Spread(), _Spread(), _Spread()) for key in axes}

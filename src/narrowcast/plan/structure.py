@@ -16,7 +16,7 @@ from narrowcast.graph.units import constant_of
 from narrowcast.plan.types import Placement, edge_key
 from narrowcast.targets.schema import Target
 
-__all__ = ["Group", "Structure", "activation_inputs", "is_passive", "structure"]
+__all__ = ["Group", "Structure", "activation_inputs", "is_passive", "is_real", "structure"]
 
 #: Operators whose result is a sum of products, so that it is born in an int32 accumulator.
 ACCUMULATING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
