@@ -122,6 +122,13 @@ def test_wrong_models(tmp_path: Path, spoil: Callable[[ModelProto], None], words
     assert len(str(caught.value)) < 500
 
 
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "m.onnx"
+    file.write_bytes(builders.silu_net().SerializeToString().replace(b"conv0", b"conv\x80"))
+    with pytest.raises(UserError, match="a name is no UTF-8 text"):
+        load(file)
+
+
 def test_image_size_of_the_metadata(tmp_path: Path) -> None:
     proto = builders.silu_net(shape=(1, 3, "h", "w"))
     for text in ("[16]", "'x'", "[16, 16.5]", "[0, 16]", "None"):

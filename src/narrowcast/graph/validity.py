@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.shape_inference
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, numpy_helper
 
@@ -56,6 +57,7 @@ def check_file(model: onnx.ModelProto, file: Path) -> None:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise UserError(f"{file} holds NaN or infinite weights in {tensor.name}", "train or export it again")
     _check_nodes(model, file)
+    _check_texts(model, file)
     with reading(file, _AGAIN, "is not valid ONNX"):
         onnx.checker.check_model(model)
 
@@ -68,6 +70,18 @@ def _values(tensor: TensorProto, file: Path) -> NDArray[Any]:
     with reading(f"{file}: the constant {tensor.name} of shape {shape}", _AGAIN):
         values: NDArray[Any] = numpy_helper.to_array(tensor)
         return values
+
+
+def _check_texts(message: Message, file: Path) -> None:
+    """Names and other texts are UTF-8: protobuf hands over bytes where they are not."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for entry in [value] if isinstance(value, (str, bytes, Message)) else value:
+            if isinstance(entry, bytes):
+                raise UserError(f"{file}: a {field.name} is no UTF-8 text", _AGAIN)
+            if isinstance(entry, Message):
+                _check_texts(entry, file)
 
 
 def _check_nodes(model: onnx.ModelProto, file: Path) -> None:
