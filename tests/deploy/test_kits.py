@@ -44,7 +44,7 @@ def test_espdl_with_vectors_of_embedded_images(
     pose_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "model.espdl"
-    run(pose_bundle.path, None, out, test_vectors=2)
+    run(pose_bundle.path, None, out, test_vectors=2, quiet=False)
     printed = capsys.readouterr().out
     assert f"{out} written (kit espdl)" in printed
     assert "embedded images" in printed
