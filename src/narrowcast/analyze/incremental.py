@@ -22,6 +22,7 @@ from onnx import numpy_helper
 
 from narrowcast.calibrate.statistics import with_outputs
 from narrowcast.graph.run import Runner, available_cores, open_session
+from narrowcast.graph.weights import held_arrays
 
 __all__ = ["Outputs", "Variant", "digests", "run_variants"]
 
@@ -76,8 +77,10 @@ def digests(proto: onnx.ModelProto) -> dict[str, bytes]:
     found: dict[str, bytes] = {"": b"absent"}
     for value in proto.graph.input:
         found[value.name] = _digest(b"input", value.name.encode())
+    held = dict(held_arrays(proto))
     for tensor in proto.graph.initializer:
-        content = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+        array = held.get(tensor.name)
+        content = tensor.raw_data or (numpy_helper.to_array(tensor) if array is None else array).tobytes()
         found[tensor.name] = _digest(b"constant", repr((tensor.data_type, list(tensor.dims))).encode(), content)
     for node in proto.graph.node:
         attributes = sorted(entry.SerializeToString(deterministic=True) for entry in node.attribute)

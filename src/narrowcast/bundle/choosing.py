@@ -70,24 +70,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantized network and its QDQ graph.
+    """A quantized network. Its QDQ graph is made where it is needed: the graphs of all candidates would fill memory.
 
     Attributes:
         method: calibration method.
         state: graph, plan and factors.
-        proto: QDQ graph whose outputs are those of the user's model.
-        contrib: it uses the contrib domain.
     """
 
     method: str
     state: State
-    proto: onnx.ModelProto
-    contrib: bool
-
-    @classmethod
-    def of(cls, method: str, state: State) -> Candidate:
-        """Lower a state."""
-        return cls(method, state, *state.lower())
 
     @property
     def plan(self) -> Plan:
@@ -141,19 +132,22 @@ def choose(job: Job, effort: str, vendor: HbSearch | None = None) -> Choice:
     """
     check_effort(effort)
     few = list(islice(job.calibration, AUTO_IMAGES))
-    found: dict[str, Candidate] = {}
     scores: dict[str, float] = {}
+    losses: dict[str, float] = {}
     names = AUTO_METHODS if job.method == "auto" else (job.method,)
     states = {name: _plain(job, name) for name in names}
     if vendor is not None and job.method == "auto":
         states.update({name: State(job.model.ir, plan, tuple(n)) for name, (plan, n) in vendor.plans.items()})
+    found = {name: Candidate(name, state) for name, state in states.items()}
+    improved = _Recovery.of(job, EFFORTS[effort]) if effort != "fast" and len(job.calibration) >= LEAST_IMAGES else None
     for name in track(list(states), "ranges"):
-        found[name] = Candidate.of(name, states[name])
-        rows = compare_tensors(job.float_model, found[name].proto, job.pairs, few, job.threads)
-        scores[name] = round(mean_sqnr(rows), 3)
-    if effort != "fast" and len(job.calibration) >= LEAST_IMAGES:
-        size = job.model.preprocess
-        return _recovered(job, found, scores, EFFORTS[effort].at(size.height, size.width))
+        proto = states[name].lower()[0]
+        scores[name] = round(mean_sqnr(compare_tensors(job.float_model, proto, job.pairs, few, job.threads)), 3)
+        if improved is not None:
+            losses[name] = improved.loss(proto)
+        del proto  # before the next one is made
+    if improved is not None:
+        return _recovered(job, improved, found, scores, losses)
     notes = () if effort == "fast" else (f"under {LEAST_IMAGES} calibration images: nothing is corrected",)
     best = max(found.values(), key=lambda candidate: scores[candidate.method])
     if job.method == "auto":
@@ -200,40 +194,63 @@ def _refined(
         return best
     scores["refined"] = round(score, 3)
     state = replace(best.state, chosen=chosen).planned(_planner(job, best))
-    return Candidate.of(f"{best.method}, {len(chosen)} of them refined", state)
+    return Candidate(f"{best.method}, {len(chosen)} of them refined", state)
 
 
-def _recovered(job: Job, found: Mapping[str, Candidate], scores: dict[str, float], effort: Effort) -> Choice:
+@dataclass(frozen=True)
+class _Recovery:
+    """What the steps are chosen by.
+
+    Attributes:
+        effort: how far they go.
+        teaching, judging: indices of the calibration images that teach, and that judge.
+        own, judge: the loss on these.
+    """
+
+    effort: Effort
+    teaching: list[int]
+    judging: list[int]
+    own: Judge
+    judge: Judge
+
+    @classmethod
+    def of(cls, job: Job, effort: Effort) -> _Recovery:
+        sized = effort.at(job.model.preprocess.height, job.model.preprocess.width)
+        halves = split(len(job.calibration), sized.teachers, sized.judges)
+        inputs = (list(job.calibration.subset(half)) for half in halves)
+        return cls(sized, *halves, *(Judge(job.model, job.pairs, given, job.threads) for given in inputs))
+
+    def loss(self, proto: onnx.ModelProto) -> float:
+        """By which methods are compared: every method saw all images, so all of them may."""
+        return loss_of(combine([judged.error_of(proto) for judged in (self.own, self.judge)]))
+
+
+def _recovered(
+    job: Job,
+    improved: _Recovery,
+    found: Mapping[str, Candidate],
+    scores: dict[str, float],
+    losses: dict[str, float],
+) -> Choice:
     """The method with the least loss on some images, then the steps, judged on others."""
-    teaching, judging = split(len(job.calibration), effort.teachers, effort.judges)
-    teachers = list(job.calibration.subset(teaching))
-    own = Judge(job.model, job.pairs, teachers, job.threads)
-    judge = Judge(job.model, job.pairs, list(job.calibration.subset(judging)), job.threads)
-    # every method saw all images, so all of them may compare methods
-    losses = {
-        name: loss_of(combine([judged.error_of(candidate.proto) for judged in (own, judge)]))
-        for name, candidate in found.items()
-    }
     best = min(found.values(), key=lambda candidate: losses[candidate.method])
     others = [candidate.plan for candidate in found.values() if candidate is not best]
     # the ranges of output channels need all the objects there are; what they can fit to is little
     every = job.calibration
-    unused = _reporting(job, {*teaching, *judging})
+    unused = _reporting(job, {*improved.teaching, *improved.judging})
     reporter = Judge(job.model, job.pairs, list(unused), job.threads)
     state, steps = recover(
-        job.model, best.state, job.drafted, _planner(job, best), others, own, judge, effort, every, reporter,
-        factors=job.factors,
-    )
+        job.model, best.state, job.drafted, _planner(job, best), others, improved.own, improved.judge,
+        improved.effort, every, reporter, factors=job.factors,
+    )  # fmt: skip
     searched = len(set(state.chosen) - _factored(job, state))
     record = {
         "mean_output_sqnr_db": scores,
         "task_loss": {name: round(loss, 6) for name, loss in losses.items()},
         "steps": [step.to_dict() for step in steps],
-        "step_images": {"teach": len(teaching), "judge": len(judging), "report": len(unused)},
+        "step_images": {"teach": len(improved.teaching), "judge": len(improved.judging), "report": len(unused)},
     }
-    return Choice(
-        Candidate.of(f"{best.method}, {searched} of them searched" if searched else best.method, state), record
-    )
+    return Choice(Candidate(f"{best.method}, {searched} of them searched" if searched else best.method, state), record)
 
 
 def _reporting(job: Job, used: set[int]) -> ImageSet:

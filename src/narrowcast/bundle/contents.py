@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from narrowcast.calibrate import ImageSet
 from narrowcast.errors import UserError
 from narrowcast.graph.model import Model
 from narrowcast.graph.units import inline_units
+from narrowcast.graph.weights import with_data
 from narrowcast.improve import State
 from narrowcast.lower.distance import qdq_distance
 from narrowcast.lower.factors import Factors, factored, undo_factors, with_factors
@@ -32,13 +34,15 @@ from narrowcast.targets import Target
 from narrowcast.writing import inside
 
 __all__ = [
-    "NO_CHIP_FILE", "NO_INTEGERS", "Contents", "Extra", "float_bytes", "int16_domain", "integers_of", "json_bytes",
-    "make_contents", "output_info", "output_of", "proto_bytes", "shape_of", "write_contents",
+    "NO_CHIP_FILE", "NO_INTEGERS", "Content", "Contents", "Extra", "float_bytes", "int16_domain", "integers_of",
+    "json_bytes", "make_contents", "output_info", "output_of", "proto_bytes", "shape_of", "write_contents",
 ]  # fmt: skip
 
 #: Makes further files of a bundle, such as the chip's own model file, from the graph that was lowered, which is the
 #: user's or one with corrected weights, and from the factors in it.
 Extra = Callable[[Model, Plan, Target, Factors], Mapping[str, bytes]]
+#: Of a file: its bytes, or what makes them when they are written, so that those of one file are in memory at a time.
+Content = bytes | Callable[[], bytes]
 #: How notes on files that could not be made begin.
 NO_INTEGERS, NO_CHIP_FILE = f"no {INTEGER_FILE}", "no model file for the chip"
 #: Images on which every tensor is compared, and the QDQ graph with the exact integers.
@@ -63,10 +67,10 @@ class Contents:
         notes: on the integers and the chip's files.
     """
 
-    prepared: Mapping[str, bytes]
-    quantized: Mapping[str, bytes]
-    integer: Mapping[str, bytes]
-    chip: Mapping[str, bytes]
+    prepared: Mapping[str, Content]
+    quantized: Mapping[str, Content]
+    integer: Mapping[str, Content]
+    chip: Mapping[str, Content]
     nodes: bytes
     comparison: list[dict[str, Any]]
     qdq_distance: list[dict[str, Any]]
@@ -120,9 +124,9 @@ def make_contents(
     chip, refused = _chip_files(replace(model, ir=state.model), state, target, extra)
     notes = [f"{NO_INTEGERS}: {why_not}"] if integers is None else integers.notes
     return Contents(
-        prepared={PREPARED_FILE: float_bytes(state.model)} if state.changed else {},
-        quantized={QDQ_FILE: proto_bytes(qdq), PLAN_FILE: plan_to_json(state.plan).encode()},
-        integer={} if integers is None else {INTEGER_FILE: integer_bytes(integers)},
+        prepared={PREPARED_FILE: partial(float_bytes, state.model)} if state.changed else {},
+        quantized={QDQ_FILE: partial(proto_bytes, qdq), PLAN_FILE: plan_to_json(state.plan).encode()},
+        integer={} if integers is None else {INTEGER_FILE: partial(integer_bytes, integers)},
         chip=chip,
         nodes=json_bytes(_rows(tensors)),
         comparison=_rows(outputs),
@@ -210,7 +214,7 @@ def output_info(output: OutputInfo, plan: Plan, factors: Factors) -> OutputInfo:
 
 def proto_bytes(proto: onnx.ModelProto) -> bytes:
     """An ONNX file: equal graphs give equal bytes."""
-    return bytes(proto.SerializeToString(deterministic=True))
+    return bytes(with_data(proto).SerializeToString(deterministic=True))
 
 
 def float_bytes(model: ir.Model) -> bytes:
@@ -223,7 +227,7 @@ def json_bytes(data: Any) -> bytes:
     return (json.dumps(data, indent=1) + "\n").encode()
 
 
-def write_contents(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+def write_contents(folder: Path, manifest: Manifest, files: Mapping[str, Content]) -> Manifest:
     """Write files and the manifest.
 
     Args:
@@ -234,9 +238,12 @@ def write_contents(folder: Path, manifest: Manifest, files: Mapping[str, bytes])
     Returns:
         The manifest with the hashes of ``files``.
     """
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    manifest = replace(manifest, files={**manifest.files, **hashes})
-    for name, data in files.items():
+    hashes = {}
+    for name, content in files.items():
+        data = content() if callable(content) else content
+        hashes[name] = hashlib.sha256(data).hexdigest()
         inside(folder, name).write_bytes(data)
+        del data
+    manifest = replace(manifest, files={**manifest.files, **hashes})
     (folder / MANIFEST_FILE).write_text(manifest.to_json())
     return manifest

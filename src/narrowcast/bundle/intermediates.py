@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from narrowcast.bundle.contents import proto_bytes
 from narrowcast.bundle.store import FLOAT_FILE, INTEGER_FILE, QDQ_FILE, Bundle
 from narrowcast.errors import UserError
 from narrowcast.graph.model import Model
@@ -139,6 +140,6 @@ def save_intermediates(
     for path in targets.values():
         check_file(path, force, "--save-intermediates")
     for stage, graph in graphs.items():
-        data = with_board_input(graph, spec).SerializeToString(deterministic=True)
+        data = proto_bytes(with_board_input(graph, spec))
         write_file(targets[stage], data, force=True, option="--save-intermediates")
     return list(targets.values())

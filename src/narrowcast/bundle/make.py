@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
 
-from narrowcast.bundle.choosing import AUTO_METHODS, Candidate, Job, check_effort, choose, vendor_search
+from narrowcast.bundle.choosing import AUTO_METHODS, Job, check_effort, choose, vendor_search
 from narrowcast.bundle.contents import (
     WATCHED_IMAGES,
+    Content,
     Contents,
     Extra,
     float_bytes,
@@ -30,7 +32,8 @@ from narrowcast.calibrate import images as find_images
 from narrowcast.errors import UserError
 from narrowcast.graph.model import Model
 from narrowcast.improve import State
-from narrowcast.plan import Draft, Pins, draft
+from narrowcast.lower.factors import Factors
+from narrowcast.plan import Draft, Pins, Plan, draft
 from narrowcast.progress import phase, track
 from narrowcast.targets import Target, load_target, write_target
 from narrowcast.writing import Place, new_folder
@@ -112,9 +115,10 @@ def quantize(
     choice = choose(job, effort, vendor)
     chosen = choice.candidate
     compared = held if len(held) else calibration
+    qdq, contrib = chosen.state.lower()
     watched = replace(held, sources=(*held.sources, *calibration.spread(WATCHED_IMAGES).sources))
     made = make_contents(
-        model, chosen.state, chosen.proto, drafted.target, float_model, compared, threads, extra, runtime,
+        model, chosen.state, qdq, drafted.target, float_model, compared, threads, extra, runtime,
         watched,
     )  # fmt: skip
     record = {
@@ -130,7 +134,7 @@ def quantize(
     }
     said = [model.assumption] if model.assumption else []
     manifest = replace(
-        _manifest(model, drafted, chosen, made, runtime),
+        _manifest(model, drafted, chosen.plan, chosen.state.factors, contrib, made, runtime),
         calibration=record,
         difference_to_source=difference,
         notes=(
@@ -172,10 +176,12 @@ def _statistics(
         raise UserError(f"{model.source} computes {error}", "check the model and the image") from error
 
 
-def _manifest(model: Model, drafted: Draft, chosen: Candidate, made: Contents, runtime: str | None) -> Manifest:
+def _manifest(
+    model: Model, drafted: Draft, plan: Plan, factors: Factors, contrib: bool, made: Contents, runtime: str | None
+) -> Manifest:
     """The manifest, but for what is known of the way to it."""
     chip, image = drafted.target.runtime, model.ir.graph.inputs[0]
-    code = chosen.plan.tensors.get(model.input_name)
+    code = plan.tensors.get(model.input_name)
     return Manifest(
         version=VERSION,
         task=model.task,
@@ -188,7 +194,7 @@ def _manifest(model: Model, drafted: Draft, chosen: Candidate, made: Contents, r
         if code is None
         else {"dtype": code.dtype, "scale": code.scale, "zero_point": code.zero_point},
         preprocess=model.preprocess,
-        outputs=tuple(output_of(value, chosen.plan, chosen.state.factors) for value in model.ir.graph.outputs),
+        outputs=tuple(output_of(value, plan, factors) for value in model.ir.graph.outputs),
         head=model.head,
         softmax_missing=model.softmax_missing,
         classes=model.classes,
@@ -200,7 +206,7 @@ def _manifest(model: Model, drafted: Draft, chosen: Candidate, made: Contents, r
         lost_columns=made.lost_columns,
         assumed=list(model.assumed),
         join=model.join.describe(JOIN_FILE) if model.join is not None else {},
-        int16_domain=int16_domain(chosen.plan, chosen.contrib),
+        int16_domain=int16_domain(plan, contrib),
         notes=(),
         command=(),
         versions=versions(),
@@ -208,8 +214,8 @@ def _manifest(model: Model, drafted: Draft, chosen: Candidate, made: Contents, r
 
 
 def _write(place: Place, manifest: Manifest, model: Model, made: Contents, target: Target) -> Bundle:
-    files = {
-        FLOAT_FILE: float_bytes(model.ir),
+    files: dict[str, Content] = {
+        FLOAT_FILE: partial(float_bytes, model.ir),
         **made.prepared,
         **made.quantized,
         TARGET_FILE: write_target(target).encode(),

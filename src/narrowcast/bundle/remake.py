@@ -13,6 +13,7 @@ from narrowcast.bundle.columns import LOST
 from narrowcast.bundle.contents import (
     NO_CHIP_FILE,
     NO_INTEGERS,
+    Content,
     Extra,
     int16_domain,
     integers_of,
@@ -111,8 +112,8 @@ def remake(
         command=tuple(command),
         files={},
     )
-    files = {
-        **{name: bundle.file(name).read_bytes() for name in (FLOAT_FILE, JOIN_FILE) if name in known},
+    files: dict[str, Content] = {
+        **{name: bundle.file(name).read_bytes for name in (FLOAT_FILE, JOIN_FILE) if name in known},
         TARGET_FILE: write_target(bundle.target).encode(),
         **made.quantized,
         **made.prepared,

@@ -26,6 +26,7 @@ def run(
     from narrowcast.progress import phase
 
     with phase("start"):
+        from narrowcast.bundle.contents import proto_bytes
         from narrowcast.graph import load
         from narrowcast.writing import check_file, write_file
     if out.suffix != ".onnx":
@@ -34,7 +35,7 @@ def run(
     if out.exists() and out.resolve() == model.resolve():
         raise UserError(f"{out} is the model itself", "choose another --out")
     loaded = load(model, size=parse_size(size), keep_head=keep_head, attention=attention_choice(attention))
-    write_file(out, loaded.to_stock().SerializeToString(deterministic=True), force=force)
+    write_file(out, proto_bytes(loaded.to_stock()), force=force)
     outputs = [(str(v.name), "x".join(str(d) for d in v.shape or ())) for v in loaded.ir.graph.outputs]
     if json:
         print_json(

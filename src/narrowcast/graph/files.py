@@ -19,6 +19,7 @@ from onnx import TensorProto
 
 from narrowcast.errors import UserError
 from narrowcast.graph.validity import MOST_VALUES, check_file, model_opset
+from narrowcast.graph.weights import with_data
 from narrowcast.reading import reading
 
 __all__ = ["fix_shapes", "input_shape", "literal", "model_opset", "read_onnx", "to_supported_opset"]
@@ -52,11 +53,13 @@ def read_onnx(path: str | Path) -> tuple[onnx.ModelProto, str]:
         raise UserError(f"{file} has the suffix {file.suffix or '(none)'}", "give an .onnx or .pt file")
     with reading(file, "export it again", "is truncated or not an ONNX file"):
         data = file.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
         model = onnx.load_from_string(data)
+        del data  # as much as the model
     with reading(f"the weights of {file} in other files", "keep them beside the model", "cannot be read"):
         onnx.load_external_data_for_model(model, str(file.absolute().parent))
     check_file(model, file)
-    return model, hashlib.sha256(data).hexdigest()
+    return model, digest
 
 
 def _export_checkpoint(checkpoint: Path, folder: Path) -> Path:
@@ -220,4 +223,4 @@ def to_supported_opset(model: onnx.ModelProto, file: str) -> onnx.ModelProto:
     if model_opset(model) >= LOWEST_WORKING_OPSET:
         return model
     with reading(file, "export it with opset 17", f"cannot be raised to opset {LOWEST_WORKING_OPSET}"):
-        return onnx.version_converter.convert_version(model, LOWEST_WORKING_OPSET)
+        return onnx.version_converter.convert_version(with_data(model), LOWEST_WORKING_OPSET)

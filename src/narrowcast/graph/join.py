@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 
 from narrowcast.graph.exposure import remove_unused
 from narrowcast.graph.run import open_session
+from narrowcast.graph.weights import with_data
 
 __all__ = ["CONSTANT_FACTORS", "Join", "cut_before", "opened"]
 
@@ -114,7 +115,7 @@ def cut_before(model: ir.Model, parts: Mapping[str, Sequence[str]]) -> tuple[ir.
 
 def _joining(model: ir.Model, parts: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> onnx.ModelProto:
     """The nodes between the parts and the outputs."""
-    graph = ir.to_proto(model).graph
+    graph = with_data(ir.to_proto(model)).graph  # it outlives the model
     makers = {output: node for node in graph.node for output in node.output}
     ends = {part for group in parts.values() for part in group}
     wanted: set[str] = set()

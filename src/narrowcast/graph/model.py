@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from narrowcast.errors import UserError
 from narrowcast.graph import attention as attentions
-from narrowcast.graph import check, ends, exposure, files, prepare, validity
+from narrowcast.graph import check, ends, exposure, files, prepare, validity, weights
 from narrowcast.graph.join import Join
 from narrowcast.graph.units import inline_units
 from narrowcast.progress import phase
@@ -54,6 +54,7 @@ class Model:
         notes: what was done and what was not, one sentence each.
         join: makes the user's outputs from those of ``ir``; ``None`` where they are the same.
         assumed: entries of ``preprocess`` that nobody gave and the file does not say.
+        kept: keeps the large weights of ``original`` alive, which names them only.
     """
 
     ir: ir.Model
@@ -69,6 +70,7 @@ class Model:
     notes: tuple[str, ...] = ()
     join: Join | None = None
     assumed: tuple[str, ...] = ()
+    kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
 
     def __repr__(self) -> str:
         size, graph = f"{self.preprocess.height}x{self.preprocess.width}", self.ir.graph
@@ -170,12 +172,15 @@ def load(
         UserError: a bad file (see :func:`narrowcast.graph.files.read_onnx`), or a prepared graph that computes
             something else than the original.
     """
-    proto, sha256 = files.read_onnx(path)
+    read, sha256 = files.read_onnx(path)
+    proto, kept = weights.hold(read)
+    del read
     name = Path(path).name
     original = files.fix_shapes(proto, name, size)
     validity.check_sizes(original, name)
     image = check.random_image(files.input_shape(original))
     expected = check.outputs_of(original, image, name)
+    weights.rest(original)
     tidy, notes = prepare.tidy(files.to_supported_opset(original, name), name)
     for output in tidy.graph.outputs:
         shape, real = tuple(output.shape or ()), expected[str(output.name)].shape
@@ -203,6 +208,7 @@ def load(
         source=name,
         sha256=sha256,
         notes=(*notes, head_note),
+        kept=kept,
     )
     with reading(name, "export it for images", "has no image input"):
         spec, assumed = (preprocess, ()) if preprocess is not None else _preprocess(model, metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 
 import onnx
@@ -16,6 +17,7 @@ from narrowcast.graph.exposure import remove_unused
 from narrowcast.graph.forms import explicit_splits, unify_forms
 from narrowcast.graph.normalization import fold_batch_normalization
 from narrowcast.graph.units import constant_of, fuse_units
+from narrowcast.graph.weights import hold, hold_weights, with_data
 from narrowcast.reading import reading
 
 __all__ = ["tidy"]
@@ -36,8 +38,10 @@ def tidy(proto: onnx.ModelProto, source: str) -> tuple[ir.Model, tuple[str, ...]
     """
     before = len(proto.graph.node)
     with reading(source, "export it again with opset 17", "cannot be simplified"):
-        slim = _simplify(proto)
+        slim, kept = hold(_simplify(proto))
         model = ir.from_proto(onnx.shape_inference.infer_shapes(slim, data_prop=True))
+        hold_weights(model)
+        del kept
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         unify_forms(model)
     folded = fold_batch_normalization(model)
@@ -46,6 +50,7 @@ def tidy(proto: onnx.ModelProto, source: str) -> tuple[ir.Model, tuple[str, ...]
     _name_everything(model.graph)
     _own_constants(model.graph)
     _require_static_shapes(model.graph, source)
+    hold_weights(model)  # those that folding made
     after = model.graph.num_nodes()
     return model, (f"simplified from {before} to {after} nodes, {units} activation patterns recognised", *folded)
 
@@ -54,8 +59,10 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     import onnxslim
 
     def slim(**options: bool) -> onnx.ModelProto:
-        copy = onnx.ModelProto()  # it changes what it is given
-        copy.CopyFrom(proto)
+        copy = with_data(proto)
+        if copy is proto:  # it changes what it is given
+            copy = onnx.ModelProto()
+            copy.CopyFrom(proto)
         only_float32(copy)
         # equal weights stay apart: each reader gets an encoding of its own
         return onnxslim.slim(copy, skip_optimizations=["weight_tying"], **options)
@@ -69,7 +76,19 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise UserError("onnxslim returned no model", "please report the model")
     only_float32(found)
     explicit_splits(found)
+    _forget()
     return found
+
+
+def _forget() -> None:
+    """The simplifier's patterns remember what they matched last, and through it the graph with all its weights."""
+    from onnxslim.core.pattern.registry import DEFAULT_FUSION_PATTERNS
+
+    for entry in DEFAULT_FUSION_PATTERNS.values():
+        for matcher in entry if isinstance(entry, list) else [entry]:
+            for name in matcher.pattern_dict.keys() & vars(matcher).keys():
+                delattr(matcher, name)
+    gc.collect()  # its graphs are circles
 
 
 def _name_everything(graph: ir.Graph) -> None:

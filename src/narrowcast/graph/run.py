@@ -12,6 +12,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from narrowcast.graph.weights import held_arrays
+
 __all__ = ["Runner", "as_reals", "available_cores", "open_session"]
 
 #: Its Windows builds may send usage data; nothing that this program does leaves the machine.
@@ -72,10 +74,17 @@ def open_session(
     options.log_severity_level = 4  # what fails is raised
     options.add_session_config_entry("session.disable_double_qdq_remover", "1")
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    held = list(held_arrays(model)) if isinstance(model, (onnx.ModelProto, bytes)) else []
+    names, values = [name for name, _ in held], [onnxruntime.OrtValue.ortvalue_from_numpy(array) for _, array in held]
+    options.add_external_initializers(names, values)  # their data is not in the file
+    for name, value in zip(names, values, strict=True):
+        options.add_initializer(name, value)  # and is shared, not copied
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
-    return onnxruntime.InferenceSession(
+    session = onnxruntime.InferenceSession(
         source if isinstance(source, bytes) else str(source), options, providers=["CPUExecutionProvider"]
     )
+    session.weights = values  # it knows where they lie, not that they have to stay
+    return session
 
 
 def as_reals(expected: NDArray[Any], actual: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

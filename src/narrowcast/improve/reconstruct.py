@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from narrowcast.errors import UserError
 from narrowcast.graph.units import constant_of
+from narrowcast.graph.weights import hold_weights
 from narrowcast.improve.rounding import nearest, round_rows
 from narrowcast.improve.samples import Layer, function_behind, layer_of, positions, take
 from narrowcast.improve.walk import NodeRunner, Walk, is_correctable
@@ -112,6 +113,7 @@ def reconstruct(
             actual = coded.compute(node, runner, choice.weight, choice.bias)
         exact.keep(node, expected)
         coded.keep(node, actual)
+    hold_weights(copy)
     return Corrected(copy, plan, channels, rounded, shifted)
 
 

@@ -95,12 +95,14 @@ def qdq_distance(
     proto = qdq if isinstance(qdq, onnx.ModelProto) else onnx.load(str(qdq))
     codes = {key: code for key, code in graph.encodings.items() if all_tensors and code.dtype != "int32"}
     quantized = {key: f"{key}_quantized" for key in codes}
-    left = IntegerRunner(graph, threads, all_tensors=all_tensors)
-    right = Runner(_with_outputs(proto, list(quantized.values())), threads, "basic")
     rows = {key: Distance(key, "steps") for key in codes}
     rows.update({name: Distance(name, "real" if code is None else "steps") for name, code in graph.outputs.items()})
-    for image in images:
-        found = right.run(image, [*graph.outputs, *quantized.values()])
+    # one session after the other: each holds all weights
+    right = Runner(_with_outputs(proto, list(quantized.values())), threads, "basic")
+    results = [(image, right.run(image, [*graph.outputs, *quantized.values()])) for image in images]
+    del right
+    left = IntegerRunner(graph, threads, all_tensors=all_tensors)
+    for image, found in results:
         exact: dict[str, NDArray[Any]] = {}
         if all_tensors:
             exact.update(left.integers(image))

@@ -16,6 +16,8 @@ from narrowcast.targets.schema import Target
 __all__ = ["bias_encoding", "constant_encoding", "output_channels_axis", "weight_encoding"]
 
 _SMALLEST = 2.0**-30
+#: Weights whose scale is searched at once, at most, where rows can be taken apart.
+_BLOCK = 1 << 20
 
 
 def output_channels_axis(node: ir.Node, target: Target) -> int | None:
@@ -47,7 +49,14 @@ def weight_encoding(node: ir.Node, target: Target, dtype: str, weight: NDArray[A
     qmin, qmax = DTYPES[dtype]
     if target.weight.restricted_range:
         qmin = -qmax
-    scales = _least_error_scales(rows.astype(np.float64), qmin, qmax, target.weight.scale == "power-of-two")
+    count = max(1, _BLOCK // rows.shape[1])  # rows have nothing to do with each other, and float64 takes memory
+    power_of_two = target.weight.scale == "power-of-two"
+    scales = np.concatenate(
+        [
+            _least_error_scales(rows[start : start + count].astype(np.float64), qmin, qmax, power_of_two)
+            for start in range(0, len(rows), count)
+        ]
+    )
     if axis is None:
         return Encoding(dtype, float(scales[0]))
     return Encoding(dtype, tuple(float(scale) for scale in scales), 0, axis)
@@ -66,8 +75,11 @@ def _least_error_scales(rows: NDArray[np.float64], qmin: int, qmax: int, power_o
         candidates = [full * share for share in np.linspace(1.0, 0.7, 13)]
     best, best_error = candidates[0], np.full(len(rows), math.inf)
     for scales in candidates:
-        quantized = np.clip(np.rint(rows / scales[:, None]), qmin, qmax)
-        error = np.square(quantized * scales[:, None] - rows).sum(axis=1)
+        values = rows / scales[:, None]
+        np.clip(np.rint(values, out=values), qmin, qmax, out=values)
+        values *= scales[:, None]
+        values -= rows
+        error = np.square(values, out=values).sum(axis=1)
         better = error < best_error
         best, best_error = np.where(better, scales, best), np.where(better, error, best_error)
     return np.asarray(best, np.float64)

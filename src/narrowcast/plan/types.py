@@ -89,9 +89,11 @@ class Encoding:
 
     def quantize(self, x: NDArray[Any]) -> NDArray[Any]:
         """Real values to integers: ``clip(round_half_even(x / scale) + zero_point)`` (DESIGN rule 1)."""
-        q = np.rint(np.asarray(x, np.float64) / self.broadcast(np.ndim(x))) + self.zero_point
-        clipped: NDArray[Any] = np.clip(q, self.qmin, self.qmax).astype(self.dtype)
-        return clipped
+        q = np.asarray(np.asarray(x, np.float64) / self.broadcast(np.ndim(x)))
+        np.rint(q, out=q)
+        q += self.zero_point
+        np.clip(q, self.qmin, self.qmax, out=q)
+        return q.astype(self.dtype)
 
     def dequantize(self, q: NDArray[Any]) -> NDArray[np.float32]:
         """Integers to real values (float32): ``(q - zero_point) * scale``."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from narrowcast.errors import UserError
+from narrowcast.graph.weights import with_data
 
 __all__ = ["IR_VERSION", "OPSET", "to_opset_11"]
 
@@ -69,7 +70,7 @@ def to_opset_11(proto: onnx.ModelProto) -> onnx.ModelProto:
     for node in proto.graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise UserError(f"{node.name or node.op_type} is of the domain {node.domain}", "export standard operators")
-    inferred = onnx.shape_inference.infer_shapes(proto)
+    inferred = onnx.shape_inference.infer_shapes(with_data(proto))
     _refuse_other_floats(inferred.graph)
     graph = _Graph({t.name: numpy_helper.to_array(t) for t in inferred.graph.initializer}, _shapes(inferred.graph))
     for node in inferred.graph.node:

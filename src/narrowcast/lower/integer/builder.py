@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ class Builder:
     def constant(self, array: NDArray[Any] | np.floating[Any] | float, dtype: Any = np.float32) -> str:
         """Name of an initializer with this content; equal contents share one."""
         value = np.ascontiguousarray(np.asarray(array, dtype)).reshape(np.shape(array))
-        key = (value.dtype.str, value.shape, value.tobytes())
+        key = (value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest())  # no second copy
         if key not in self._constants:
             name = self.fresh(f"constant_{len(self._constants)}")
             self._constants[key] = name

@@ -36,8 +36,10 @@ def constant_integers(values: NDArray[Any], encoding: Encoding, target: Target) 
         int64 of the same shape, within the encoding's range.
     """
     scaled = np.asarray(values, np.float64) / encoding.broadcast(np.ndim(values))
-    rounded = round_real(scaled, target.quantize_rounding) + encoding.zero_point
-    return np.clip(rounded, encoding.qmin, encoding.qmax).astype(np.int64)
+    rounded = round_real(scaled, target.quantize_rounding)
+    del scaled  # a weight may be large
+    rounded += encoding.zero_point
+    return np.clip(rounded, encoding.qmin, encoding.qmax, out=rounded).astype(np.int64)
 
 
 def bias_integers(values: NDArray[Any], encoding: Encoding, target: Target, node_type: str) -> NDArray[np.int64]:

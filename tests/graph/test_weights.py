@@ -1,0 +1,111 @@
+"""Large weights are held once: the same files, the same numbers, and no copies."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from builders import save, silu_net
+from narrowcast.analyze import analyze
+from narrowcast.bundle import Bundle, modify, open_bundle, quantize
+from narrowcast.bundle.contents import proto_bytes
+from narrowcast.calibrate import images
+from narrowcast.deploy.analysis import subject_of
+from narrowcast.deploy.espdl import deploy_espdl
+from narrowcast.graph import Runner, load, weights
+from narrowcast.graph.run import open_session
+from narrowcast.zoo import sample
+
+X = np.random.default_rng(1).random((8, 3, 16, 16), dtype=np.float32)
+
+
+@pytest.fixture
+def all_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every constant were large but for those that shapes are computed from."""
+    monkeypatch.setattr(weights, "LEAST_BYTES", 64)
+
+
+def test_a_held_model_computes_and_writes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(silu_net(), tmp_path / "m.onnx")
+    plain = load(path)
+    monkeypatch.setattr(weights, "LEAST_BYTES", 16)
+    held = load(path)
+    proto = held.to_proto()
+    names = [name for name, _ in weights.held_arrays(proto)]
+    assert len(names) == 6 and proto.ByteSize() < plain.to_proto().ByteSize()
+    assert proto_bytes(proto) == proto_bytes(plain.to_proto())
+    assert proto_bytes(held.original) == proto_bytes(plain.original)
+    for model in (proto, held.original):
+        np.testing.assert_array_equal(Runner(model).run(X[:1])["y"], Runner(plain.to_proto()).run(X[:1])["y"])
+    serialized = proto.SerializeToString()
+    assert [name for name, _ in weights.held_arrays(serialized)] == names
+    (found,) = open_session(serialized, 1, "basic").run(["y"], {"x": X[:1]})
+    np.testing.assert_array_equal(found, Runner(plain.to_proto(), 1, "basic").run(X[:1])["y"])
+
+
+def test_equal_weights_are_one_array_which_goes_with_its_last_holder() -> None:
+    array = np.random.default_rng(0).random((64, 64), dtype=np.float32)
+    first, second = weights.HeldTensor(array, "a"), weights.HeldTensor(array.copy(), "b")
+    other = weights.HeldTensor(array.reshape(32, 128), "c")
+    assert first.numpy() is second.numpy() and first.location == second.location != other.location
+    np.testing.assert_array_equal(first.numpy(), array)
+    assert first.tobytes() == array.tobytes() and not first.numpy().flags.writeable
+    gc.collect()
+    known = len(weights._known)
+    del first, second, other
+    gc.collect()
+    assert len(weights._known) == known - 2
+
+
+def test_a_session_keeps_what_it_needs(tmp_path: Path, all_held: None) -> None:
+    model = load(save(silu_net(), tmp_path / "m.onnx"))
+    runner = Runner(model.to_proto())
+    expected = runner.run(X[:1])["y"].copy()
+    del model
+    gc.collect()
+    np.testing.assert_array_equal(runner.run(X[:1])["y"], expected)
+
+
+def test_without_a_place_for_files_memory_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    array = np.random.default_rng(2).random((16, 16), dtype=np.float32)
+    tensor = weights.HeldTensor(array, "a")
+    np.testing.assert_array_equal(tensor.numpy(), array)
+
+
+@pytest.mark.parametrize("effort", ["fast", "standard"])
+@pytest.mark.parametrize("target", ["onnx", "esp32p4"])
+def test_a_bundle_is_the_same_to_the_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effort: str, target: str
+) -> None:
+    path = save(silu_net(), tmp_path / "m.onnx")
+    made = []
+    for name in ("plain", "held"):
+        if name == "held":
+            monkeypatch.setattr(weights, "LEAST_BYTES", 16)
+        model = load(path)
+        made.append(quantize(model, images(X, model.preprocess), target, out=tmp_path / name, effort=effort))
+    plain, held = ({f.name: f.read_bytes() for f in bundle.path.iterdir()} for bundle in made)
+    assert plain == held
+
+
+def test_the_rest_of_the_program_takes_a_held_bundle(pose_bundle: Bundle, tmp_path: Path, all_held: None) -> None:
+    """Changed ends, the chip's file, the board's package and an analysis are those of a bundle opened plainly."""
+    again = open_bundle(pose_bundle.path)
+    assert next(weights.held_arrays(again.model.to_proto()), None) is not None
+    made = [modify(bundle, out=tmp_path / name, remove_dequantize=["all"]) for name, bundle in
+            (("held", again), ("plain", pose_bundle))]  # fmt: skip
+    for name in ("qdq.onnx", "integer.onnx", "float.onnx"):
+        assert made[0].file(name).read_bytes() == made[1].file(name).read_bytes()
+    files = [deploy_espdl(bundle, tmp_path / f"{name}.espdl") for name, bundle in
+             (("held", again), ("plain", pose_bundle))]  # fmt: skip
+    assert files[0][0].read_bytes() == files[1][0].read_bytes()
+    few = images(sample("pose").validation, again.manifest.preprocess, limit=2)
+    results = [analyze(subject_of(bundle, few), layers="products").to_dict() for bundle in (again, pose_bundle)]
+    assert results[0] == results[1]
