@@ -105,7 +105,7 @@ def test_a_short_run_of_the_fuzzer(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from fuzzing.seeds import make_seeds
 
     make_seeds(tmp_path / "seeds")
-    summary = fuzz(range(60), 0, tmp_path / "seeds")
-    assert not summary.failures and sum(summary.ends.values()) == 60
+    summary = fuzz(range(120), 0, tmp_path / "seeds")
+    assert not summary.failures and sum(summary.ends.values()) == 120
     assert {"onnx_model", "bundle", "espdl", "target", "settings", "annotations"} <= {case for case, _ in summary.ends}
     assert sys.argv[0] != "narrowcast"

@@ -70,7 +70,7 @@ def fuzz(
 
     summary, begin, home = Summary(), time.monotonic(), os.getcwd()
     cases, weights = list(CASES), list(CASES.values())
-    signal.signal(signal.SIGALRM, _hang)
+    before = signal.signal(signal.SIGALRM, _hang)
     # typer would build all commands anew for each input, which takes longer than most of them
     commands = mock.patch.object(application, "app", typer.main.get_command(application.app))
     with commands, tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
@@ -99,6 +99,7 @@ def fuzz(
                 if verbose:
                     shutil.copytree(work, Path(home) / f"fuzz-{number}", dirs_exist_ok=True)
             shutil.rmtree(work.parent)
+    signal.signal(signal.SIGALRM, before)
     summary.seconds = time.monotonic() - begin
     summary.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return summary
