@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,13 +83,17 @@ def findings(model: Model, chip: Target, runtime: str | None = None, pins: Pins 
         model: from :func:`narrowcast.load`.
         chip: the target.
         runtime: version of its runtime; the newest known by default.
-        pins: what the person fixed.
+        pins: what the person fixed. Only what they leave in float counts here: a plan whose types do not fit the
+            chip's file is still good for the exact integers, and a note says so.
     """
+    left = pins
+    if pins is not None:
+        left = replace(pins, nodes={name: kind for name, kind in pins.nodes.items() if kind == "float32"}, tensors={})
     rows = check_runtime(model.ir, chip, None, runtime) if "espdl" in chip.kits else []
     if any(row.severity == "error" for row in rows):
         return rows
     try:
-        _rehearse(model, chip, runtime, pins)
+        _rehearse(model, chip, runtime, left)
     except UserError as error:
         node = next((n for n in model.ir.graph if error.what.startswith(f"{n.name}:")), None)
         name, op_type = ("--", "--") if node is None else (str(node.name), node.op_type)
