@@ -66,6 +66,12 @@ def test_predict_a_folder_with_the_float_model(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("nothing found") == 2
     assert len(list((tmp_path / "drawn").iterdir())) == 2
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"bad")
+    run = narrowcast("predict", POSE.model, tmp_path / "in", "--out", tmp_path / "in" / "drawn", "--json")
+    assert len(json.loads(run.stdout)) == 2 and "1 of 3 files left out" in run.stderr and "bad.jpg" in run.stderr
+    run = narrowcast("predict", POSE.model, tmp_path / "in", "--out", tmp_path / "in" / "drawn", "--json", "--force")
+    assert len(json.loads(run.stdout)) == 2, "what the first run drew is no input"
+    assert "bad.jpg" in refused("predict", POSE.model, tmp_path / "in", "--strict-images")
 
 
 def test_check() -> None:

@@ -20,7 +20,7 @@ from narrowcast.zoo import sample
 
 def run(bundle: Path, kit: str | None, out: Path | None, **options: object) -> None:
     values = {"images": None, "limit": None, "test_vectors": 0, "runtime": None, "force": False, "json": False}
-    cli.run(bundle, kit, out, **{**values, "quiet": True, **options})  # type: ignore[arg-type]
+    cli.run(bundle, kit, out, **{**values, "quiet": False, **options})  # type: ignore[arg-type]
 
 
 def test_every_kit_of_a_target_exists() -> None:

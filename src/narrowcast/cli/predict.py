@@ -52,7 +52,7 @@ def run(
     strict: bool = False,
 ) -> None:
     """Predict, print, draw."""
-    from narrowcast.progress import phase, set_quiet, track
+    from narrowcast.progress import phase, set_quiet, track, warn
 
     set_quiet(quiet or json)
     with phase("start"):
@@ -67,6 +67,8 @@ def run(
         run_video(open_predictor(bundle, engine), image, out, options, force=force, json=json)
         return
     files = image_files(image) if image.is_dir() else [image]
+    if out is not None and out.resolve() != image.resolve():  # what an earlier run drew is no input
+        files = [file for file in files if not file.resolve().is_relative_to(out.resolve())] or files
     pictures = _pictures(image, files, out, force)
     predictor = open_predictor(bundle, engine)
     results: list[dict[str, Any]] = []
@@ -84,12 +86,12 @@ def run(
         results.append({"image": str(file), "results": found.to_dict(predictor.classes)})
         if file in pictures:
             _draw(pixels, found, predictor, pictures[file], force)
+    if unreadable:
+        warn(f"{len(unreadable)} of {len(files)} files left out: {'; '.join(unreadable)}")
     if json:
         print_json(results if image.is_dir() else results[0])
         return
     _print(results, predictor)
-    if unreadable:
-        say(f"- {len(unreadable)} of {len(files)} files left out: {'; '.join(unreadable)}")
     for picture in pictures.values():
         say(f"{picture} written")
     if not pictures:

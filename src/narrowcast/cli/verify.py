@@ -67,7 +67,7 @@ def run(
     differing, total = sum(row.differing for row in rows), sum(row.total for row in rows)
     if json:
         counts = {"images": len(inputs), "differing": differing, "total": total}
-        print_json({"violations": [], **counts, "rows": [asdict(row) for row in rows]})
+        print_json({"violations": [], **counts, "notes": list(notes), "rows": [asdict(row) for row in rows]})
     else:
         for note in notes:
             say(f"- {note}")
