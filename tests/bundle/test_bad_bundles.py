@@ -70,6 +70,7 @@ def known(folder: Path, name: str) -> None:
         ("task", "pose ", "the task is 'pose '"),
         ("skeleton", [[0, 1]], "no keypoints"),
         ("unheard", 1, "unheard"),
+        ("files", {}, "files does not name float.onnx, nodes.json, plan.json, qdq.onnx"),
         ("head", {"task": "detect", "strides": [8], "num_classes": 1}, "the head's task is 'detect'"),
     ],
 )

@@ -55,6 +55,10 @@ def _bytes_for_text(proto: ModelProto) -> None:
     proto.graph.node[0].attribute.append(helper.make_attribute("auto_pad", b"\x80NOTSET"))
 
 
+def _far_padding(proto: ModelProto) -> None:
+    proto.graph.node[0].attribute[0].ints[3] = 200_000
+
+
 def _unsorted(proto: ModelProto) -> None:
     nodes = list(proto.graph.node)[::-1]
     del proto.graph.node[:]
@@ -96,6 +100,7 @@ def _custom_domain(proto: ModelProto) -> None:
         (_sequence, "many is no tensor but a sequence"),
         (_branch, "decides while it runs what it computes .If if0."),
         (_unsorted, "is not valid ONNX"),
+        (_far_padding, "pads of Conv conv0 is impossible"),
         (_bytes_for_text, "auto_pad of Conv conv0 is no text"),
         (_unknown_operator, "is not valid ONNX"),
         (_custom_domain, "cannot be run by onnxruntime"),

@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from narrowcast.bundle.manifest import JOIN_FILE, UNQUANTIZED, Manifest, OutputInfo
+from narrowcast.bundle.manifest import (
+    FLOAT_FILE,
+    JOIN_FILE,
+    NODES_FILE,
+    PLAN_FILE,
+    QDQ_FILE,
+    UNQUANTIZED,
+    Manifest,
+    OutputInfo,
+)
 from narrowcast.plan.types import DTYPES, Encoding
 from narrowcast.reading import reading, typed
 
@@ -123,6 +132,8 @@ def check_manifest(manifest: Manifest, file: Path, remedy: str) -> None:
 
 
 def _check(manifest: Manifest) -> None:
+    lost = {FLOAT_FILE, QDQ_FILE, PLAN_FILE, NODES_FILE} - manifest.files.keys()
+    _require(not lost, f"files does not name {', '.join(sorted(lost))}")
     _require(manifest.task in _TASKS, f"the task is {manifest.task!r}")
     _check_input(manifest)
     _require(bool(manifest.outputs), "there are no outputs")

@@ -22,6 +22,9 @@ __all__ = ["MOST_VALUES", "check_file", "check_sizes", "model_opset"]
 OLDEST_OPSET, NEWEST_OPSET = 11, 22
 #: Values of a tensor, at most: 1 GiB in float32, or 16 channels of 4096 x 4096.
 MOST_VALUES = 1 << 28
+#: Cells that a window pads, strides or spans on a side, at most: a small file must not ask for hours of work.
+MOST_STEPS = 4096
+_STEPS = ("pads", "strides", "dilations", "kernel_shape", "output_padding")
 _AGAIN = "export it again"
 
 
@@ -35,7 +38,7 @@ def check_file(model: onnx.ModelProto, file: Path) -> None:
 
     Raises:
         UserError: no ONNX file, an opset that is too old or too new, no float32 model, weights that are not finite or
-            not as many as their shape says, no outputs, control flow.
+            not as many as their shape says, no outputs, control flow, windows of more than :data:`MOST_STEPS` cells.
     """
     graph = model.graph
     if not graph.node or not graph.input:
@@ -95,6 +98,8 @@ def _check_nodes(model: onnx.ModelProto, file: Path) -> None:
                     f"{file} decides while it runs what it computes ({node.op_type} {node.name})",
                     "export it without control flow and without NMS (nms=False)",
                 )
+            if attribute.name in _STEPS and max(attribute.ints, default=0) > MOST_STEPS:
+                raise UserError(f"{file}: {attribute.name} of {node.op_type} {node.name} is impossible", _AGAIN)
             with reading(f"{file}: {attribute.name} of {node.op_type} {node.name}", _AGAIN, "is no text"):
                 _ = [text.decode() for text in (attribute.s, *attribute.strings)]
             if attribute.type == AttributeProto.TENSOR:
