@@ -167,7 +167,8 @@ def _trust_inference(model: onnx.ModelProto, file: str) -> None:
     with reading(file, "export it again", "has shapes that contradict each other"):
         found = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
     inferred = {v.name for v in (*found.value_info, *found.output) if v.type.tensor_type.HasField("shape")}
-    kept = [value for value in model.graph.value_info if value.name not in inferred]
+    made = {name for node in model.graph.node for name in node.output} - inferred
+    kept = [value for value in model.graph.value_info if value.name in made]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
     for value in model.graph.output:
