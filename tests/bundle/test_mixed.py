@@ -20,6 +20,7 @@ from narrowcast.bundle.modify import modify
 from narrowcast.bundle.remake import remake, state_of
 from narrowcast.calibrate import images
 from narrowcast.cli import run
+from narrowcast.deploy import deploy
 from narrowcast.errors import UserError
 from narrowcast.graph import load
 from narrowcast.plan import Pins, draft
@@ -209,6 +210,13 @@ def test_the_bundle_tells_how_to_join(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     bundle_of(rotated(), tmp_path / "again", "bayes-e")
     assert (tmp_path / "again/bundle/join.onnx").read_bytes() == first
+
+
+def test_the_file_for_the_chip_says_that_it_holds_parts(tmp_path: Path) -> None:
+    bundle = bundle_of(rotated(), tmp_path, "esp32p4")
+    notes = [note for note in deploy(bundle, "espdl", tmp_path / "m.espdl").notes if "the parts of" in note]
+    assert len(notes) == 1
+    assert notes[0].startswith("the file gives box, score, angle, the parts of output0: ") and "by Concat" in notes[0]
 
 
 def test_ends_of_joined_outputs(tmp_path: Path) -> None:

@@ -28,19 +28,19 @@ def compile_stub(bundle: Bundle, package: Path, image: Path, *, floats: bool = F
         rename: outputs have other names than in the ONNX file.
     """
     tensor, _ = preprocess(read_image(image), bundle.manifest.preprocess)
-    found = bundle.engine("integer", 1).run(tensor)
+    found = bundle.engine("integer", 1).runner.run(tensor)
     described = json.loads((package / "board/model.json").read_text())["outputs"]
     known = {entry.name: entry for entry in bundle.manifest.outputs}
     arrays: dict[str, Any] = {"names": [f"out_{entry['name']}" if rename else entry["name"] for entry in described]}
     for index, entry in enumerate(described):
         values, info = found[entry["name"]], known[entry["name"]]
-        values = values.transpose(0, 2, 3, 1) if entry["layout"] else values.reshape(entry["shape"])
+        values = values.transpose(0, 2, 3, 1) if entry["moved"] else values.reshape(entry["shape"])
         assert list(values.shape) == entry["shape"]
         scale = np.atleast_1d(np.asarray([] if info.scale is None else info.scale, np.float32))
         if floats and scale.size:
             values, scale = values.astype(np.float32) * scale, scale[:0]
         arrays |= {f"value_{index}": values, f"scale_{index}": scale}
-        assert scale.size or values.dtype == np.float32
+        assert scale.size or entry["whole"] or values.dtype == np.float32
     with (package / "board/model.bin").open("wb") as file:
         np.savez(file, **arrays)
 

@@ -70,7 +70,10 @@ def _espdl(request: Request) -> Delivery:
         raise UserError(f"{request.test_vectors} test vectors, {len(inputs)} images", "give more --images")
     paths = deploy_espdl(request.bundle, request.out, images=inputs, runtime=request.runtime, force=request.force)
     path, manifest = paths[0], request.bundle.manifest
-    notes = parser_notes(manifest.head, {out.name: out.chip_dtype for out in manifest.outputs})
+    notes = (
+        *parser_notes(manifest.head, {out.name: out.chip_dtype for out in manifest.outputs}),
+        *_parts_notes(manifest),
+    )
     if request.bundle.factors:
         notes = (
             *notes,
@@ -78,6 +81,18 @@ def _espdl(request: Request) -> Delivery:
         )
     facts = {"bytes": path.stat().st_size, "test vectors": len(inputs)}
     return Delivery(path, tuple(str(each) for each in paths[1:]), (f"narrowcast inspect {path}",), notes, facts)
+
+
+def _parts_notes(manifest: Manifest) -> tuple[str, ...]:
+    """That a file holds the parts of outputs, for a reader that does not join them."""
+    join = manifest.join
+    if not join:
+        return ()
+    kinds = ", ".join(dict.fromkeys(step["op"] for step in join["steps"]))
+    return (
+        f"the file gives {', '.join(join['parts'])}, the parts of {', '.join(join['joined'])}: your program joins "
+        f"them in float, by {kinds} (manifest.json of the bundle lists the steps under join)",
+    )
 
 
 def _rdk(request: Request) -> Delivery:

@@ -101,6 +101,9 @@ def deploy_tros(bundle: Bundle, out: Path, *, force: bool = False) -> Delivery:
     manifest = bundle.manifest
     if manifest.task not in PARSERS:
         parser_settings(manifest, "", 0)  # says what there is
+    if manifest.join:
+        parts, whole = (", ".join(manifest.join[key]) for key in ("parts", "joined"))
+        raise UserError(f"the model gives {parts}, and no parser of TROS joins them to {whole}", "use board/run.py")
     if manifest.preprocess.camera == "rgb":
         notes: tuple[str, ...] = ("TROS feeds NV12: quantize with --camera nv12-full or nv12-studio",)
     else:

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from narrowcast import vision
 from narrowcast.bundle import Bundle
@@ -19,15 +20,18 @@ from narrowcast.calibrate.vendor_files import write_vendor_files
 from narrowcast.config import QuantizeSettings
 from narrowcast.deploy.delivery import Delivery
 from narrowcast.deploy.rdk import board
+from narrowcast.deploy.rdk.board.run import JOINING, joined
 from narrowcast.deploy.rdk.heads import Exported, ExportedOutput, export, verify
 from narrowcast.deploy.rdk.settings import check_camera, hb_settings, hb_yaml, prefix
 from narrowcast.deploy.rdk.texts import CONFIG_FILE, MODEL_FILE, Facts, build_script, readme
+from narrowcast.errors import UserError
+from narrowcast.graph.join import Join
 from narrowcast.vision.preprocess import Preprocess
 from narrowcast.writing import check_folder, new_folder
 
 __all__ = ["deploy_rdk", "removable"]
 
-DATA_FOLDER, SAMPLE_FILE = "calibration_data", "sample.png"
+DATA_FOLDER, SAMPLE_FILE, CONSTANTS_FILE = "calibration_data", "sample.png", "join.npz"
 #: Images with which the converted model is compared with the bundle's.
 VERIFIED_IMAGES = 2
 
@@ -61,6 +65,7 @@ def deploy_rdk(bundle: Bundle, out: Path, images: ImageSet, *, force: bool = Fal
     place = check_folder(out, CONFIG_FILE, force)
     check_camera(bundle.manifest.preprocess)
     exported = export(bundle)
+    join, constants = _board_join(bundle.join) if bundle.join is not None else ({}, {})
     few = [tensor for tensor, _ in zip(images, range(VERIFIED_IMAGES), strict=False)]
     difference = verify(bundle, exported, few)
     dtype, data = ("uint8", DATA_FOLDER) if _pictures(images) else ("float32", f"{DATA_FOLDER}_f32")
@@ -76,7 +81,10 @@ def deploy_rdk(bundle: Bundle, out: Path, images: ImageSet, *, force: bool = Fal
         script.write_text(build_script(bundle.manifest, facts), encoding="utf-8")
         script.chmod(0o755)
         (folder / "README.md").write_text(readme(bundle.manifest, facts), encoding="utf-8")
-        _write_board(folder / "board", bundle, exported, images)
+        _write_board(folder / "board", bundle, exported, images, join)
+        if join:
+            with (folder / "board" / CONSTANTS_FILE).open("wb") as file:
+                np.savez(file, *constants.values())
         files = tuple(sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()))
     steps = (
         f"{out}/build.sh  (inside the vendor's OpenExplorer image)",
@@ -117,7 +125,32 @@ def _pictures(images: ImageSet) -> bool:
     )
 
 
-def _write_board(folder: Path, bundle: Bundle, exported: Exported, images: ImageSet) -> None:
+def _board_join(join: Join) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """How the board puts the parts of outputs together, for model.json, and the constants of it by name.
+
+    Raises:
+        UserError: the board's program has no such operator, or gives other numbers.
+    """
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in join.proto.graph.initializer}
+    told = join.describe(CONSTANTS_FILE)
+    described = {"outputs": told["outputs"], "parts": told["parts"], "steps": told["steps"],
+                 "constants_file": CONSTANTS_FILE, "constants": list(constants)}  # fmt: skip
+    unknown = {step["op"] for step in told["steps"]} - JOINING.keys()
+    remedy = "quantize with --int16 for the nodes before these outputs, then nothing is cut apart"
+    if unknown:
+        raise UserError(f"board/run.py cannot join {', '.join(told['parts'])}: no {', '.join(sorted(unknown))}", remedy)
+    random = np.random.default_rng(0)
+    sizes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in join.proto.graph.input}
+    parts = {name: random.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    others = {name: np.zeros(1, np.float32) for name in told["outputs"] if name not in told["joined"]}
+    wanted, given = join.run({**others, **parts}), joined(described, {**others, **parts}, constants)
+    wrong = [name for name in told["joined"] if not np.array_equal(wanted[name], given[name])]
+    if wrong:
+        raise UserError(f"board/run.py joins {', '.join(wrong)} to other numbers than the bundle", remedy)
+    return described, constants
+
+
+def _write_board(folder: Path, bundle: Bundle, exported: Exported, images: ImageSet, join: dict[str, Any]) -> None:
     """run.py, the vision room, model.json, a sample image and what to find in it."""
     manifest = bundle.manifest
     package = folder / "narrowcast"
@@ -126,6 +159,7 @@ def _write_board(folder: Path, bundle: Bundle, exported: Exported, images: Image
     (package / "__init__.py").write_text('"""The part of narrowcast that runs on the board."""\n')
     shutil.copyfile(Path(str(board.__file__)).parent / "run.py", folder / "run.py")
     image = _sample(images)
+    whole = {out.name for out in manifest.outputs if out.scale is None and out.chip_dtype != "float32"}
     description = {
         "task": manifest.task,
         "preprocess": manifest.preprocess.to_dict(),
@@ -133,8 +167,11 @@ def _write_board(folder: Path, bundle: Bundle, exported: Exported, images: Image
         "softmax_missing": manifest.softmax_missing,
         "classes": manifest.classes,
         "skeleton": manifest.skeleton,
-        "outputs": [{"name": o.name, "shape": o.shape, "layout": o.layout} for o in exported.outputs],
-        **({"join": manifest.join} if manifest.join else {}),
+        "outputs": [
+            {"name": o.name, "shape": o.shape, "layout": o.layout, "moved": o.moved, "whole": o.name in whole}
+            for o in exported.outputs
+        ],
+        **({"join": join} if join else {}),
         "sample": SAMPLE_FILE,
     }
     (folder / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -128,7 +128,7 @@ def _outputs(manifest: Manifest, facts: Facts) -> str:
                 output.name,
                 shape,
                 layout,
-                entry.chip_dtype if integer else "float32",
+                entry.chip_dtype if integer or entry.scale is None else "float32",
                 _scale(entry.scale) if integer else "-",
             )
         )

@@ -3,6 +3,7 @@
     python3 run.py street.jpg --out result.jpg
     python3 run.py 0 --frames 100            # USB camera 0
     python3 run.py --check                   # sample image against expected.json
+    python3 run.py street.jpg --arrays a.npz # every output as numpy arrays
 
 Needs numpy, OpenCV and the board's own package hobot_dnn; the vision folder beside this file does the rest.
 """
@@ -14,7 +15,8 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,21 @@ from narrowcast.vision.nv12 import bgr_to_nv12
 HERE = Path(__file__).resolve().parent
 Outputs = dict[str, NDArray[Any]]
 
+#: What puts the parts of an output together, by operator: from its attributes and operands.
+JOINING: dict[str, Callable[[dict[str, Any], list[NDArray[Any]]], NDArray[Any]]] = {
+    "Add": lambda step, given: given[0] + given[1],
+    "Concat": lambda step, given: np.concatenate(given, axis=step["axis"]),
+    "Div": lambda step, given: given[0] / given[1],
+    "Flatten": lambda step, given: given[0].reshape(int(np.prod(given[0].shape[: step.get("axis", 1)])), -1),
+    "Identity": lambda step, given: given[0],
+    "Mul": lambda step, given: given[0] * given[1],
+    "Reshape": lambda step, given: given[0].reshape(_sizes(step, given)),
+    "Squeeze": lambda step, given: np.squeeze(given[0], _axes(step, given)),
+    "Sub": lambda step, given: given[0] - given[1],
+    "Transpose": lambda step, given: given[0].transpose(step.get("perm")),
+    "Unsqueeze": lambda step, given: np.expand_dims(given[0], _axes(step, given) or ()),
+}
+
 
 class BoardModel:
     """A compiled model with what surrounds it.
@@ -61,6 +78,7 @@ class BoardModel:
         self.description = description
         self.spec = Preprocess.from_dict(description["preprocess"])
         self.head = HeadSpec.from_dict(description["head"]) if description["head"] else None
+        self.constants = read_constants(HERE, description)
 
     def feed(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Geometry]:
         """What the board's input takes for an image, uint8 (H, W, 3) BGR, and where the image lies in it."""
@@ -90,9 +108,19 @@ class BoardModel:
             if values.size != int(np.prod(shape)):
                 raise SystemExit(f"{name} has the shape {values.shape}, model.json says {shape}")
             outputs[name] = values.reshape(shape)
-            if not np.issubdtype(values.dtype, np.floating):
-                encodings[name] = _encoding(name, values.dtype, tensor.properties)
+            if not (entry["whole"] or np.issubdtype(values.dtype, np.floating)):
+                encodings[name] = _encoding(name, outputs[name], tensor.properties)
         return outputs, encodings
+
+    def arrays(self, outputs: Outputs, encodings: dict[str, OutputEncoding]) -> Outputs:
+        """The outputs of the user's model, in its axes: real numbers, or whole ones as they are; parts are joined."""
+        found: Outputs = {}
+        for entry in self.description["outputs"]:
+            name, values = entry["name"], outputs[entry["name"]]
+            real = encodings[name].real(values).astype(np.float32) if name in encodings else values
+            found[name] = real.transpose(0, 3, 1, 2) if entry["moved"] else real
+        join = self.description.get("join")
+        return joined(join, found, self.constants) if join else found
 
     def result(
         self,
@@ -114,13 +142,51 @@ class BoardModel:
         return decode(outputs, self.head, geometry, confidence=confidence, iou=iou, encodings=encodings, layout="NHWC")
 
 
-def _encoding(name: str, dtype: np.dtype[Any], properties: Any) -> OutputEncoding:
+def read_constants(folder: Path, description: dict[str, Any]) -> Outputs:
+    """Constants of the join by name, from the file that ``description`` names; nothing where outputs are whole."""
+    join = description.get("join")
+    if not join:
+        return {}
+    with np.load(folder / join["constants_file"]) as file:
+        return {name: file[f"arr_{index}"] for index, name in enumerate(join["constants"])}
+
+
+def joined(join: dict[str, Any], outputs: Outputs, constants: Mapping[str, NDArray[Any]]) -> Outputs:
+    """The outputs of the user's model from those of one that was cut.
+
+    Args:
+        join: ``steps`` in order, and the ``outputs`` that are wanted.
+        outputs: of the model that was cut, in its axes; parts are real numbers.
+        constants: what the steps read besides.
+    """
+    values: Outputs = {**constants, **outputs}
+    for step in join["steps"]:
+        values[step["output"]] = JOINING[step["op"]](step, [values[name] for name in step["inputs"]])
+    return {name: values[name] for name in join["outputs"]}
+
+
+def _sizes(step: dict[str, Any], given: list[NDArray[Any]]) -> list[int]:
+    """The shape that a Reshape asks for; unless told otherwise, 0 keeps a size."""
+    sizes = [int(size) for size in given[1]]
+    return [given[0].shape[i] if size == 0 and not step.get("allowzero") else size for i, size in enumerate(sizes)]
+
+
+def _axes(step: dict[str, Any], given: list[NDArray[Any]]) -> tuple[int, ...] | None:
+    """Axes of a Squeeze or Unsqueeze: an attribute before opset 13, else the second operand."""
+    axes = given[1] if len(given) > 1 else step.get("axes")
+    return None if axes is None else tuple(int(axis) for axis in axes)
+
+
+def _encoding(name: str, values: NDArray[Any], properties: Any) -> OutputEncoding:
+    """How integers (1, ..., C) are read: one scale, or one a channel."""
     scale = np.asarray(properties.scale_data, np.float32).reshape(-1)
     if not scale.size:
-        raise SystemExit(f"{name} leaves as {dtype}, but the board states no scale for it")
+        raise SystemExit(f"{name} leaves as {values.dtype}, but the board states no scale for it")
     if scale.size == 1:
-        return OutputEncoding(str(dtype), float(scale[0]))
-    return OutputEncoding(str(dtype), scale.astype(np.float64), 0, 3)
+        return OutputEncoding(str(values.dtype), float(scale[0]))
+    if values.shape[-1] != scale.size:
+        raise SystemExit(f"{name} has the shape {values.shape}, but the board states {scale.size} scales for it")
+    return OutputEncoding(str(values.dtype), scale.astype(np.float64), 0, values.ndim - 1)
 
 
 def _frames(source: str, limit: int) -> Iterator[NDArray[np.uint8]]:
@@ -143,6 +209,14 @@ def _said(result: Detections | Classification | None, outputs: Outputs, classes:
         {"output": name, "shape": list(values.shape), "min": float(values.min()), "max": float(values.max())}
         for name, values in outputs.items()
     ]
+
+
+def _save(path: Path, arrays: Outputs) -> None:
+    """As ``numpy.savez``, which takes no array named ``file``."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, values in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, np.asarray(values))
 
 
 def _check(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> str:
@@ -169,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", nargs="?", help="image file, or number of a USB camera")
     parser.add_argument("--model", type=Path, default=HERE / "model.bin")
     parser.add_argument("--out", type=Path, help="picture to write")
+    parser.add_argument("--arrays", type=Path, help="file for the outputs of the model as numbers (.npz)")
     parser.add_argument("--conf", type=float, default=0.25)
     parser.add_argument("--iou", type=float, default=0.7)
     parser.add_argument("--top-k", type=int, default=5)
@@ -188,7 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         times.append(time.perf_counter())
         result = model.result(outputs, encodings, geometry, options.conf, options.iou, options.top_k)
         times.append(time.perf_counter())
-        found = _said(result, outputs, description["classes"])
+        arrays = model.arrays(outputs, encodings) if result is None or options.arrays is not None else {}
+        found = _said(result, arrays, description["classes"])
+        if options.arrays is not None:
+            _save(options.arrays, arrays)
         if options.check:
             expected = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
             sys.stdout.write(_check(found, expected) + "\n")
