@@ -149,6 +149,40 @@ def test_an_unreadable_image_is_named(pose_model: Model, tmp_path: Path) -> None
         coco(tmp_path, tmp_path / "labels.json").evaluate({"float": lambda: Predictor.of_model(pose_model, 1)})
 
 
+def test_unreadable_images_are_left_out_and_counted(
+    pose_bundle: Bundle, classify_model: Model, tmp_path: Path
+) -> None:
+    """The metrics are those of the other images, to the last digit, of two graphs."""
+    data, bad = people(6), (0, 3)
+    for index, file in enumerate(data.files):
+        (tmp_path / file.name).write_bytes(b"\xff\xd8 no" if index in bad else file.read_bytes())
+    document = json.dumps(data.document)
+    (tmp_path / "labels.json").write_text(document)
+    kept = [entry for index, entry in enumerate(data.document["images"]) if index not in bad]
+    ids = {entry["id"] for entry in kept}
+    objects = [entry for entry in data.document["annotations"] if entry["image_id"] in ids]
+    (tmp_path / "kept.json").write_text(json.dumps({**data.document, "images": kept, "annotations": objects}))
+    wanted = pose_bundle.evaluate(coco(tmp_path, tmp_path / "kept.json"))
+    broken = coco(tmp_path, tmp_path / "labels.json")
+    found = pose_bundle.evaluate(broken, save_predictions=tmp_path / "p.json")
+    assert [row.metrics for row in found.rows] == [row.metrics for row in wanted.rows]
+    assert (found.images, found.unreadable, wanted.unreadable) == (4, 2, 0)
+    assert found.to_dict()["unreadable"] == 2
+    names = [data.files[index].name for index in bad]
+    assert found.notes[-1].startswith("2 of 6 files left out: ") and all(name in found.notes[-1] for name in names)
+    assert {entry["image_id"] for entry in json.loads((tmp_path / "p-float.json").read_text())} <= ids
+    with pytest.raises(UserError, match=names[0]):
+        pose_bundle.evaluate(broken, strict=True)
+    assert CLASSIFY.labels is not None
+    labelled = imagenet(CLASSIFY.validation, CLASSIFY.labels, limit=8)
+    files = (tmp_path / names[0], *labelled.files[1:])
+    graphs = {name: lambda: Predictor.of_model(classify_model, 1) for name in ("float", "again")}
+    report = replace(labelled, files=files).evaluate(graphs)
+    rest = replace(labelled, files=labelled.files[1:], labels=labelled.labels[1:]).evaluate(graphs)
+    assert (report.images, report.unreadable) == (7, 1) and "1 of 8 files left out" in report.notes[0]
+    assert [row.metrics for row in report.rows] == [row.metrics for row in rest.rows]
+
+
 def test_protocols() -> None:
     assert choose("ultralytics").confidence == 0.001 and choose("rdk").confidence == 0.25
     assert choose("rdk", iou=0.5).iou == 0.5 and PROTOCOLS["rdk"].iou == 0.7

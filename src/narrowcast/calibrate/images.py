@@ -148,8 +148,7 @@ class ImageSet:
         copies = len(self) - len(bad) - len(first)
         notes = list(self.notes)
         if bad:
-            more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-            notes.append(f"{len(bad)} of {len(self)} files left out: {'; '.join(bad[:_NAMED])}{more}")
+            notes.append(left_out(bad, len(self)))
         if copies:
             notes.append(f"{copies} of {len(self)} images left out: the same content is there under another name")
         return replace(self.subset(sorted(first.values())), notes=tuple(notes))
@@ -175,6 +174,12 @@ class ImageSet:
             hashlib.sha256(source.read_bytes() if isinstance(source, Path) else source.tobytes()).hexdigest()
             for source in self.sources
         ]
+
+
+def left_out(problems: Sequence[str], count: int) -> str:
+    """One note on the files of ``count`` that cannot be read: how many, and the first of them with what is wrong."""
+    more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+    return f"{len(problems)} of {count} files left out: {'; '.join(problems[:_NAMED])}{more}"
 
 
 #: What :func:`images` takes; a set that is one already stays as it is.

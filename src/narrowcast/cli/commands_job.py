@@ -206,6 +206,7 @@ def evaluate(
     save_predictions: Annotated[
         Path | None, typer.Option(help="COCO result JSON to write; '-float' and so on is added for several graphs.")
     ] = None,
+    strict_images: StrictImages = False,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -221,7 +222,7 @@ def evaluate(
         {"camera": camera, "mean": mean, "scale": scale, "color": color, "resize": resize},
         protocol=protocol, conf=conf, iou=iou, max_detections=max_detections, limit=limit, seed=seed,
         skip_missing=skip_missing, workers=workers, fresh=fresh, save_predictions=save_predictions, force=force,
-        json=json, quiet=quiet,
+        strict=strict_images, json=json, quiet=quiet,
     )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ def run(
     fresh: bool,
     save_predictions: Path | None,
     force: bool,
+    strict: bool,
     json: bool,
     quiet: bool,
 ) -> None:
@@ -61,7 +62,7 @@ def run(
         say(assumption)
     graphs = _changed(_graphs(path, engines), changes)
     common: dict[str, Any] = {"workers": workers, "seed": seed, "fresh": fresh, "save_predictions": save_predictions}
-    common["force"] = force
+    common |= {"force": force, "strict": strict}
     with on_interrupt("interrupted: finished images are kept, the same command goes on from there"):
         if isinstance(data, CocoData):
             report = data.evaluate(graphs, protocol=chosen, **common)

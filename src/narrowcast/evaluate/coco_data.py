@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from narrowcast.bundle.predictor import Predictor
+from narrowcast.calibrate.images import left_out
 from narrowcast.errors import UserError
 from narrowcast.evaluate.coco_entries import ENTRIES
 from narrowcast.evaluate.coco_scores import FAMILIES, CocoScores, score
 from narrowcast.evaluate.journal import evaluation_key, kept_journals
-from narrowcast.evaluate.passes import run_pass
+from narrowcast.evaluate.passes import Pass, run_pass
 from narrowcast.evaluate.predictions import Entry, converter, prediction_files, write_predictions
 from narrowcast.evaluate.protocol import PROTOCOLS, Protocol
 from narrowcast.evaluate.report import Report, Row
@@ -56,6 +57,7 @@ class CocoData:
         fresh: bool = False,
         save_predictions: str | Path | None = None,
         force: bool = False,
+        strict: bool = False,
     ) -> Report:
         """Score graphs on these images.
 
@@ -67,11 +69,14 @@ class CocoData:
             fresh: do not go on from an interrupted evaluation.
             save_predictions: COCO result file to write; with several graphs ``-name`` is added to its stem.
             force: replace existing result files.
+            strict: an unreadable image is an error; else it is left out and counted.
 
         Raises:
-            UserError: a model that detects nothing, categories or keypoints unlike the annotations', an unreadable
+            UserError: a model that detects nothing, categories or keypoints unlike the annotations', no readable
                 image, a result file that exists.
         """
+        scored: CocoData = self
+        first: Pass | None = None
         scores: dict[str, CocoScores] = {}
         rows: dict[str, tuple[float, int]] = {}
         notes = list(self.notes)
@@ -88,19 +93,31 @@ class CocoData:
                 convert = converter(ids, categories)
                 depends = {"options": options, "categories": sorted(categories.items()), "ids": ids}
                 journal = journal_of(evaluation_key(predictor, self.files, **depends))
-                done = run_pass(name, predictor, self.files, convert, options, journal, workers)
+                done = run_pass(name, predictor, self.files, convert, options, journal, workers, strict)
+                if first is None:
+                    first, scored = done, self._of(done.readable(len(self)))
+                    notes += [left_out(list(done.unreadable.values()), len(self))] if done.unreadable else []
+                done.check_same(first)
                 results = [entry for result in done.results for entry in result]
                 if name in saved:
                     entries[name] = results
                 sigmas = _sigmas(predictor) if "keypoints" in families else None
-                scores[name] = score(self.document, results, families, sorted(set(categories.values())), sigmas)
+                scores[name] = score(scored.document, results, families, sorted(set(categories.values())), sigmas)
                 rows[name] = (done.images_per_second, len(results))
                 if not results:
                     notes.append(f"{name} finds nothing in any image, so every metric is 0")
             write_predictions(entries, saved, force)
-        metrics = metrics_of_rows(scores, len(self), seed)
+        metrics = metrics_of_rows(scores, len(scored), seed)
         made = tuple(Row(name, metrics[name], *rows[name]) for name in graphs)
-        return Report(made, len(self), asdict(protocol), tuple(notes))
+        return Report(made, len(scored), asdict(protocol), tuple(notes), len(self) - len(scored))
+
+    def _of(self, indices: Sequence[int]) -> CocoData:
+        """The images at these indices with their annotations."""
+        if len(indices) == len(self):
+            return self
+        images = [self.document["images"][index] for index in indices]
+        document = _reduced(self.document, images)
+        return replace(self, document=document, files=tuple(self.files[index] for index in indices))
 
     def _families(self, predictor: Predictor) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Metric families of a model that the annotations can score."""
@@ -202,13 +219,16 @@ def coco(
         if limit < len(there):
             chosen = np.random.default_rng(seed).choice(len(there), limit, replace=False)
             there = [there[index] for index in sorted(chosen.tolist())]
-    kept = {entry["id"] for entry in there}
-    reduced = {
-        "images": there,
-        "annotations": [entry for entry in document["annotations"] if entry["image_id"] in kept],
-        "categories": document["categories"],
-    }
-    return CocoData(reduced, tuple(folder / Path(e["file_name"]).name for e in there), file.name, tuple(notes))
+    return CocoData(
+        _reduced(document, there), tuple(folder / Path(e["file_name"]).name for e in there), file.name, tuple(notes)
+    )
+
+
+def _reduced(document: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, Any]:
+    """An annotation file's content for some of its images."""
+    kept = {entry["id"] for entry in images}
+    annotations = [entry for entry in document["annotations"] if entry["image_id"] in kept]
+    return {"images": images, "annotations": annotations, "categories": document["categories"]}
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.bundle.predictor import Predictor
+from narrowcast.calibrate.images import left_out
 from narrowcast.errors import UserError
 from narrowcast.evaluate.bootstrap import draw_weights
 from narrowcast.evaluate.journal import evaluation_key, kept_journals
-from narrowcast.evaluate.passes import run_pass
+from narrowcast.evaluate.passes import Pass, run_pass
 from narrowcast.evaluate.predictions import Entry, prediction_files, write_predictions
 from narrowcast.evaluate.report import Report, Row
 from narrowcast.evaluate.rows import compare_rows
@@ -55,6 +56,7 @@ class ImageNetData:
         fresh: bool = False,
         save_predictions: str | Path | None = None,
         force: bool = False,
+        strict: bool = False,
     ) -> Report:
         """Score classifiers on these images; see :meth:`CocoData.evaluate`.
 
@@ -65,15 +67,16 @@ class ImageNetData:
             fresh: do not go on from an interrupted evaluation.
             save_predictions: JSON file with the five best classes of each image.
             force: replace existing files of that kind.
+            strict: an unreadable image is an error; else it is left out and counted.
 
         Raises:
-            UserError: a file that exists, no classifier, a label beyond its classes, an unreadable image.
+            UserError: a file that exists, no classifier, a label beyond its classes, no readable image.
         """
         values: dict[str, dict[str, float | None]] = {}
         draws = {}
         speed = {}
         first: NDArray[np.int64] | None = None
-        weights = draw_weights(len(self), seed)
+        passes: list[Pass] = []
         saved = prediction_files(save_predictions, graphs, force)
         entries: dict[str, list[Entry]] = {}
         with kept_journals(fresh) as journal_of:
@@ -82,21 +85,29 @@ class ImageNetData:
                 self._check(predictor)
                 journal = journal_of(evaluation_key(predictor, self.files))
                 options = {"top_k": _KEPT}
-                done = run_pass(name, predictor, self.files, _best, options, journal, workers)
+                done = run_pass(name, predictor, self.files, _best, options, journal, workers, strict)
+                passes.append(done)
+                done.check_same(passes[0])
+                kept = done.readable(len(self))
+                weights = draw_weights(len(kept), seed)
                 if name in saved:
-                    found = [{"image": file.name, **best} for file, best in zip(self.files, done.results, strict=True)]
-                    entries[name] = found
+                    names = [self.files[index].name for index in kept]
+                    entries[name] = [{"image": n, **best} for n, best in zip(names, done.results, strict=True)]
                 best = np.array([result["classes"] for result in done.results])
-                hits = best == np.array(self.labels)[:, None]
+                hits = best == np.array(self.labels)[kept, None]
                 values[name] = {"top-1": float(hits[:, 0].mean()), "top-5": float(hits.any(axis=1).mean())}
                 first = best[:, 0] if first is None else first
                 # as the first graph says, right or wrong: less noisy than top-1 on the same images
                 values[name]["agreement"] = float((best[:, 0] == first).mean()) if len(values) > 1 else None
-                draws[name] = (weights @ hits[:, 0]).astype(np.float64) / len(self)
+                draws[name] = (weights @ hits[:, 0]).astype(np.float64) / len(kept)
                 speed[name] = done.images_per_second
             write_predictions(entries, saved, force)
         metrics = compare_rows("classes", values, draws)
-        return Report(tuple(Row(name, (metrics[name],), speed[name], len(self)) for name in graphs), len(self), {}, ())
+        lost = list(passes[0].unreadable.values())
+        notes = (left_out(lost, len(self)),) if lost else ()
+        count = len(self) - len(lost)
+        rows = tuple(Row(name, (metrics[name],), speed[name], count) for name in graphs)
+        return Report(rows, count, {}, notes, len(lost))
 
     def _check(self, predictor: Predictor) -> None:
         if predictor.task != "classify":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,28 @@ class Pass:
     """Results of one graph.
 
     Attributes:
-        results: one an image, as converted, in the order of the images.
+        results: one a readable image, as converted, in the order of the images.
         images_per_second: of the images that this pass computed itself; 0 without any.
+        unreadable: what is wrong with each image that gave no result, by its index.
     """
 
     results: list[Any]
     images_per_second: float
+    unreadable: Mapping[int, str]
+
+    def readable(self, count: int) -> list[int]:
+        """Indices of the ``count`` images that gave a result."""
+        return [index for index in range(count) if index not in self.unreadable]
+
+    def check_same(self, other: Pass) -> None:
+        """That two passes are about the same images.
+
+        Raises:
+            UserError: an image became unreadable, or readable, between them.
+        """
+        changed = self.unreadable.keys() ^ other.unreadable.keys()
+        if changed:
+            raise UserError(f"{len(changed)} images changed while they were scored", "run it again")
 
 
 def run_pass(
@@ -44,6 +60,7 @@ def run_pass(
     options: dict[str, Any],
     journal: Journal,
     workers: int | None,
+    strict: bool = False,
 ) -> Pass:
     """Predict every image.
 
@@ -59,30 +76,34 @@ def run_pass(
         options: of decoding.
         journal: open; results of an interrupted pass, and where these go.
         workers: images in work at once; one a core by default.
+        strict: an unreadable image is an error.
 
     Raises:
-        UserError: naming an image that cannot be read.
+        UserError: no image can be read, or one cannot and ``strict``.
     """
     started = time.perf_counter()
     todo = [index for index in range(len(files)) if index not in journal.known]
     results = dict(journal.known)
+    unreadable: dict[int, str] = {}
 
     def one(index: int) -> Any:
-        return convert(index, _predict(predictor, files[index], options))
+        try:
+            tensor, geometry = preprocess(read_image(files[index]), predictor.preprocess)
+        except ValueError as error:
+            return error
+        return convert(index, predictor.decode(predictor.run(tensor), geometry, **options))
 
     for index, result in track(_in_order(one, todo, workers or available_cores()), name, total=len(todo)):
-        results[index] = result
-        journal.put(index, result)
+        if isinstance(result, ValueError):
+            unreadable[index] = str(result)
+            if strict or len(unreadable) == len(files):
+                raise UserError(str(result), "replace the image, or take it out of the labels") from result
+        else:
+            results[index] = result
+            journal.put(index, result)
     seconds = time.perf_counter() - started
-    return Pass([results[index] for index in range(len(files))], len(todo) / seconds if todo else 0.0)
-
-
-def _predict(predictor: Predictor, file: Path, options: dict[str, Any]) -> Detections | Classification:
-    try:
-        tensor, geometry = preprocess(read_image(file), predictor.preprocess)
-    except ValueError as error:
-        raise UserError(str(error), "replace the image, or take it out of the labels") from error
-    return predictor.decode(predictor.run(tensor), geometry, **options)
+    speed = len(todo) / seconds if todo else 0.0
+    return Pass([results[index] for index in sorted(results)], speed, unreadable)
 
 
 def _in_order(work: Callable[[int], Any], indices: Sequence[int], workers: int) -> Iterator[tuple[int, Any]]:

@@ -55,12 +55,14 @@ class Report:
         images: number of images.
         protocol: options of decoding, empty for classifiers.
         notes: one sentence each.
+        unreadable: number of labelled images that cannot be read and are in no metric.
     """
 
     rows: tuple[Row, ...]
     images: int
     protocol: dict[str, Any]
     notes: tuple[str, ...]
+    unreadable: int = 0
 
     def __repr__(self) -> str:
         found = []
