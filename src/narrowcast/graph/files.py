@@ -131,15 +131,12 @@ def fix_shapes(model: onnx.ModelProto, file: str, size: tuple[int, int] | None =
     if min(wanted) < 1 or math.prod(wanted) > MOST_VALUES:
         text = "x".join(map(str, wanted))
         raise UserError(f"an input of {text} is impossible, the most is {MOST_VALUES:,} values", "give another --size")
-    if wanted == dims:
-        _trust_inference(copy, file)
-        return copy
-    target = next(value for value in copy.graph.input if value.name == inputs[0].name)
-    for dim, value in zip(target.type.tensor_type.shape.dim, wanted, strict=True):
-        dim.dim_value = value
-    del copy.graph.value_info[:]
-    for output in copy.graph.output:
-        output.type.tensor_type.ClearField("shape")
+    if wanted != dims:
+        target = next(value for value in copy.graph.input if value.name == inputs[0].name)
+        for dim, value in zip(target.type.tensor_type.shape.dim, wanted, strict=True):
+            dim.dim_value = value
+        del copy.graph.value_info[:]
+    _trust_inference(copy, file, changed=wanted != dims)
     return copy
 
 
@@ -157,8 +154,14 @@ def _name_nodes_apart(graph: onnx.GraphProto) -> None:
                 _name_nodes_apart(attribute.g)
 
 
-def _trust_inference(model: onnx.ModelProto, file: str) -> None:
-    """Drop the shapes that a file states and that follow from its input, in place: what is stated may be wrong."""
+def _trust_inference(model: onnx.ModelProto, file: str, changed: bool) -> None:
+    """Replace the shapes that a file states by those that follow from its input, in place: what is stated may be wrong.
+
+    Args:
+        model: with a static input.
+        file: its name, for messages.
+        changed: the input's shape is another than the file states, so outputs that nothing is known of lose theirs.
+    """
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.graph.value_info[:]
@@ -166,13 +169,16 @@ def _trust_inference(model: onnx.ModelProto, file: str) -> None:
         value.type.tensor_type.ClearField("shape")
     with reading(file, "export it again", "has shapes that contradict each other"):
         found = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
-    inferred = {v.name for v in (*found.value_info, *found.output) if v.type.tensor_type.HasField("shape")}
-    made = {name for node in model.graph.node for name in node.output} - inferred
+    shapes = {v.name: v.type.tensor_type for v in (*found.value_info, *found.output)}
+    inferred = {name: kind.shape for name, kind in shapes.items() if kind.HasField("shape")}
+    made = {name for node in model.graph.node for name in node.output} - inferred.keys()
     kept = [value for value in model.graph.value_info if value.name in made]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
     for value in model.graph.output:
         if value.name in inferred:
+            value.type.tensor_type.shape.CopyFrom(inferred[value.name])
+        elif changed:
             value.type.tensor_type.ClearField("shape")
 
 
