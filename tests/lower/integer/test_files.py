@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from harness import graph_of, plan_of, power
 from onnx import helper
@@ -15,7 +17,7 @@ from narrowcast.errors import UserError
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.distance import qdq_distance
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner, integer_bytes, lower_integer, open_integer
-from narrowcast.lower.integer.files import METADATA_KEY
+from narrowcast.lower.integer.files import METADATA_KEY, dequantized
 from narrowcast.lower.verify import verify
 from narrowcast.plan import Encoding, Plan
 from narrowcast.targets import load_target
@@ -114,3 +116,37 @@ def test_verify_names_the_tensor_that_differs(target: str) -> None:
     wrong = {row.tensor: row for row in verify(model, plan, load_target(target), graph, [IMAGE], threads=1)}
     assert {name for name, row in wrong.items() if row.differing} == {"y", "y (shipped)"}
     assert wrong["y"].node == "sigmoid" and wrong["y"].op_type == "Sigmoid" and wrong["y"].largest == 2
+
+
+@pytest.mark.parametrize("target", ["esp32p4", "bayes-e"])
+def test_generated_names_differ_from_the_users(target: str) -> None:
+    """A model may call its nodes and values whatever our own names for other nodes and values would be."""
+    model, plan, graph = small(target)
+    ours = [node.name for node in graph.proto.graph.node if node.name != "move"]
+    rng = np.random.default_rng(0)
+    for users in rng.permutation(ours)[:4]:
+        named = {"conv": "conv", "sigmoid": "sigmoid", "move": str(users)}
+        copy = model.clone()
+        for node in copy.graph:
+            node.name = named[str(node.name)]
+        nodes = {named[name]: placement for name, placement in plan.nodes.items()}
+        again = lower_integer(copy, replace(plan, nodes=nodes), load_target(target))
+        names = [node.name for node in again.proto.graph.node]
+        assert len(set(names)) == len(names) and names.count(users) == 1
+        for name, values in IntegerRunner(graph, 1).run(IMAGE).items():
+            np.testing.assert_array_equal(IntegerRunner(again, 1).run(IMAGE)[name], values)
+        assert lower_integer(copy, replace(plan, nodes=nodes), load_target(target)) == again
+
+
+def test_real_outputs_beside_values_of_such_names() -> None:
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["y_as_integers"], name="y_node"),
+        helper.make_node("Transpose", ["y_as_integers"], ["y"], name="y_as_integers_node", perm=[0, 2, 3, 1]),
+    ]
+    model = graph_of(nodes, IMAGE.shape, outputs=("y", "y_as_integers"))
+    plan = plan_of(model, "esp32p4", {"x": power(-5), "y_as_integers": power(-7), "y": power(-7)})
+    graph = lower_integer(model, plan, load_target("esp32p4"))
+    session = onnxruntime.InferenceSession(dequantized(graph).SerializeToString())
+    found = dict(zip(("y", "y_as_integers"), session.run(None, {"x": IMAGE}), strict=True))
+    for name, integers in IntegerRunner(graph, 1).run(IMAGE).items():
+        np.testing.assert_array_equal(found[name], integers / np.float32(128))

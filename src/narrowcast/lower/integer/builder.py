@@ -19,25 +19,22 @@ class Builder:
 
     Args:
         opset: of the default domain.
-        reserved: names that only their owners may use.
+        reserved: names of tensors that only their owners may use.
+        nodes: names of nodes that may be appended; no other node gets one of them.
     """
 
-    def __init__(self, opset: int, reserved: Iterable[str]) -> None:
+    def __init__(self, opset: int, reserved: Iterable[str], nodes: Iterable[str] = ()) -> None:
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._names: set[str] = set(reserved)
+        self._nodes: set[str] = set(nodes)
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._cache: dict[tuple[str, tuple[str, ...], str], str] = {}
 
     def fresh(self, stem: str) -> str:
-        """A name that nothing else has, beginning with ``stem``."""
-        name, index = stem, 1
-        while name in self._names:
-            index += 1
-            name = f"{stem}_{index}"
-        self._names.add(name)
-        return name
+        """A name that no other tensor has, beginning with ``stem``."""
+        return _unused(stem, self._names)
 
     def constant(self, array: NDArray[Any] | np.floating[Any] | float, dtype: Any = np.float32) -> str:
         """Name of an initializer with this content; equal contents share one."""
@@ -86,7 +83,8 @@ class Builder:
         if output is None and key in self._cache:
             return self._cache[key]
         name = output if output is not None else self.fresh(f"{stem}.{op_type}")
-        self.nodes.append(helper.make_node(op_type, list(inputs), [name], name=f"{name}_node", **attributes))
+        node_name = _unused(f"{name}_node", self._nodes)
+        self.nodes.append(helper.make_node(op_type, list(inputs), [name], name=node_name, **attributes))
         self._cache.setdefault(key, name)
         return name
 
@@ -108,3 +106,13 @@ class Builder:
     ) -> str:
         """A node with a constant as second operand."""
         return self.add(op_type, [name, self.constant(number, dtype)], stem)
+
+
+def _unused(stem: str, taken: set[str]) -> str:
+    """The stem, or with the first number from 2 that is not taken; it is taken now."""
+    name, index = stem, 1
+    while name in taken:
+        index += 1
+        name = f"{stem}_{index}"
+    taken.add(name)
+    return name

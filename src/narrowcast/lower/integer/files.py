@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from narrowcast.errors import UserError
+from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.lowering import IntegerGraph
 from narrowcast.lower.integer.proof import Proof
 from narrowcast.plan.types import Encoding
@@ -101,11 +102,13 @@ def dequantized(graph: IntegerGraph) -> onnx.ModelProto:
     """The graph with outputs in real numbers, float32, for comparing them with a float graph's."""
     proto = onnx.ModelProto()
     proto.CopyFrom(graph.proto)
+    names = [value.name for value in (*proto.graph.input, *proto.graph.initializer)]
+    builder = Builder(0, [*names, *(name for node in proto.graph.node for name in node.output)])
     for output in proto.graph.output:
         encoding = graph.outputs[output.name]
         if encoding is None:
             continue
-        integers = f"{output.name}_as_integers"
+        integers = builder.fresh(f"{output.name}_as_integers")
         for node in proto.graph.node:
             node.output[:] = [integers if name == output.name else name for name in node.output]
             node.input[:] = [integers if name == output.name else name for name in node.input]

@@ -126,7 +126,8 @@ def lower_integer(model: ir.Model, plan: Plan, target: Target, *, integer_input:
     if plan.target != target.name:
         raise UserError(f"the plan was made for {plan.target}, not for {target.name}", "make the plan again")
     graph = model.graph
-    context = Context(Builder(model.opset_imports[""], _names(graph)), graph, plan, target)
+    builder = Builder(model.opset_imports[""], _names(graph), [str(node.name) for node in graph])
+    context = Context(builder, graph, plan, target)
     inputs = [_lower_input(context, value, integer_input) for value in graph.inputs]
     for node in graph:
         _lower_node(context, node)
