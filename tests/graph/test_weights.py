@@ -6,17 +6,23 @@ import gc
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
 from builders import save, silu_net
 from narrowcast.analyze import analyze
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
 from narrowcast.bundle.contents import proto_bytes
-from narrowcast.calibrate import images
+from narrowcast.calibrate import collect, images
 from narrowcast.deploy.analysis import subject_of
 from narrowcast.deploy.espdl import deploy_espdl
-from narrowcast.graph import Runner, load, weights
+from narrowcast.graph import Runner, load, run, weights
 from narrowcast.graph.run import open_session
+from narrowcast.lower.integer import IntegerRunner, lower_integer
+from narrowcast.lower.integer.sums import Sum
+from narrowcast.plan import Plan, draft, finish
+from narrowcast.targets import Target, load_target
 from narrowcast.zoo import sample
 
 X = np.random.default_rng(1).random((8, 3, 16, 16), dtype=np.float32)
@@ -109,3 +115,50 @@ def test_the_rest_of_the_program_takes_a_held_bundle(pose_bundle: Bundle, tmp_pa
     few = images(sample("pose").validation, again.manifest.preprocess, limit=2)
     results = [analyze(subject_of(bundle, few), layers="products").to_dict() for bundle in (again, pose_bundle)]
     assert results[0] == results[1]
+
+
+def _planned(folder: Path) -> tuple[ir.Model, Plan, Target]:
+    target = load_target("esp32p4")
+    model = load(save(silu_net(), folder / "m.onnx"))
+    drafted = draft(model.ir.graph, target)
+    statistics = collect(model.to_proto(), drafted.wanted_statistics(), [x[None] for x in X])
+    return model.ir, finish(drafted, statistics, "minmax")[0], target
+
+
+def test_sessions_that_do_not_fold_weights_give_the_same_integers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = lower_integer(*_planned(tmp_path))
+    folded = [IntegerRunner(graph, 1, "basic").run(x[None]) for x in X]
+    monkeypatch.setattr(run, "_MANY_BYTES", 1)
+    unfolded = IntegerRunner(graph, 1, "basic")
+    for x, expected in zip(X, folded, strict=True):
+        found = unfolded.run(x[None])
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_constants_are_computed_from_the_first_nodes() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y)
+        <int8[2] w = {3, 4}, float s = {2}> {
+            a = Relu(x)
+            c = Cast<to = 1>(w)
+            d = Mul(c, s)
+            y = Add(a, d)
+        }"""
+    )
+    ordered = run._constants_first(proto)
+    assert [node.op_type for node in ordered.graph.node] == ["Cast", "Mul", "Relu", "Add"]
+    assert [node.op_type for node in proto.graph.node] == ["Relu", "Cast", "Mul", "Add"]
+
+
+def test_lowering_lets_go_of_the_sums_it_has_written(tmp_path: Path) -> None:
+    given = _planned(tmp_path)
+    gc.collect()
+    gc.disable()  # nothing waits for the collector
+    try:
+        graph = lower_integer(*given)
+        assert not [entry for entry in gc.get_objects() if isinstance(entry, Sum)]
+    finally:
+        gc.enable()
+    assert graph.proofs

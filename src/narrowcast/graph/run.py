@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from narrowcast.graph.weights import held_arrays
 
@@ -23,6 +24,8 @@ _LEVELS = {
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+#: Bytes of weights stored as integers from which a session at "basic" computes the real ones anew in every run.
+_MANY_BYTES = 1 << 24
 
 
 class Runner:
@@ -79,12 +82,47 @@ def open_session(
     options.add_external_initializers(names, values)  # their data is not in the file
     for name, value in zip(names, values, strict=True):
         options.add_initializer(name, value)  # and is shared, not copied
+    unfolded = []
+    if level == "basic" and isinstance(model, onnx.ModelProto) and _stored_bytes(model) >= _MANY_BYTES:
+        unfolded = ["ConstantFolding"]  # four to eight times the memory, for as long as the session lives
+        options.enable_cpu_mem_arena = False
+        model = _constants_first(model)
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+    del model
     session = onnxruntime.InferenceSession(
-        source if isinstance(source, bytes) else str(source), options, providers=["CPUExecutionProvider"]
+        source if isinstance(source, bytes) else str(source),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=unfolded,
     )
     session.weights = values  # it knows where they lie, not that they have to stay
     return session
+
+
+def _stored_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the constants stored in 8 and 16 bits."""
+    small = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16)
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer if tensor.data_type in small)
+
+
+def _constants_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose first nodes are those that compute constants.
+
+    onnxruntime goes from the outputs backwards and takes a node's latest input first. So what activations need runs
+    before the constant that they meet, and one constant is in memory at a time.
+    """
+    known = {tensor.name for tensor in model.graph.initializer}
+    constant: list[onnx.NodeProto] = []
+    others: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        fixed = known.issuperset(name for name in node.input if name)
+        (constant if fixed else others).append(node)
+        known.update(node.output if fixed else ())
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.node[:]
+    copy.graph.node.extend([*constant, *others])
+    return copy
 
 
 def as_reals(expected: NDArray[Any], actual: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -101,7 +101,7 @@ def qdq_distance(
     right = Runner(_with_outputs(proto, list(quantized.values())), threads, "basic")
     results = [(image, right.run(image, [*graph.outputs, *quantized.values()])) for image in images]
     del right
-    left = IntegerRunner(graph, threads, all_tensors=all_tensors)
+    left = IntegerRunner(graph, threads, "basic", all_tensors=all_tensors)
     for image, found in results:
         exact: dict[str, NDArray[Any]] = {}
         if all_tensors:

@@ -89,7 +89,7 @@ class Encoding:
 
     def quantize(self, x: NDArray[Any]) -> NDArray[Any]:
         """Real values to integers: ``clip(round_half_even(x / scale) + zero_point)`` (DESIGN rule 1)."""
-        q = np.asarray(np.asarray(x, np.float64) / self.broadcast(np.ndim(x)))
+        q = np.asarray(np.divide(x, self.broadcast(np.ndim(x)), dtype=np.float64))
         np.rint(q, out=q)
         q += self.zero_point
         np.clip(q, self.qmin, self.qmax, out=q)

@@ -129,9 +129,15 @@ def lower_integer(model: ir.Model, plan: Plan, target: Target, *, integer_input:
     builder = Builder(model.opset_imports[""], _names(graph), [str(node.name) for node in graph])
     context = Context(builder, graph, plan, target)
     inputs = [_lower_input(context, value, integer_input) for value in graph.inputs]
+    used = [(node, value) for node in graph for value in node.inputs if value is not None]
+    last = {id(value): node for node, value in used if not value.is_graph_output()}
     for node in graph:
         _lower_node(context, node)
+        for value in node.inputs:
+            if value is not None and last.get(id(value)) is node:
+                context.values.pop(str(value.name), None)  # a sum has its weights in 64 bits
     outputs = [_lower_output(context, value) for value in graph.outputs]
+    context.values.clear()  # sums and context hold each other
     return IntegerGraph(
         proto=_assemble(model, context, inputs, outputs),
         inputs={str(value.name): context.encoding(value) for value in graph.inputs},

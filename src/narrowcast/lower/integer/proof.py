@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from narrowcast.errors import UserError
 
-__all__ = ["EXACT", "Digits", "Proof", "digit_bounds", "split", "static_digits"]
+__all__ = ["EXACT", "Digits", "Proof", "digit_bounds", "split", "static_digit"]
 
 #: Largest integer up to which float32 holds every integer.
 EXACT = 2**24
@@ -72,14 +72,12 @@ def digit_bounds(magnitude: int, digits: Digits) -> list[int]:
     return [*lower, -(-magnitude // 2 ** (digits.bits * (digits.count - 1)))]
 
 
-def static_digits(weight: NDArray[np.int64], digits: Digits) -> list[NDArray[np.int64]]:
-    """The digits of a constant operand, lowest first: all but the highest are >= 0."""
-    result = []
-    rest = weight
-    for _ in range(digits.count - 1):
-        result.append(rest & (2**digits.bits - 1))
-        rest = rest >> digits.bits
-    return [*result, rest]
+def static_digit(weight: NDArray[np.int64], digits: Digits, index: int) -> NDArray[np.int64]:
+    """One digit of a constant operand, 0 for the lowest, as a new array: all but the highest are >= 0."""
+    digit = weight >> (digits.bits * index)
+    if index < digits.count - 1:
+        digit &= 2**digits.bits - 1
+    return digit
 
 
 def split(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from narrowcast.errors import UserError
 from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.parameters import round_real
-from narrowcast.lower.integer.proof import EXACT, Digits, Proof, digit_bounds, split, static_digits
+from narrowcast.lower.integer.proof import EXACT, Digits, Proof, digit_bounds, split, static_digit
 from narrowcast.lower.integer.rounding import remove_zero_point, round_and_saturate
 from narrowcast.lower.integer.values import Integers, Pending, Reals
 from narrowcast.plan.types import Encoding
@@ -83,8 +83,8 @@ class Sum(Pending):
         """Largest sum for each digit of the weight."""
         if isinstance(self.weight, Integers):
             return [self.terms * x_bound * bound for bound in digit_bounds(self.weight.magnitude, digits)]
-        parts = static_digits(self.weight, digits)
-        return [int(self._per_channel(np.abs(part)).max(initial=0)) * x_bound for part in parts]
+        parts = (static_digit(self.weight, digits, index) for index in range(digits.count))  # one in memory at a time
+        return [int(self._per_channel(np.abs(part, out=part)).max(initial=0)) * x_bound for part in parts]
 
     def _per_channel(self, weight: Array) -> Array:
         axes = tuple(axis for axis in range(weight.ndim) if axis != self.channel_axis)
@@ -269,7 +269,7 @@ class Sum(Pending):
         if isinstance(self.weight, Integers):
             name = self.emit(left, _dynamic_digits(self.context, self.weight, digits)[digit], None)
             return name if np.all(factor == 1) else builder.arithmetic("Mul", name, self._channels(factor), self.node)
-        weight = builder.stored(static_digits(self.weight, digits)[digit], self._against_weight(factor))
+        weight = builder.stored(static_digit(self.weight, digits, digit), self._against_weight(factor))
         return self.emit(left, weight, None)
 
 
