@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
-from builders import save, silu_net
-from narrowcast.calibrate import collect
+from builders import model, save, silu_net, weights
+from narrowcast.bundle import quantize
+from narrowcast.calibrate import collect, images
+from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner, load
 from narrowcast.lower import lower_qdq
 from narrowcast.plan import Pins, Plan, draft, edge_key, finish
@@ -115,3 +118,36 @@ def test_lowering_leaves_the_graph_alone_and_repeats_itself(net: Model) -> None:
     first, second = (lower_qdq(net.ir, plan)[0].SerializeToString(deterministic=True) for _ in range(2))
     assert first == second
     assert net.to_proto().SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("c", "c_quantized", "y"),
+        ("c_dequantized", "c", "y"),
+        ("y", "c", "y_quantized"),
+        ("x_quantized", "a", "y"),
+        ("w_quantized", "a", "y"),
+        ("a", "y_unquantized", "y"),
+    ],
+)
+def test_the_users_names_are_not_those_that_are_derived(names: tuple[str, str, str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    first, second, last = names
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], [first], name=second, pads=[1] * 4),
+        helper.make_node("Relu", [first], [second], name=f"{first}_quantized"),
+        helper.make_node("Conv", [second, "v"], [last], name=f"{last}_dequantized"),
+    ]
+    proto = model(nodes, [weights(rng, "w", 4, 3, 3, 3), weights(rng, "v", 2, 4, 1, 1)], outputs=(last,))
+    loaded = load(save(proto, tmp_path / "m.onnx"), keep_head=True)
+    np.save(tmp_path / "c.npy", rng.random((3, 3, 16, 16), np.float32))
+    for target in ("onnx", "esp32p4"):
+        bundle = quantize(loaded, images(tmp_path / "c.npy", loaded.preprocess), target, out=tmp_path / target)
+        assert bundle.manifest.comparison[0]["sqnr_db"] > 25
+
+
+def test_ends_of_derived_names_are_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["y_quantized"])]
+    with pytest.raises(UserError, match="y_quantized"):
+        load(save(model(nodes, outputs=("y", "y_quantized")), tmp_path / "m.onnx"))

@@ -106,7 +106,7 @@ def _nodes(bundle: Bundle) -> None:
     from narrowcast.bundle.store import FLOAT_FILE
 
     noise = bundle.noise
-    outputs = {node.name: node.output[0] for node in bundle.graph(FLOAT_FILE).graph.node}
+    outputs = {node.name: node.output[0] for node in bundle.graph(FLOAT_FILE).graph.node if node.output}
     rows = []
     for name, placement in bundle.plan.nodes.items():
         tensor = outputs.get(name, "")

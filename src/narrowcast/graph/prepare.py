@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import itertools
 
 import onnx
 import onnx.shape_inference
@@ -21,6 +22,9 @@ from narrowcast.graph.weights import hold, hold_weights, with_data
 from narrowcast.reading import reading
 
 __all__ = ["tidy"]
+
+#: What the QDQ graph appends to the name of a value for the nodes and values that it adds.
+_DERIVED = ("quantized", "dequantized", "unquantized")
 
 
 def tidy(proto: onnx.ModelProto, source: str) -> tuple[ir.Model, tuple[str, ...]]:
@@ -48,6 +52,7 @@ def tidy(proto: onnx.ModelProto, source: str) -> tuple[ir.Model, tuple[str, ...]
     units = fuse_units(model)
     remove_unused(model)
     _name_everything(model.graph)
+    _free_derived_names(model.graph, source)
     _own_constants(model.graph)
     _require_static_shapes(model.graph, source)
     hold_weights(model)  # those that folding made
@@ -113,6 +118,30 @@ def _name_everything(graph: ir.Graph) -> None:
             if not output.name or output.name.isdigit() or output.name in used:
                 output.name = f"{node.name}_output_{index}"
             used.add(output.name)
+
+
+def _free_derived_names(graph: ir.Graph, source: str) -> None:
+    """Rename nodes and inner values whose name the QDQ graph will derive from that of another value."""
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    derived = {f"{value.name}_{word}" for value in values for word in _DERIVED}
+    taken = {str(value.name) for value in values} | {str(node.name) for node in graph}
+
+    def free(stem: str) -> str:
+        name = next(name for i in itertools.count() if (name := f"{stem}_{i}") not in taken | derived)
+        taken.add(name)
+        return name
+
+    ends = {str(value.name) for value in [*graph.inputs, *graph.outputs]}
+    for end, word in itertools.product(sorted(ends), _DERIVED):
+        if f"{end}_{word}" in ends:
+            raise UserError(f"{source} has the inputs or outputs {end} and {end}_{word}", "export it with other names")
+    for node in graph:
+        if node.name in derived:
+            node.name = free(node.op_type)
+        for value in node.outputs:
+            clashes = value.name in derived or any(f"{value.name}_{word}" in ends for word in _DERIVED)
+            if clashes and value.name not in ends:
+                value.name = free(f"{node.name}_output")
 
 
 def _own_constants(graph: ir.Graph) -> None:
