@@ -19,9 +19,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from narrowcast.graph.units import constant_of
+from narrowcast.graph.units import constant_of, put_in_place
 
-__all__ = ["constant_value", "explicit_splits", "put_in_place", "unify_forms"]
+__all__ = ["constant_value", "explicit_splits", "unify_forms"]
 
 
 def explicit_splits(model: onnx.ModelProto) -> None:
@@ -75,18 +75,6 @@ def constant_value(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     value = ir.val(name, const_value=ir.tensor(np.asarray(array), name=name))
     graph.register_initializer(value)
     return value
-
-
-def put_in_place(graph: ir.Graph, old: ir.Node, nodes: Sequence[ir.Node]) -> None:
-    """Nodes in the place of another; the last one writes the old one's (only) output."""
-    value, new = old.outputs[0], nodes[-1].outputs[0]
-    new.name, new.shape, new.type = value.name, value.shape, value.type
-    graph.insert_before(old, nodes)
-    for index, output in enumerate(graph.outputs):
-        if output is value:
-            graph.outputs[index] = new
-    value.replace_all_uses_with(new)
-    graph.remove(old, safe=True)
 
 
 def _inner(node: ir.Node, name: str, like: ir.Value, shape: Sequence[int] | None = None) -> ir.Value:

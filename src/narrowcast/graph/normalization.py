@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.graph.forms import constant_value, put_in_place
-from narrowcast.graph.units import constant_of
+from narrowcast.graph.forms import constant_value
+from narrowcast.graph.units import constant_of, put_in_place
 
 __all__ = ["fold_batch_normalization"]
 

@@ -16,7 +16,7 @@ onnxruntime and the ONNX checker still take the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -24,7 +24,7 @@ import onnx.inliner
 import onnx_ir as ir
 from onnx import helper
 
-__all__ = ["DOMAIN", "constant_of", "fuse_units"]
+__all__ = ["DOMAIN", "constant_of", "fuse_units", "put_in_place"]
 
 DOMAIN = "narrowcast"
 Match = tuple[str, ir.Value, list[ir.Node], dict[str, float]]
@@ -192,16 +192,21 @@ def _replace(
     x: ir.Value,
     attributes: dict[str, float],
 ) -> None:
-    old = node.outputs[0]
     unit = ir.node(op_type, [x], attributes=attributes or None, domain=domain, num_outputs=1, name=node.name)
-    new = unit.outputs[0]
-    new.name, new.shape, new.type = old.name, old.shape, old.type
-    graph.insert_before(node, unit)
+    put_in_place(graph, node, [unit])
+    graph.remove(list(reversed(inner)), safe=True)
+
+
+def put_in_place(graph: ir.Graph, old: ir.Node, nodes: Sequence[ir.Node]) -> None:
+    """Nodes in the place of another; the last one writes the old one's (only) output."""
+    value, new = old.outputs[0], nodes[-1].outputs[0]
+    new.name, new.shape, new.type = value.name, value.shape, value.type
+    graph.insert_before(old, nodes)
     for index, output in enumerate(graph.outputs):
-        if output is old:
+        if output is value:
             graph.outputs[index] = new
-    old.replace_all_uses_with(new)
-    graph.remove([node, *reversed(inner)], safe=True)
+    value.replace_all_uses_with(new)
+    graph.remove(old, safe=True)
 
 
 def _add_function(model: ir.Model, op_type: str, opset: int) -> None:
