@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.journal import Journal
 from narrowcast.calibrate import images
 from narrowcast.cli.analyze import _evaluation
 from narrowcast.config import read_settings
-from narrowcast.errors import UserError
 from narrowcast.evaluate import coco, imagenet
-from narrowcast.journal import Journal
 from narrowcast.targets import load_target, read_target, write_target
 from narrowcast.vision.preprocess import Preprocess
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from narrowcast.base.errors import UserError
 from narrowcast.config import read_settings
-from narrowcast.errors import UserError
 
 GIVEN = {"model": Path("m.onnx"), "images": Path("i"), "out": Path("o")}
 

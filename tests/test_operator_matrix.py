@@ -17,12 +17,12 @@ import pytest
 
 import narrowcast.targets
 from builders import save
+from narrowcast.base.errors import UserError
 from narrowcast.calibrate import collect
 from narrowcast.deploy.check import check
 from narrowcast.deploy.espdl import EspdlRunner, decode_espdl, make_test_vectors, write_espdl
 from narrowcast.deploy.make import quantize
 from narrowcast.deploy.rdk import to_opset_11
-from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.exposure import remove_unused
 from narrowcast.graph.units import inline_units

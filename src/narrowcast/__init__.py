@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from narrowcast.base.errors import UserError
     from narrowcast.bundle import Bundle, open_bundle
     from narrowcast.calibrate import images
     from narrowcast.deploy import deploy, quantize
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from narrowcast.deploy.check import check
     from narrowcast.deploy.finetune import finetune
     from narrowcast.deploy.tune import tune
-    from narrowcast.errors import UserError
     from narrowcast.evaluate import Report, coco, imagenet
     from narrowcast.graph import Model, load
     from narrowcast.plan import Encoding, Placement, Plan
@@ -44,7 +44,7 @@ _HOMES = {
     "Plan": "plan",
     "Preprocess": "vision",
     "Report": "evaluate",
-    "UserError": "errors",
+    "UserError": "base.errors",
     "analyze": "deploy.analysis",
     "check": "deploy.check",
     "coco": "evaluate",

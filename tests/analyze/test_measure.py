@@ -26,10 +26,10 @@ from narrowcast.analyze.regions import BACKBONE, macs, regions
 from narrowcast.analyze.sensitivity import choose, sensitivity, wider_plan
 from narrowcast.analyze.subject import subplan
 from narrowcast.analyze.tensors import graphwise
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import collect, images
 from narrowcast.deploy.analysis import subject_of
-from narrowcast.errors import UserError
 from narrowcast.graph.prepare import tidy
 from narrowcast.graph.run import Runner
 from narrowcast.plan import Plan, draft, finish

@@ -20,11 +20,11 @@ from narrowcast.analyze import Analysis, Subject, analyze
 from narrowcast.analyze.history import history, tuned_scores
 from narrowcast.analyze.pictures import match, pair
 from narrowcast.analyze.report import render, write_report
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import images
 from narrowcast.cli.analyze import run
 from narrowcast.deploy.analysis import subject_of
-from narrowcast.errors import UserError
 from narrowcast.vision import Classification, Detections
 from narrowcast.zoo import sample
 

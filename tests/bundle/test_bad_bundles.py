@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import builders
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.bundle.modify import modify
 from narrowcast.calibrate import images
-from narrowcast.errors import UserError
 from narrowcast.graph import load
 
 

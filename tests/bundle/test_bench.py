@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.bench import Timing, _node_times, bench, profile
 from narrowcast.cli.bench import run
-from narrowcast.errors import UserError
 
 PICTURE = np.full((40, 60, 3), 90, np.uint8)
 

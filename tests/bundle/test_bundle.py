@@ -11,17 +11,17 @@ import onnx
 import pytest
 
 from builders import save, silu_net
+from narrowcast.base.errors import UserError
+from narrowcast.base.writing import new_folder
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
 from narrowcast.bundle import make as making
 from narrowcast.bundle.compare import compare_tensors
 from narrowcast.bundle.folder import check_out
 from narrowcast.calibrate import ImageSet, images
-from narrowcast.errors import UserError
 from narrowcast.graph import Model, load
 from narrowcast.lower.verify import verify
 from narrowcast.targets import load_target
 from narrowcast.vision import Detections
-from narrowcast.writing import new_folder
 from narrowcast.zoo import sample
 
 

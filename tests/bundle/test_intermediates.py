@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.intermediates import board_preprocess, save_intermediates, with_board_input
-from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner
 from narrowcast.vision.nv12 import nv12_to_bgr
 from narrowcast.vision.preprocess import Preprocess, preprocess

@@ -18,11 +18,11 @@ from onnx import helper
 
 import narrowcast.bundle.make as make
 from builders import model, save, weights
+from narrowcast.base.writing import check_folder
 from narrowcast.bundle import open_bundle
 from narrowcast.cli import main
 from narrowcast.deploy.make import quantize
 from narrowcast.graph import load
-from narrowcast.writing import check_folder
 from test_writing import counted, fork, names
 
 

@@ -13,6 +13,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from builders import constant, model, save, weights
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.bundle.columns import channel_axes
 from narrowcast.bundle.mixed import part
@@ -21,7 +22,6 @@ from narrowcast.bundle.remake import remake, state_of
 from narrowcast.calibrate import images
 from narrowcast.cli import run
 from narrowcast.deploy import deploy
-from narrowcast.errors import UserError
 from narrowcast.graph import load
 from narrowcast.plan import Pins, draft
 from narrowcast.targets import load_target

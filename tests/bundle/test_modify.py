@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from builders import constant, model, save, weights
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.bundle.integer_input import chip_input, quantize_input
 from narrowcast.bundle.modify import modify
 from narrowcast.calibrate import images
 from narrowcast.cli.modify import run
-from narrowcast.errors import UserError
 from narrowcast.graph import Model, load
 from narrowcast.lower.ends import with_integer_outputs
 from narrowcast.lower.integer import IntegerRunner

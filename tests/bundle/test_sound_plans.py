@@ -14,12 +14,12 @@ import typer
 from onnx import helper
 
 from builders import constant, model, save, weights
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
 from narrowcast.bundle.remake import state_of
 from narrowcast.calibrate import images
 from narrowcast.cli.verify import run
 from narrowcast.deploy import deploy
-from narrowcast.errors import UserError
 from narrowcast.graph import Model, load
 from narrowcast.plan import Pins
 

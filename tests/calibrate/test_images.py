@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from narrowcast.analyze.images import unseen
+from narrowcast.base.errors import UserError
 from narrowcast.calibrate import ImageSet, images
-from narrowcast.errors import UserError
 from narrowcast.vision.preprocess import Preprocess
 
 SPEC = Preprocess(16, 16)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import save, silu_net
+from narrowcast.base.errors import UserError
 from narrowcast.calibrate import ImageSet, collect, images
 from narrowcast.calibrate.statistics import BINS, SAMPLES, Histogram, TensorStatistics, _step
-from narrowcast.errors import UserError
 from narrowcast.graph import load
 from narrowcast.vision import Preprocess
 

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.cli import predict
-from narrowcast.errors import UserError
 from narrowcast.zoo import sample
 
 POSE = sample("pose")

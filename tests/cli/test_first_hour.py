@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import narrowcast as nc
-from narrowcast import progress
+from narrowcast.base import progress
 from narrowcast.bundle import Bundle
 from narrowcast.cli import demo
 from narrowcast.graph import Model

@@ -13,11 +13,11 @@ import yaml
 from onnx import helper
 
 from builders import model, save, silu_net, weights
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import open_bundle
 from narrowcast.cli import check, prepare, quantize
 from narrowcast.cli.model_info import tensor_info
 from narrowcast.cli.node_table import NODE_COLUMNS, node_rows
-from narrowcast.errors import UserError
 from narrowcast.graph import Model, load
 from narrowcast.graph.attention import rewritten_nodes
 

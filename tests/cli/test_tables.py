@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from command_line import parse
+from narrowcast.base.progress import set_quiet
 from narrowcast.bundle import Bundle
 from narrowcast.cli.check import run as check
 from narrowcast.cli.inspect import run as inspect
 from narrowcast.cli.quantize import after, wider
 from narrowcast.cli.tables import print_table, suggest, targets
-from narrowcast.progress import set_quiet
 from narrowcast.zoo import sample
 
 NAME = "/model.19/cv3.0/cv3.0.1/cv3.0.1.1/conv/Conv_output_0"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from narrowcast.base.errors import UserError
 from narrowcast.config import QuantizeSettings, convert, parse_hb_mapper, read_settings, settings_schema
-from narrowcast.errors import UserError
 
 OURS: dict[str, Any] = {
     "model": "net.onnx",

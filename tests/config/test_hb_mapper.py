@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from narrowcast.base.errors import UserError
 from narrowcast.config import (
     HbMapperConfig,
     check_input,
@@ -20,7 +21,6 @@ from narrowcast.config import (
     to_settings,
     write_hb_mapper,
 )
-from narrowcast.errors import UserError
 
 SOFTMAX = "/model.10/m/m.0/attn/Softmax"
 BASE: dict[str, dict[str, Any]] = {

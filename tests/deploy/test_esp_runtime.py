@@ -14,8 +14,8 @@ from nets import Net, planned, round_trip
 from onnx import helper
 
 from builders import constant, model, save, weights
+from narrowcast.base.errors import UserError
 from narrowcast.deploy.espdl import build_espdl, check_runtime
-from narrowcast.errors import UserError
 from narrowcast.graph import load
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.plan import draft

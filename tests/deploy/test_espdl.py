@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from nets import Net, attention, convolutions, odd_layouts, planned, round_trip
 
+from narrowcast.base.errors import UserError
 from narrowcast.deploy.espdl import (
     EspdlFile,
     EspdlNode,
@@ -25,7 +26,6 @@ from narrowcast.deploy.espdl import (
     write_espdl,
 )
 from narrowcast.deploy.espdl.running import EspdlRunner
-from narrowcast.errors import UserError
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.targets import load_target
 

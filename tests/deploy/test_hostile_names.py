@@ -18,6 +18,7 @@ from onnx import helper
 from builders import model, save, weights
 from narrowcast.analyze import analyze
 from narrowcast.analyze.report import render
+from narrowcast.base.errors import printable
 from narrowcast.bundle import Bundle, quantize
 from narrowcast.calibrate import ImageSet, images
 from narrowcast.cli.tables import print_json, print_table, say
@@ -25,7 +26,6 @@ from narrowcast.config import read_hb_mapper
 from narrowcast.deploy import deploy
 from narrowcast.deploy.analysis import subject_of
 from narrowcast.deploy.rdk.settings import prefix
-from narrowcast.errors import printable
 from narrowcast.graph import Model, load
 from narrowcast.plan import Pins
 from narrowcast.vision import Preprocess

@@ -9,8 +9,8 @@ from nets import attention, convolutions
 from onnx import TensorProto, helper
 
 from builders import constant, model, silu_net, weights
+from narrowcast.base.errors import UserError
 from narrowcast.deploy.rdk import to_opset_11
-from narrowcast.errors import UserError
 from narrowcast.graph.run import Runner
 
 

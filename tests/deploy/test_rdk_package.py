@@ -15,12 +15,12 @@ from onnx import helper
 from rdk_bundles import sample_images, small_bundle
 
 from builders import model, silu_net, weights
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.modify import modify
 from narrowcast.config import pinned_types, read_hb_mapper, read_settings
 from narrowcast.deploy import deploy
 from narrowcast.deploy.rdk import export, verify
-from narrowcast.errors import UserError
 from narrowcast.graph import load
 from narrowcast.plan import Pins, draft
 from narrowcast.plan.pins import TensorPin

@@ -15,10 +15,10 @@ from onnx import helper
 from rdk_bundles import small_bundle
 
 from builders import model, weights
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.cli import deploy as cli
 from narrowcast.deploy import deploy
-from narrowcast.errors import UserError
 from narrowcast.plan import Pins
 from narrowcast.vision import HeadSpec, Preprocess
 

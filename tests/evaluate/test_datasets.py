@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from evaluate.scenes import random_document
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.evaluate import coco, imagenet
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from evaluate.test_average_precision import pycocotools_stats
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, Predictor
-from narrowcast.errors import UserError
 from narrowcast.evaluate import PROTOCOLS, CocoData, Report, coco, imagenet
 from narrowcast.evaluate.protocol import choose
 from narrowcast.graph import Model
@@ -229,7 +229,7 @@ def test_a_full_cache_disk_does_not_stop_it(
 
     graphs = {"float": lambda: Predictor.of_model(pose_model, 1)}
     whole = people(4).evaluate(graphs)
-    monkeypatch.setattr("narrowcast.journal.Journal._append", full)
+    monkeypatch.setattr("narrowcast.base.journal.Journal._append", full)
     assert people(4).evaluate(graphs).rows[0].metrics == whole.rows[0].metrics
     assert capsys.readouterr().err.count("No space left") == 1
 

@@ -11,8 +11,8 @@ import pytest
 from onnx import helper
 
 from builders import constant, model, save, weights
+from narrowcast.base.errors import UserError
 from narrowcast.calibrate import collect
-from narrowcast.errors import UserError
 from narrowcast.graph import Runner, load
 from narrowcast.graph.attention import PARTS, attention_softmaxes, rewritten_nodes
 from narrowcast.lower import lower_qdq

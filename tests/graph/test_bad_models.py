@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import builders
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph import load
 
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from builders import constant, model, save, silu_net, weights
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.check import random_image
 from narrowcast.graph.exposure import find_head

@@ -16,11 +16,11 @@ from onnx import helper
 import narrowcast as nc
 from builders import constant, model, save, silu_net, weights
 from narrowcast.analyze.task_units import TaskJudge
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle
 from narrowcast.bundle.remake import remake, state_of
 from narrowcast.calibrate import collect
 from narrowcast.cli import finetune as command
-from narrowcast.errors import UserError
 from narrowcast.graph import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune import Settings

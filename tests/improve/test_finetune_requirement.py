@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from narrowcast.base.errors import UserError
 from narrowcast.cli import finetune as command
-from narrowcast.errors import UserError
 
 
 def test_without_torch_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

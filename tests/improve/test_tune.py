@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from builders import model, save, silu_net, weights
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.bundle.remake import state_of
 from narrowcast.calibrate import ImageSet, collect, images
 from narrowcast.cli.tune import _last, run
 from narrowcast.deploy.tune import Wish, tune
-from narrowcast.errors import UserError
 from narrowcast.evaluate import imagenet
 from narrowcast.graph import Model, load
 from narrowcast.improve import State, tune_meter

@@ -10,9 +10,9 @@ import pytest
 from onnx import helper
 
 from builders import model, save, silu_net, weights
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import quantize
 from narrowcast.calibrate import collect, images
-from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner, load
 from narrowcast.lower import lower_qdq
 from narrowcast.plan import Pins, Plan, draft, edge_key, finish

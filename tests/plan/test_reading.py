@@ -7,7 +7,7 @@ import pytest
 from onnx import helper
 
 from builders import model
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.plan import Encoding, ExactPins, Pins
 from narrowcast.plan.reading import accumulator_encoding, operand_encoding, read_encoding, read_name
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from builders import constant, model
+from narrowcast.base.errors import UserError
 from narrowcast.calibrate import collect
-from narrowcast.errors import UserError
 from narrowcast.graph import Runner
 from narrowcast.lower.integer import dequantized, lower_integer
 from narrowcast.plan import Draft, Encoding, ExactPins, Pins, Plan, TensorPin, draft, finish

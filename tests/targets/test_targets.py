@@ -11,7 +11,7 @@ import yaml
 from onnx import helper
 
 from builders import constant, model, save, silu_net, weights
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph import Model, load
 from narrowcast.targets import check_rows, load_target, place, support, target_names
 

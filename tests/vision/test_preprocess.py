@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from narrowcast.base.errors import UserError
 from narrowcast.calibrate import images
-from narrowcast.errors import UserError
 from narrowcast.vision import Geometry, Preprocess, preprocess, read_image
 
 

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.vision.preprocess import Preprocess, preprocess
 from narrowcast.zoo import sample, sample_names
 from narrowcast.zoo.scenes import OBJECT_NAMES, pose_scene

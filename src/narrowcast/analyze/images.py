@@ -7,10 +7,10 @@ from collections.abc import Collection
 import onnx
 
 from narrowcast.analyze.task_units import TaskJudge
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import track
 from narrowcast.calibrate.images import ImageSet, spread
-from narrowcast.errors import UserError
 from narrowcast.graph.run import Runner
-from narrowcast.progress import track
 from narrowcast.vision.heads import HeadSpec
 
 __all__ = ["telling", "unseen"]

@@ -14,9 +14,9 @@ from narrowcast.analyze.incremental import Outputs, Variant, run_variants
 from narrowcast.analyze.metrics import Noise, NoiseSums
 from narrowcast.analyze.subject import Subject
 from narrowcast.analyze.task_units import TaskError, TaskJudge, combine
+from narrowcast.base.progress import track
 from narrowcast.graph.run import Runner
 from narrowcast.plan.types import Plan
-from narrowcast.progress import track
 
 __all__ = ["Effect", "References", "measure", "reference"]
 

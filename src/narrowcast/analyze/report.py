@@ -20,9 +20,9 @@ from narrowcast.analyze.measure import Effect
 from narrowcast.analyze.pictures import Pair
 from narrowcast.analyze.result import Analysis
 from narrowcast.analyze.tensors import Tensor
+from narrowcast.base.progress import phase
+from narrowcast.base.writing import write_file
 from narrowcast.plan.types import Plan
-from narrowcast.progress import phase
-from narrowcast.writing import write_file
 
 __all__ = ["render", "write_report"]
 

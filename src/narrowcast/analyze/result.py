@@ -13,7 +13,7 @@ from narrowcast.analyze.resolution import Resolution, pixels_per_lsb
 from narrowcast.analyze.sensitivity import Sensitivity, choose, sensitivity
 from narrowcast.analyze.subject import Subject, subplan
 from narrowcast.analyze.tensors import Tensor, graphwise
-from narrowcast.progress import phase
+from narrowcast.base.progress import phase
 
 __all__ = ["Analysis", "analyze"]
 

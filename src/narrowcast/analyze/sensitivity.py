@@ -11,9 +11,9 @@ import onnx_ir as ir
 from narrowcast.analyze.measure import Effect, References, measure
 from narrowcast.analyze.regions import BACKBONE, macs, regions
 from narrowcast.analyze.subject import Subject
+from narrowcast.base.errors import UserError
 from narrowcast.calibrate.statistics import TensorStatistics, collect
 from narrowcast.calibrate.unary import unary_name
-from narrowcast.errors import UserError
 from narrowcast.plan.build import draft, finish
 from narrowcast.plan.pins import ExactPins
 from narrowcast.plan.types import Encoding, Plan

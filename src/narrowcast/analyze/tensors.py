@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from narrowcast.analyze.metrics import Noise, NoiseSums
 from narrowcast.analyze.subject import Subject
+from narrowcast.base.progress import track
 from narrowcast.calibrate.statistics import BINS, TensorStatistics, with_outputs
 from narrowcast.graph.run import Runner
 from narrowcast.plan.structure import is_passive
 from narrowcast.plan.types import Encoding
-from narrowcast.progress import track
 
 __all__ = ["Tensor", "graphwise"]
 

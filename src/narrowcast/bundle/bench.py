@@ -20,10 +20,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import phase
 from narrowcast.bundle.predictor import Predictor
-from narrowcast.errors import UserError
 from narrowcast.graph.run import open_session
-from narrowcast.progress import phase
 from narrowcast.vision.preprocess import preprocess
 
 __all__ = ["STAGES", "BenchResult", "NodeTime", "Timing", "bench", "profile"]
@@ -104,7 +104,7 @@ def bench(
         image: uint8 (H, W, 3) BGR.
         threads: frames in work at once.
         frames: how many to measure.
-        progress: wraps the counter of finished frames, such as :func:`narrowcast.progress.track`.
+        progress: wraps the counter of finished frames, such as :func:`narrowcast.base.progress.track`.
 
     Returns:
         Latencies in ms and throughput.

@@ -14,12 +14,14 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import phase, track
+from narrowcast.base.writing import inside
 from narrowcast.bundle.columns import lost_columns
 from narrowcast.bundle.compare import Comparison, compare_tensors
 from narrowcast.bundle.manifest import MANIFEST_FILE, Manifest, OutputInfo
 from narrowcast.bundle.store import INTEGER_FILE, PLAN_FILE, PREPARED_FILE, QDQ_FILE
 from narrowcast.calibrate import ImageSet
-from narrowcast.errors import UserError
 from narrowcast.graph.model import Model
 from narrowcast.graph.units import inline_units
 from narrowcast.graph.weights import with_data
@@ -29,9 +31,7 @@ from narrowcast.lower.factors import Factors, factored, undo_factors, with_facto
 from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes, lower_integer
 from narrowcast.plan import Plan, plan_to_json
 from narrowcast.plan.invariants import violations
-from narrowcast.progress import phase, track
 from narrowcast.targets import Target
-from narrowcast.writing import inside
 
 __all__ = [
     "NO_CHIP_FILE", "NO_INTEGERS", "Content", "Contents", "Extra", "float_bytes", "int16_domain", "integers_of",
@@ -231,7 +231,7 @@ def write_contents(folder: Path, manifest: Manifest, files: Mapping[str, Content
     """Write files and the manifest.
 
     Args:
-        folder: there already; see :func:`narrowcast.writing.new_folder`.
+        folder: there already; see :func:`narrowcast.base.writing.new_folder`.
         manifest: its hashes of other files are kept.
         files: content by name.
 

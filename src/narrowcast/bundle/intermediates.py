@@ -18,13 +18,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import phase
+from narrowcast.base.writing import check_file, write_file
 from narrowcast.bundle.contents import proto_bytes
 from narrowcast.bundle.store import FLOAT_FILE, INTEGER_FILE, QDQ_FILE, Bundle
-from narrowcast.errors import UserError
 from narrowcast.graph.model import Model
-from narrowcast.progress import phase
 from narrowcast.vision.preprocess import Preprocess
-from narrowcast.writing import check_file, write_file
 
 __all__ = ["NAMES", "board_preprocess", "save_intermediates", "with_board_input"]
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import onnx
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import phase, track
+from narrowcast.base.writing import Place, new_folder
 from narrowcast.bundle.choosing import AUTO_METHODS, Job, check_effort, choose, vendor_search
 from narrowcast.bundle.contents import (
     WATCHED_IMAGES,
@@ -29,14 +32,11 @@ from narrowcast.bundle.mixed import part, without
 from narrowcast.bundle.store import FLOAT_FILE, JOIN_FILE, NODES_FILE, TARGET_FILE, Bundle
 from narrowcast.calibrate import METHODS, Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
-from narrowcast.errors import UserError
 from narrowcast.graph.model import Model
 from narrowcast.improve import State
 from narrowcast.lower.factors import Factors
 from narrowcast.plan import Draft, Pins, Plan, draft
-from narrowcast.progress import phase, track
 from narrowcast.targets import Target, load_target, write_target
-from narrowcast.writing import Place, new_folder
 
 __all__ = ["AUTO_METHODS", "quantize"]
 

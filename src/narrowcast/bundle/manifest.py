@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from narrowcast.errors import UserError
-from narrowcast.reading import check_plain_names, read_json, typed
+from narrowcast.base.errors import UserError
+from narrowcast.base.reading import check_plain_names, read_json, typed
 from narrowcast.vision.heads import HeadSpec, OutputEncoding
 from narrowcast.vision.preprocess import Preprocess
 

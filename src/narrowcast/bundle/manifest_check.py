@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from narrowcast.base.reading import reading, typed
 from narrowcast.bundle.manifest import (
     FLOAT_FILE,
     JOIN_FILE,
@@ -19,7 +20,6 @@ from narrowcast.bundle.manifest import (
     OutputInfo,
 )
 from narrowcast.plan.types import DTYPES, Encoding
-from narrowcast.reading import reading, typed
 
 __all__ = ["ComparisonRow", "check_manifest"]
 

@@ -12,6 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.base.errors import UserError, nearest
+from narrowcast.base.progress import phase
+from narrowcast.base.writing import Place, inside, new_folder
 from narrowcast.bundle.contents import float_bytes, json_bytes, output_of, proto_bytes, shape_of, write_contents
 from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.manifest import Manifest, OutputInfo
@@ -26,7 +29,6 @@ from narrowcast.bundle.store import (
     Bundle,
     open_bundle,
 )
-from narrowcast.errors import UserError, nearest
 from narrowcast.graph.ends import REMOVABLE, Removed, remove_ends, transposed_layout
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.ends import with_integer_input, with_integer_outputs
@@ -36,9 +38,7 @@ from narrowcast.plan import Encoding, Plan, plan_to_json
 from narrowcast.plan.reading import accumulator_encoding
 from narrowcast.plan.structure import ACCUMULATING
 from narrowcast.plan.types import split_edge_key
-from narrowcast.progress import phase
 from narrowcast.targets import Target
-from narrowcast.writing import Place, inside, new_folder
 
 __all__ = ["ALL", "KINDS", "modify"]
 

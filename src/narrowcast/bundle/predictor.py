@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph.join import Join
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner

@@ -9,6 +9,8 @@ from typing import Any
 
 import onnx
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.writing import Place, new_folder
 from narrowcast.bundle.columns import LOST
 from narrowcast.bundle.contents import (
     NO_CHIP_FILE,
@@ -33,11 +35,9 @@ from narrowcast.bundle.store import (
     open_bundle,
 )
 from narrowcast.calibrate import ImageSet
-from narrowcast.errors import UserError
 from narrowcast.improve import State
 from narrowcast.lower.integer import dequantized
 from narrowcast.targets import Target, write_target
-from narrowcast.writing import Place, new_folder
 
 __all__ = ["lowered", "remake", "state_of"]
 

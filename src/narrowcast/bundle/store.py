@@ -13,6 +13,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import phase
+from narrowcast.base.reading import read_json, reading, typed
 from narrowcast.bundle.integer_input import open_runner
 from narrowcast.bundle.manifest import (
     FLOAT_FILE,
@@ -28,15 +31,12 @@ from narrowcast.bundle.manifest import (
 )
 from narrowcast.bundle.manifest_check import ComparisonRow
 from narrowcast.bundle.predictor import Predictor
-from narrowcast.errors import UserError
 from narrowcast.graph.join import Join
 from narrowcast.graph.model import Model, load
 from narrowcast.lower.integer import IntegerGraph, open_integer
 from narrowcast.plan import Plan, read_plan
 from narrowcast.plan.fit import check_fit
 from narrowcast.plan.invariants import violations
-from narrowcast.progress import phase
-from narrowcast.reading import read_json, reading, typed
 from narrowcast.targets import Target, load_target, read_target
 from narrowcast.vision.types import Classification, Detections
 

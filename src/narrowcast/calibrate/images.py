@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.errors import UserError
-from narrowcast.progress import track
-from narrowcast.reading import read_text, reading
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import track
+from narrowcast.base.reading import read_text, reading
 from narrowcast.vision.preprocess import Preprocess, preprocess, read_image
 
 __all__ = ["SUFFIXES", "ImageSet", "Images", "image_files", "images", "spread"]

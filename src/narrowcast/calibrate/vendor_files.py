@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from narrowcast.base.errors import UserError
 from narrowcast.calibrate.images import SUFFIXES, ImageSet, Source, spread
-from narrowcast.errors import UserError
 from narrowcast.vision.preprocess import Preprocess, preprocess
 
 __all__ = ["DTYPES", "VendorImages", "read_raw", "vendor_images", "write_vendor_files"]

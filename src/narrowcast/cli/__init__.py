@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 
+from narrowcast.base.errors import UserError, printable
 from narrowcast.cli.interrupt import Interrupted, interrupt
-from narrowcast.errors import UserError, printable
 
 __all__ = ["main"]
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.base.errors import UserError, printable
 from narrowcast.cli.options import beside
 from narrowcast.cli.quantize import wider
 from narrowcast.cli.tables import decibel, print_json, print_table, say, suggest
-from narrowcast.errors import UserError, printable
 
 if TYPE_CHECKING:
     from narrowcast.analyze import Analysis
@@ -49,16 +49,16 @@ def run(
     Without one of the four kinds named: cumulative error, ablation, and every convolution alone. ``layerwise`` takes
     every quantized node instead of the convolutions only.
     """
-    from narrowcast.progress import phase, set_quiet
+    from narrowcast.base.progress import phase, set_quiet
 
     set_quiet(quiet or json)
     with phase("start"):
         from narrowcast.analyze import analyze
         from narrowcast.analyze.report import write_report
+        from narrowcast.base.writing import check_file
         from narrowcast.bundle import open_bundle
         from narrowcast.calibrate import images as find_images
         from narrowcast.deploy.analysis import subject_of, telling_images
-        from narrowcast.writing import check_file
         from narrowcast.zoo import sample_for
     bundle = open_bundle(path)
     file = out or beside(path, "-report.html")
@@ -96,8 +96,8 @@ def _evaluation(file: Path | None) -> dict[str, Any] | None:
     """What ``narrowcast evaluate --json`` printed."""
     if file is None:
         return None
+    from narrowcast.base.reading import read_json, typed
     from narrowcast.evaluate import Report
-    from narrowcast.reading import read_json, typed
 
     remedy = "give what 'narrowcast evaluate --json' printed"
     report = typed(Report, read_json(file, remedy), file, remedy)

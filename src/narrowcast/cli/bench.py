@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.base.errors import UserError
 from narrowcast.cli.interrupt import on_interrupt
 from narrowcast.cli.tables import print_json, print_table, say, suggest
-from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ def run(
     quiet: bool,
 ) -> None:
     """Measure and print; ``threads`` is a list such as ``1,2``."""
-    from narrowcast.progress import phase, set_quiet, track
+    from narrowcast.base.progress import phase, set_quiet, track
 
     set_quiet(quiet or json)
     with phase("start"):

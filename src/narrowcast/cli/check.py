@@ -33,7 +33,7 @@ def run(
     attention: str = "keep",
 ) -> None:
     """Print the placement; exit code 1 when the chip cannot run a node."""
-    from narrowcast.progress import phase
+    from narrowcast.base.progress import phase
 
     with phase("start"):
         from narrowcast.deploy.check import check

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from narrowcast.base.errors import printable
+from narrowcast.base.writing import write_file
 from narrowcast.cli.tables import say, suggest
-from narrowcast.errors import printable
-from narrowcast.writing import write_file
 
 __all__ = ["convert", "schema"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.writing import check_file, write_file
 from narrowcast.cli.quantize import report
 from narrowcast.cli.tables import print_table, say, suggest
-from narrowcast.errors import UserError
-from narrowcast.writing import check_file, write_file
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle, Predictor
@@ -22,7 +22,7 @@ _COMMAND = ("narrowcast", "demo")
 
 def run(out: Path, target: str, force: bool, quiet: bool) -> None:
     """Check, quantize, compare, measure and draw, for both samples."""
-    from narrowcast.progress import phase, set_quiet
+    from narrowcast.base.progress import phase, set_quiet
 
     set_quiet(quiet)
     with phase("start"):

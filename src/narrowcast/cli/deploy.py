@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.base.errors import printable
+from narrowcast.base.progress import is_quiet
 from narrowcast.cli.tables import print_json, say
-from narrowcast.errors import printable
-from narrowcast.progress import is_quiet
 
 if TYPE_CHECKING:
     from narrowcast.deploy import Delivery
@@ -35,7 +35,7 @@ def run(
     strict: bool = False,
 ) -> None:
     """Write a kit, say what was written and what to type next."""
-    from narrowcast.progress import phase, set_quiet
+    from narrowcast.base.progress import phase, set_quiet
 
     set_quiet(quiet or json)
     with phase("start"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from narrowcast.base.reading import reading
 from narrowcast.cli.tables import print_json, print_table, say
-from narrowcast.reading import reading
 
 __all__ = ["inspect_espdl"]
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.base.errors import UserError
 from narrowcast.cli.interrupt import on_interrupt
 from narrowcast.cli.options import change_preprocessing, labelled_images
 from narrowcast.cli.quantize import wider
 from narrowcast.cli.tables import print_json, print_table, say, suggest
-from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Predictor
@@ -44,7 +44,7 @@ def run(
     quiet: bool,
 ) -> None:
     """Score, print."""
-    from narrowcast.progress import phase, set_quiet
+    from narrowcast.base.progress import phase, set_quiet
 
     set_quiet(quiet or json)
     with phase("start"):

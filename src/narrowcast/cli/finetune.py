@@ -56,7 +56,7 @@ def run(
         quiet: no progress bars.
         strict: an unreadable image is an error.
     """
-    from narrowcast.progress import phase, set_quiet
+    from narrowcast.base.progress import phase, set_quiet
 
     set_quiet(quiet or json)
     with phase("start"):

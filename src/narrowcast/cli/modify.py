@@ -22,7 +22,7 @@ def run(
     json: bool,
 ) -> None:
     """Write the bundle with other ends and print what enters and leaves it."""
-    from narrowcast.progress import phase
+    from narrowcast.base.progress import phase
 
     with phase("start"):
         from narrowcast.bundle import open_bundle

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path

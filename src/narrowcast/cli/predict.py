@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.base.errors import UserError
 from narrowcast.cli.tables import print_json, print_table, say, suggest
 from narrowcast.cli.video import VIDEO_SUFFIXES, run_video
-from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from narrowcast.bundle import Predictor
     from narrowcast.vision import Classification, Detections
 
-from narrowcast.writing import check_file, write_file
+from narrowcast.base.writing import check_file, write_file
 
 __all__ = ["open_predictor", "run"]
 
@@ -52,7 +52,7 @@ def run(
     strict: bool = False,
 ) -> None:
     """Predict, print, draw."""
-    from narrowcast.progress import phase, set_quiet, track, warn
+    from narrowcast.base.progress import phase, set_quiet, track, warn
 
     set_quiet(quiet or json)
     with phase("start"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from narrowcast.base.errors import UserError
 from narrowcast.cli.options import parse_size
 from narrowcast.cli.tables import print_json, print_table, say, suggest
-from narrowcast.errors import UserError
 
 __all__ = ["run"]
 
@@ -23,12 +23,12 @@ def run(
     json: bool,
 ) -> None:
     """Write the prepared float graph and say what was done to it."""
-    from narrowcast.progress import phase
+    from narrowcast.base.progress import phase
 
     with phase("start"):
+        from narrowcast.base.writing import check_file, write_file
         from narrowcast.bundle.contents import proto_bytes
         from narrowcast.graph import load
-        from narrowcast.writing import check_file, write_file
     if out.suffix != ".onnx":
         raise UserError(f"{out} is no model name", "end it in .onnx")
     check_file(out, force)

@@ -36,7 +36,7 @@ def run(
     strict: bool = False,
 ) -> None:
     """Quantize and print the comparison."""
-    from narrowcast.progress import phase, set_quiet
+    from narrowcast.base.progress import phase, set_quiet
 
     set_quiet(quiet or json)
     with phase("start"):

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.base.errors import UserError
 from narrowcast.cli.tables import print_json, print_table, say, suggest
-from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,11 +21,11 @@ __all__ = ["run"]
 
 def run(path: Path, engine: str, source: Path, dump: Path | None, force: bool, json: bool) -> None:
     """Run one input, print the outputs, write the tensors."""
-    from narrowcast.progress import phase
+    from narrowcast.base.progress import phase
 
     with phase("start"):
+        from narrowcast.base.writing import check_folder, new_folder
         from narrowcast.bundle import open_bundle
-        from narrowcast.writing import check_folder, new_folder
     bundle = open_bundle(path)
     place = None if dump is None else check_folder(dump, "index.json", force, "--dump-dir")
     tensor = _input(bundle, source)

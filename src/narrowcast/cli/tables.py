@@ -15,8 +15,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from narrowcast.errors import printable
-from narrowcast.progress import is_quiet
+from narrowcast.base.errors import printable
+from narrowcast.base.progress import is_quiet
 
 __all__ = [
     "comparison_table", "console", "decibel", "print_json", "print_table", "say", "say_notes", "suggest", "targets",

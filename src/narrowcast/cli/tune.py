@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.base.errors import UserError
 from narrowcast.cli.interrupt import on_interrupt
 from narrowcast.cli.options import beside, labelled_images
 from narrowcast.cli.quantize import after
 from narrowcast.cli.tables import print_json, print_table, say, suggest
-from narrowcast.errors import UserError
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
@@ -43,7 +43,7 @@ def run(
 
     Options are those of the command; ``loss_images`` is how many images compare sets in task units.
     """
-    from narrowcast.progress import phase, set_quiet
+    from narrowcast.base.progress import phase, set_quiet
 
     set_quiet(quiet or json)
     with phase("start"):

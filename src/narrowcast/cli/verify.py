@@ -48,7 +48,7 @@ def run(
     path: Path, images: Path | None, limit: int, everything: bool, json: bool, quiet: bool, strict: bool = False
 ) -> None:
     """Check the plan, then compare every integer tensor; exit code 1 when the plan is wrong or a value differs."""
-    from narrowcast.progress import phase, set_quiet, track
+    from narrowcast.base.progress import phase, set_quiet, track
 
     set_quiet(quiet or json)
     with phase("start"):

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.writing import check_file, new_file
 from narrowcast.cli.tables import print_json, say
-from narrowcast.errors import UserError
-from narrowcast.writing import check_file, new_file
 
 if TYPE_CHECKING:
     import cv2
@@ -32,7 +32,7 @@ def run_video(
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its complaints would stand beside ours
     import cv2
 
-    from narrowcast.progress import track
+    from narrowcast.base.progress import track
     from narrowcast.vision.draw import draw
 
     file = _out_file(video, out, force)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
+from narrowcast.base.reading import reading
 from narrowcast.config.hb_back import from_settings
 from narrowcast.config.hb_mapper import is_hb_mapper, parse_hb_mapper, write_hb_mapper
 from narrowcast.config.hb_translate import to_settings
 from narrowcast.config.settings import QuantizeSettings, explained
 from narrowcast.config.yaml_files import read_yaml
-from narrowcast.reading import reading
 
 __all__ = ["Converted", "convert", "settings_schema"]
 

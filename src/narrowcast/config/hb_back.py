@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from narrowcast.base.errors import UserError
 from narrowcast.config.hb_checks import MARCHES
 from narrowcast.config.hb_mapper import HbMapperConfig, parse_hb_mapper
 from narrowcast.config.hb_translate import CAMERAS
 from narrowcast.config.hb_values import NodeInfo
 from narrowcast.config.settings import QuantizeSettings
-from narrowcast.errors import UserError
 
 __all__ = ["from_settings"]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.base.errors import nearest
 from narrowcast.config.hb_values import Refusal, operator_type
-from narrowcast.errors import nearest
 
 if TYPE_CHECKING:
     from narrowcast.config.hb_mapper import HbMapperConfig

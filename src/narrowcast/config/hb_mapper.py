@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from narrowcast.base.errors import UserError, nearest
 from narrowcast.config import hb_checks
 from narrowcast.config.hb_values import (
     NodeInfo,
@@ -28,7 +29,6 @@ from narrowcast.config.hb_values import (
     sources,
 )
 from narrowcast.config.yaml_files import read_yaml
-from narrowcast.errors import UserError, nearest
 
 __all__ = ["GROUPS", "HbMapperConfig", "is_hb_mapper", "parse_hb_mapper", "read_hb_mapper", "write_hb_mapper"]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from narrowcast.base.errors import UserError
 from narrowcast.config.hb_checks import image_size
 from narrowcast.config.hb_mapper import CompilerParameters, HbMapperConfig
 from narrowcast.config.hb_values import operator_type
 from narrowcast.config.settings import QuantizeSettings, explained
-from narrowcast.errors import UserError
 
 __all__ = ["CAMERAS", "to_settings", "to_values"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from narrowcast.errors import nearest
+from narrowcast.base.errors import nearest
 
 __all__ = [
     "NodeInfo",

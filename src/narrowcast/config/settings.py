@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from narrowcast.base.errors import UserError, nearest
+from narrowcast.base.reading import reading
 from narrowcast.config.yaml_files import read_yaml
-from narrowcast.errors import UserError, nearest
-from narrowcast.reading import reading
 
 __all__ = ["QuantizeSettings", "check_input", "explained", "pinned_types", "read_settings", "read_settings_with_notes"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from narrowcast.errors import UserError
-from narrowcast.reading import check_depth, reading
+from narrowcast.base.errors import UserError
+from narrowcast.base.reading import check_depth, reading
 
 __all__ = ["parse_yaml", "read_yaml"]
 

@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.analyze.task_error import TaskError
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import phase, track
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.remake import lowered, remake, state_of
 from narrowcast.calibrate import Images
 from narrowcast.calibrate import images as find_images
 from narrowcast.deploy.espdl import Origin, bundled_espdl
-from narrowcast.errors import UserError
 from narrowcast.graph import Model, Runner
 from narrowcast.improve import Judge, State, split
 from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
 from narrowcast.improve.finetune.regions import features
 from narrowcast.improve.judge import judged_pairs
-from narrowcast.progress import phase, track
 from narrowcast.targets import Target
 
 if TYPE_CHECKING:

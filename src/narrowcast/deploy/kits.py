@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import phase
 from narrowcast.bundle import Bundle, Manifest
 from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
@@ -15,8 +17,6 @@ from narrowcast.deploy.espdl import deploy_espdl
 from narrowcast.deploy.espdl.parsers import parser_notes
 from narrowcast.deploy.rdk import deploy_rdk
 from narrowcast.deploy.tros import deploy_tros
-from narrowcast.errors import UserError
-from narrowcast.progress import phase
 
 __all__ = ["KITS", "Kit", "chosen_kit", "deploy", "recorded_images"]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from narrowcast import bundle as bundles
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import Images
 from narrowcast.deploy.check import findings
 from narrowcast.deploy.espdl import Origin, bundled_espdl
-from narrowcast.errors import UserError
 from narrowcast.graph import Model, load
 from narrowcast.targets import load_target
 

@@ -14,13 +14,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.writing import check_folder, new_folder
 from narrowcast.bundle import Bundle, Manifest
 from narrowcast.deploy.delivery import Delivery
 from narrowcast.deploy.rdk.heads import Exported, export
 from narrowcast.deploy.rdk.settings import WORKING_DIR, check_camera, prefix
 from narrowcast.deploy.rdk.texts import removal_script
-from narrowcast.errors import UserError
-from narrowcast.writing import check_folder, new_folder
 
 __all__ = ["PARSERS", "deploy_tros", "parser_settings"]
 

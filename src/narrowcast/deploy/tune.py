@@ -15,6 +15,9 @@ import onnx_ir as ir
 from narrowcast.analyze.images import telling, unseen
 from narrowcast.analyze.subject import Subject
 from narrowcast.analyze.task_units import TaskError, TaskJudge, combine
+from narrowcast.base.errors import UserError
+from narrowcast.base.journal import Journal
+from narrowcast.base.progress import phase, track
 from narrowcast.bundle import Bundle, Predictor
 from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.remake import lowered, remake, state_of
@@ -22,7 +25,6 @@ from narrowcast.calibrate import Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
 from narrowcast.deploy.espdl import Origin, bundled_espdl
 from narrowcast.deploy.tune_halves import Labelled, halves, halves_of_labels
-from narrowcast.errors import UserError
 from narrowcast.evaluate import Report
 from narrowcast.evaluate.coco_scores import FAMILIES
 from narrowcast.graph import Runner
@@ -31,9 +33,7 @@ from narrowcast.improve.tune import Budget, Nodes, Step, first_that_meets, membe
 from narrowcast.improve.tune_candidates import Candidate, Costs, candidates
 from narrowcast.improve.tune_meter import TaskMeter
 from narrowcast.improve.tune_plan import Widener
-from narrowcast.journal import Journal
 from narrowcast.plan import Plan
-from narrowcast.progress import phase, track
 from narrowcast.targets import Target
 
 __all__ = ["Labelled", "Wish", "known_metrics", "tune", "usual_metric"]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from narrowcast.base.errors import UserError
 from narrowcast.calibrate import ImageSet
-from narrowcast.errors import UserError
 from narrowcast.evaluate import CocoData, ImageNetData
 
 __all__ = ["Labelled", "halves", "halves_of_labels"]

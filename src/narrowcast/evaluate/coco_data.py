@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import phase
+from narrowcast.base.reading import read_json, typed
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.calibrate.images import left_out
-from narrowcast.errors import UserError
 from narrowcast.evaluate.coco_entries import ENTRIES
 from narrowcast.evaluate.coco_scores import FAMILIES, CocoScores, score
 from narrowcast.evaluate.journal import evaluation_key, kept_journals
@@ -21,8 +23,6 @@ from narrowcast.evaluate.predictions import Entry, converter, prediction_files, 
 from narrowcast.evaluate.protocol import PROTOCOLS, Protocol
 from narrowcast.evaluate.report import Report, Row
 from narrowcast.evaluate.rows import metrics_of_rows
-from narrowcast.progress import phase
-from narrowcast.reading import read_json, typed
 
 __all__ = ["CocoData", "coco"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
+from narrowcast.base.progress import phase
 from narrowcast.evaluate.average_precision import CategoryMatches, match
-from narrowcast.progress import phase
 
 __all__ = ["FAMILIES", "CocoScores", "score"]
 

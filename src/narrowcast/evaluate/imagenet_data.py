@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import phase
+from narrowcast.base.reading import read_text
 from narrowcast.bundle.predictor import Predictor
 from narrowcast.calibrate.images import left_out
-from narrowcast.errors import UserError
 from narrowcast.evaluate.bootstrap import draw_weights
 from narrowcast.evaluate.journal import evaluation_key, kept_journals
 from narrowcast.evaluate.passes import Pass, run_pass
 from narrowcast.evaluate.predictions import Entry, prediction_files, write_predictions
 from narrowcast.evaluate.report import Report, Row
 from narrowcast.evaluate.rows import compare_rows
-from narrowcast.progress import phase
-from narrowcast.reading import read_text
 from narrowcast.vision.types import Classification, Detections
 
 __all__ = ["ImageNetData", "imagenet"]

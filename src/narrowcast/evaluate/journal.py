@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from narrowcast.base.journal import Journal, digest_of
 from narrowcast.bundle.predictor import Predictor
-from narrowcast.journal import Journal, digest_of
 
 __all__ = ["cache_folder", "evaluation_key", "kept_journals"]
 

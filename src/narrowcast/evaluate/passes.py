@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.journal import Journal
+from narrowcast.base.progress import track
 from narrowcast.bundle.predictor import Predictor
-from narrowcast.errors import UserError
 from narrowcast.graph.run import available_cores
-from narrowcast.journal import Journal
-from narrowcast.progress import track
 from narrowcast.vision.preprocess import preprocess, read_image
 from narrowcast.vision.types import Classification, Detections
 

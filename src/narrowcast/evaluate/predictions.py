@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from narrowcast.base.writing import check_file, write_file
 from narrowcast.vision.types import Classification, Detections
-from narrowcast.writing import check_file, write_file
 
 __all__ = ["Entry", "converter", "prediction_files", "write_predictions"]
 

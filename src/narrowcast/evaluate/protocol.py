@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 
 __all__ = ["PROTOCOLS", "Protocol", "choose"]
 

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
+from narrowcast.base.reading import reading
 from narrowcast.graph.run import Runner
-from narrowcast.reading import reading
 from narrowcast.vision.heads import HeadSpec, decode_dense
 
 __all__ = ["TOLERANCES", "compare", "differences", "outputs_of", "random_image", "violation"]

@@ -8,7 +8,7 @@ from functools import partial
 
 import onnx_ir as ir
 
-from narrowcast.errors import UserError, nearest
+from narrowcast.base.errors import UserError, nearest
 from narrowcast.graph.exposure import remove_unused
 
 __all__ = ["REMOVABLE", "Removed", "cut_at_nodes", "remove_ends"]

@@ -17,10 +17,10 @@ import onnx.shape_inference
 import onnx.version_converter
 from onnx import TensorProto
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
+from narrowcast.base.reading import reading
 from narrowcast.graph.validity import MOST_VALUES, check_file, model_opset
 from narrowcast.graph.weights import with_data
-from narrowcast.reading import reading
 
 __all__ = ["fix_shapes", "input_shape", "literal", "model_opset", "read_onnx", "to_supported_opset"]
 

@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import phase
+from narrowcast.base.reading import parse_json, reading, typed
 from narrowcast.graph import attention as attentions
 from narrowcast.graph import check, ends, exposure, files, prepare, validity, weights
 from narrowcast.graph.join import Join
 from narrowcast.graph.units import inline_units
-from narrowcast.progress import phase
-from narrowcast.reading import parse_json, reading, typed
 from narrowcast.vision.heads import HeadSpec
 from narrowcast.vision.preprocess import Preprocess
 

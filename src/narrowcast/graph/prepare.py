@@ -12,14 +12,14 @@ import onnx.shape_inference
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
+from narrowcast.base.reading import reading
 from narrowcast.graph.dtypes import only_float32
 from narrowcast.graph.exposure import remove_unused
 from narrowcast.graph.forms import explicit_splits, unify_forms
 from narrowcast.graph.normalization import fold_batch_normalization
 from narrowcast.graph.units import constant_of, fuse_units
 from narrowcast.graph.weights import hold, hold_weights, with_data
-from narrowcast.reading import reading
 
 __all__ = ["tidy"]
 

@@ -13,9 +13,9 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
+from narrowcast.base.reading import reading
 from narrowcast.graph.weights import without_weights
-from narrowcast.reading import reading
 
 __all__ = ["MOST_VALUES", "check_file", "check_sizes", "model_opset"]
 

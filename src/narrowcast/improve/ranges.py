@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from narrowcast.base.progress import track
 from narrowcast.improve.judge import Judge, loss_of
 from narrowcast.improve.state import Planner, State
 from narrowcast.improve.trial import Trial
 from narrowcast.plan.build import Draft
 from narrowcast.plan.structure import Group
 from narrowcast.plan.types import Encoding, Plan
-from narrowcast.progress import track
 
 __all__ = ["proposals", "search_ranges"]
 

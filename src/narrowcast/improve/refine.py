@@ -14,12 +14,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.base.progress import track
 from narrowcast.graph.run import as_reals
 from narrowcast.improve.trial import Parameters, Trial
 from narrowcast.plan.build import Draft
 from narrowcast.plan.structure import Group
 from narrowcast.plan.types import Encoding, Plan
-from narrowcast.progress import track
 
 __all__ = ["refine_ranges"]
 

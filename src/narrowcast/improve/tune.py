@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.improve.tune_candidates import Candidate
 
 __all__ = ["Budget", "Meter", "Step", "first_that_meets", "members", "parse_share", "search", "sure_gain"]

@@ -17,10 +17,10 @@ from narrowcast.analyze.incremental import Variant, run_variants
 from narrowcast.analyze.subject import Subject
 from narrowcast.analyze.task_error import TaskError, combine
 from narrowcast.analyze.task_units import TaskJudge
+from narrowcast.base.journal import Journal
+from narrowcast.base.progress import track
 from narrowcast.improve.tune_candidates import Costs
 from narrowcast.improve.tune_plan import Widener
-from narrowcast.journal import Journal
-from narrowcast.progress import track
 
 __all__ = ["OBJECTIVES", "TaskMeter", "objective"]
 

@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import phase
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner
 from narrowcast.lower.reference import run_reference
 from narrowcast.plan.types import Plan
-from narrowcast.progress import phase
 from narrowcast.targets.schema import Target
 
 __all__ = ["VerifyRow", "verify"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from narrowcast.base.errors import UserError
 from narrowcast.calibrate.statistics import TensorStatistics
-from narrowcast.errors import UserError
 from narrowcast.plan.drafting import Draft, draft
 from narrowcast.plan.following import Weigh, follow
 from narrowcast.plan.ranging import choose_encoding

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.plan.parameters import weight_encoding
 from narrowcast.plan.pins import Pins
 from narrowcast.plan.structure import Structure, is_passive, structure

@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
+from narrowcast.base.reading import read_json, typed
 from narrowcast.plan.pins import NODE_TYPES, Pins, TensorPin
 from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan
-from narrowcast.reading import read_json, typed
 
 __all__ = ["plan_from_json", "plan_to_json", "read_pins", "read_plan"]
 

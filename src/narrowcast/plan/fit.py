@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.plan.types import Encoding, Plan, split_edge_key
 
 __all__ = ["check_fit"]

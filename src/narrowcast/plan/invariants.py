@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.plan.drafting import Draft, draft
 from narrowcast.plan.parameters import bias_encoding, output_channels_axis

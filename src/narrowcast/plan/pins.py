@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from narrowcast.errors import UserError, closest
+from narrowcast.base.errors import UserError, closest
 
 __all__ = ["ExactPins", "Pins", "TensorPin"]
 

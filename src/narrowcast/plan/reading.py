@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.plan.parameters import bias_encoding
 from narrowcast.plan.types import Encoding, Placement, edge_key, split_edge_key
 from narrowcast.targets.schema import Target

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph.grids import LINEAR_GRIDS, floor_positions, linear_positions, nearest_positions, resize_scales
 from narrowcast.graph.windows import window_counts
 from narrowcast.targets.forms import no_integers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 
 __all__ = ["Sample", "sample", "sample_for", "sample_names"]
 

@@ -13,7 +13,7 @@ import pytest
 from harness import graph_of, plan_of, power
 from onnx import helper
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.distance import qdq_distance
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner, integer_bytes, lower_integer, open_integer

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.plan import Encoding, Plan, edge_key
 from narrowcast.targets import load_target

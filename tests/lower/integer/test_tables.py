@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.lower.integer import full_table, lower_integer, stepped_table
 from narrowcast.lower.integer.functions import unary_function
 from narrowcast.plan import Encoding

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.base.errors import UserError
 from narrowcast.deploy.espdl.layouts import (
     CHANNELS_LAST,
     UNARY_TABLES,
@@ -27,7 +28,6 @@ from narrowcast.deploy.espdl.layouts import (
     then,
 )
 from narrowcast.deploy.espdl.types import AttributeValue, EspdlNode, EspdlTensor, EspdlValue
-from narrowcast.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.plan.types import Encoding, Plan, edge_key
 from narrowcast.targets.schema import Target

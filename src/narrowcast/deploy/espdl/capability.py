@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from narrowcast.base.errors import UserError
 from narrowcast.deploy.espdl.writer import build_espdl
-from narrowcast.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.plan.reading import read_encoding
 from narrowcast.plan.types import Plan

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.writing import check_file, write_file
 from narrowcast.bundle import Bundle, Manifest
 from narrowcast.bundle.contents import Extra
 from narrowcast.deploy.espdl.parsers import parser_names
 from narrowcast.deploy.espdl.writer import make_test_vectors, write_espdl
-from narrowcast.errors import UserError
 from narrowcast.graph import Model
 from narrowcast.lower.factors import Factors
 from narrowcast.plan import Plan
 from narrowcast.targets import Target
 from narrowcast.vision.heads import HeadSpec
-from narrowcast.writing import check_file, write_file
 
 __all__ = ["ESPDL_FILE", "Origin", "bundled_espdl", "deploy_espdl"]
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.base.errors import UserError
 from narrowcast.deploy.espdl.assembly import QUANT_TYPES, Assembly, Stored, exponents, shape_of
 from narrowcast.deploy.espdl.layouts import (
     Order,
@@ -28,7 +29,6 @@ from narrowcast.deploy.espdl.products import (
     explicit_pads,
 )
 from narrowcast.deploy.espdl.types import AttributeValue, EspdlTensor
-from narrowcast.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.lower.integer import constant_integers, full_table, stepped_table
 from narrowcast.lower.integer.clipping import clip_bounds, integer_bounds

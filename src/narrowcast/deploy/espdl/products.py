@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.base.errors import UserError
 from narrowcast.deploy.espdl.assembly import Assembly, Stored, exponents, shape_of
 from narrowcast.deploy.espdl.layouts import channels_last, identity, reordered
 from narrowcast.deploy.espdl.packing import filter_layout, pack_filter, pack_matrix
 from narrowcast.deploy.espdl.types import AttributeValue, EspdlTensor
-from narrowcast.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.graph.windows import windows
 from narrowcast.lower.integer import bias_integers, constant_integers

@@ -10,6 +10,8 @@ import numpy as np
 from flatbuffers import number_types
 from numpy.typing import NDArray
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.reading import reading
 from narrowcast.deploy.espdl.schema import (
     DATA_TYPES,
     HEADER_BYTES,
@@ -31,8 +33,6 @@ from narrowcast.deploy.espdl.schema import (
 )
 from narrowcast.deploy.espdl.tables import Reading, root
 from narrowcast.deploy.espdl.types import AttributeValue, EspdlFile, EspdlNode, EspdlTensor, EspdlValue
-from narrowcast.errors import UserError
-from narrowcast.reading import reading
 
 __all__ = ["decode_espdl", "read_espdl"]
 

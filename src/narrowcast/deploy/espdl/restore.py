@@ -16,6 +16,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from narrowcast.base.errors import UserError
+from narrowcast.base.reading import reading
 from narrowcast.deploy.espdl.chains import packing_source
 from narrowcast.deploy.espdl.layouts import (
     AXIS,
@@ -32,9 +34,7 @@ from narrowcast.deploy.espdl.layouts import (
 )
 from narrowcast.deploy.espdl.packing import parse_layout, unpack_filter, unpack_matrix
 from narrowcast.deploy.espdl.types import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
-from narrowcast.errors import UserError
 from narrowcast.plan.types import Encoding, Placement, Plan
-from narrowcast.reading import reading
 from narrowcast.targets.schema import Target
 
 __all__ = ["Restored", "restore"]

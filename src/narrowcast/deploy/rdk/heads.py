@@ -10,9 +10,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.deploy.rdk.opset import OPSET, to_opset_11
-from narrowcast.errors import UserError
 from narrowcast.graph.run import Runner
 from narrowcast.graph.units import inline_units
 from narrowcast.vision.heads import HeadSpec

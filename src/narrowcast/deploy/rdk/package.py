@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from narrowcast import vision
+from narrowcast.base.errors import UserError
+from narrowcast.base.writing import check_folder, new_folder
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import ImageSet
 from narrowcast.calibrate.vendor_files import write_vendor_files
@@ -24,10 +26,8 @@ from narrowcast.deploy.rdk.board.run import JOINING, joined
 from narrowcast.deploy.rdk.heads import Exported, ExportedOutput, export, verify
 from narrowcast.deploy.rdk.settings import check_camera, hb_settings, hb_yaml, prefix
 from narrowcast.deploy.rdk.texts import CONFIG_FILE, MODEL_FILE, Facts, build_script, readme
-from narrowcast.errors import UserError
 from narrowcast.graph.join import Join
 from narrowcast.vision.preprocess import Preprocess
-from narrowcast.writing import check_folder, new_folder
 
 __all__ = ["deploy_rdk", "removable"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.config import QuantizeSettings, from_settings, parse_hb_mapper, write_hb_mapper
 from narrowcast.config.yaml_files import parse_yaml
-from narrowcast.errors import UserError
 from narrowcast.plan import Plan, draft
 from narrowcast.plan.reading import read_encoding
 from narrowcast.plan.structure import activation_inputs, is_passive

@@ -9,11 +9,11 @@ from html import escape
 
 import jinja2
 
+from narrowcast.base.errors import printable
 from narrowcast.bundle import Manifest
 from narrowcast.deploy.rdk.heads import ExportedOutput
 from narrowcast.deploy.rdk.opset import IR_VERSION, OPSET
 from narrowcast.deploy.rdk.settings import WORKING_DIR
-from narrowcast.errors import printable
 
 __all__ = ["CONFIG_FILE", "MODEL_FILE", "Facts", "build_script", "readme", "removal_script"]
 

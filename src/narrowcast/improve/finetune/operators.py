@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from torch.nn import functional
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.improve.finetune import shapes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 
 __all__ = ["require_torch"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 
 __all__ = ["LEAST_IMAGES", "SCOPES", "Settings"]
 

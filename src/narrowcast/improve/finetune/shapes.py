@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 from torch.nn import functional
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph.units import constant_of
 
 __all__ = [

@@ -6,7 +6,7 @@ import math
 
 import onnx_ir as ir
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.parameters import saturating_integer

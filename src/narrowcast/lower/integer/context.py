@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.parameters import constant_integers

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.lower.integer.context import Context, dims
 from narrowcast.lower.integer.rounding import (
     dequantize,

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
+from narrowcast.base.reading import parse_json, reading
 from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.lowering import IntegerGraph
 from narrowcast.lower.integer.proof import Proof
 from narrowcast.plan.types import Encoding
-from narrowcast.reading import parse_json, reading
 
 __all__ = ["METADATA_KEY", "dequantized", "integer_bytes", "open_integer"]
 

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph.units import DOMAIN, constant_of, inline_units
 from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.clipping import lower_clip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.lower.integer.context import Context, dims
 from narrowcast.lower.integer.parameters import saturating_integer

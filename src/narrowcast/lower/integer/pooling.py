@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph.units import constant_of
 from narrowcast.graph.windows import window_counts, windows
 from narrowcast.lower.integer.context import Context, dims

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 
 __all__ = ["EXACT", "Digits", "Proof", "digit_bounds", "split", "static_digit"]
 

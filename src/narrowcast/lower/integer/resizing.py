@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.graph.grids import LINEAR_GRIDS, linear_positions, resize_scales
 from narrowcast.lower.integer.context import Context, dims
 from narrowcast.lower.integer.rounding import ratio, remove_zero_point, round_and_saturate

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.lower.integer.context import Context, dims
 from narrowcast.lower.integer.rounding import quantize
 from narrowcast.lower.integer.tables import look_up

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.parameters import round_real
 from narrowcast.lower.integer.proof import EXACT, Digits, Proof, digit_bounds, split, static_digit

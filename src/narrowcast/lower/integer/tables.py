@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.functions import Function, unary_function
 from narrowcast.lower.integer.parameters import round_real

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from narrowcast.errors import UserError, closest, nearest
+from narrowcast.base.errors import UserError, closest, nearest
 
 
 def test_an_error_is_one_line() -> None:

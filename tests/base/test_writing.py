@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-import narrowcast.writing as writing
-from narrowcast.errors import UserError
-from narrowcast.writing import check_file, check_folder, inside, new_file, new_folder, write_file
+import narrowcast.base.writing as writing
+from narrowcast.base.errors import UserError
+from narrowcast.base.writing import check_file, check_folder, inside, new_file, new_folder, write_file
 
 MARKER = "manifest.json"
 OLD, NEW = {MARKER: "old", "a": "old a", "gone": "x"}, {MARKER: "new", "a": "new a", "b": "new b"}
@@ -148,7 +148,7 @@ def test_a_real_kill_and_a_live_neighbour(tmp_path: Path) -> None:
     """What a killed process left goes; what a living one writes stays."""
     out = fill(tmp_path / "b", OLD)
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom narrowcast.writing import *\n"
+        "import sys, time\nfrom pathlib import Path\nfrom narrowcast.base.writing import *\n"
         "with new_folder(check_folder(Path(sys.argv[1]), 'manifest.json', True)) as folder:\n"
         "    (folder / 'half').write_text('half')\n    print('ready', flush=True)\n    time.sleep(60)"
     )

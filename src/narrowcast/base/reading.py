@@ -2,8 +2,7 @@
 
 Every loader reads inside :func:`reading`, so that a check that somebody forgot still names the file. What is read is
 plain data of known types: :func:`read_json` takes no NaN, no key twice, no number that no field can hold, and
-:func:`typed` compares the data with the annotations of a class.
-"""
+:func:`typed` compares the data with the annotations of a class."""
 
 from __future__ import annotations
 
@@ -15,10 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+
 
 __all__ = [
     "check_depth", "check_plain_names", "is_plain_name", "parse_json", "read_json", "read_text", "reading", "reason",

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from narrowcast.errors import UserError
-from narrowcast.progress import warn
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import warn
 
 __all__ = ["Journal", "digest_of"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from narrowcast.errors import UserError
-from narrowcast.reading import check_depth, is_plain_name, parse_json, read_text, reading, typed
+from narrowcast.base.errors import UserError
+from narrowcast.base.reading import check_depth, is_plain_name, parse_json, read_text, reading, typed
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.mark.parametrize(

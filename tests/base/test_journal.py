@@ -9,8 +9,8 @@ from typing import IO
 
 import pytest
 
-from narrowcast.errors import UserError
-from narrowcast.journal import Journal
+from narrowcast.base.errors import UserError
+from narrowcast.base.journal import Journal
 
 
 def interrupted(file: Path, key: dict[str, int], results: dict[str | int, object]) -> dict[str | int, object]:

@@ -1,8 +1,7 @@
 """Write a file or a folder whole or not at all, whoever else writes there and whatever ends the program.
 
 Everything temporary is named ``.narrowcast-XXXXXXXX.partial`` (or ``.old``), lies beside what is written, and is locked
-while its writer lives. What a killed run left is thus known, and goes when something is next written to that folder.
-"""
+while its writer lives. What a killed run left is thus known, and goes when something is next written to that folder."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from narrowcast.errors import UserError
+from narrowcast.base.errors import UserError
 
 try:
     import fcntl

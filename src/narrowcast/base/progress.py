@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, TypeVar
 
-from narrowcast.errors import printable
+from narrowcast.base.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
 
 __all__ = ["is_quiet", "phase", "set_quiet", "track", "warn"]
 
