@@ -11,8 +11,8 @@ import narrowcast
 
 SOURCE = Path(narrowcast.__file__).parent
 ROOMS = (
-    "base", "vision", "config", "graph", "targets", "calibrate", "plan", "lower", "analyze", "improve", "bundle", "evaluate",
-    "deploy", "zoo", "cli",
+    "base", "vision", "config", "graph", "targets", "calibrate", "plan", "lower", "analyze", "improve", "bundle",
+    "evaluate", "deploy", "zoo", "cli",
 )  # fmt: skip
 
 
