@@ -3,7 +3,7 @@
     python scripts/train_samples.py all          # images, pose.onnx, classify.onnx, then the accuracies
     python scripts/train_samples.py pose --threads 2
 
-Scenes come from narrowcast.zoo.scenes, so nothing is downloaded. "pose" and "classify" need the extra "train"
+Scenes come from samples_training.scenes, so nothing is downloaded. "pose" and "classify" need the extra "train"
 (torch), "measure" needs pycocotools (extra "dev"). Training uses bfloat16 and takes about a quarter of an hour on one
 core; it is seeded, but sums in another order on another processor give other weights.
 """
@@ -31,6 +31,7 @@ OBJECTS, OBJECT_STEPS, OBJECT_BATCH = 12000, 1000, 64
 def train_pose(cache: Path, threads: int) -> None:
     """Draw scenes, train, export."""
     import torch
+
     from samples_training import data, export, pose_network, pose_training
 
     torch.set_num_threads(threads)
@@ -46,9 +47,9 @@ def train_pose(cache: Path, threads: int) -> None:
 def train_classifier(cache: Path, threads: int) -> None:
     """Draw objects, train, fold the branches, export."""
     import torch
-    from samples_training import classifier, data, export
 
-    from narrowcast.zoo.scenes import OBJECT_NAMES
+    from samples_training import classifier, data, export
+    from samples_training.scenes import OBJECT_NAMES
 
     torch.set_num_threads(threads)
     images, labels = data.scenes("classify", data.TRAIN_SEED, OBJECTS, cache, threads)
@@ -59,8 +60,7 @@ def train_classifier(cache: Path, threads: int) -> None:
 def measure() -> None:
     """Print the float accuracies of the files that are there."""
     from samples_training import measure as by
-
-    from narrowcast.zoo.scenes import OBJECT_NAMES, object_scene
+    from samples_training.scenes import OBJECT_NAMES, object_scene
 
     seed = 3_000_000
     objects = [object_scene(seed + index, index % len(OBJECT_NAMES)) for index in range(2000)]

@@ -1,1 +1,1 @@
-"""Networks, training and measurement behind ``scripts/train_samples.py``."""
+"""Scenes, networks, training and measurement behind ``scripts/train_samples.py``."""

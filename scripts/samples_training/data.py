@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from narrowcast.vision.preprocess import Preprocess, preprocess
-from narrowcast.zoo.scenes import OBJECT_NAMES, object_scene, pose_scene
+from samples_training.scenes import OBJECT_NAMES, object_scene, pose_scene
 
 POSE_INPUT = Preprocess(height=256, width=256)
 #: Center crop as the exported model's metadata says; the values stay 0..1 here, training normalizes.

@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import nn
 
-from narrowcast.zoo.scenes import OBJECT_NAMES
+from samples_training.scenes import OBJECT_NAMES
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _COMMON = {"author": "The narrowcast developers", "license": "Apache-2.0", "version": "1", "batch": "1"}

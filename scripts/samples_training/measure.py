@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from narrowcast.vision.preprocess import Preprocess, preprocess
-from narrowcast.zoo.scenes import coco_annotations, pose_scene
+from samples_training.scenes import coco_annotations, pose_scene
 
 
 def session(model: Path) -> ort.InferenceSession:

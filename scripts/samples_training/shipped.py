@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from narrowcast.zoo.scenes import OBJECT_NAMES, coco_annotations, label_lines, object_scene, pose_scene
+from samples_training.scenes import OBJECT_NAMES, coco_annotations, label_lines, object_scene, pose_scene
 
 #: First seed and number of images; training seeds start at 1,000,000.
 PEOPLE = {"calibration": (1000, 40), "validation": (2000, 48)}

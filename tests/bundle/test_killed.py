@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import helper
+from test_writing import counted, fork, names
 
 import narrowcast.bundle.make as make
 from builders import model, save, weights
@@ -23,7 +24,6 @@ from narrowcast.bundle import open_bundle
 from narrowcast.cli import main
 from narrowcast.deploy.make import quantize
 from narrowcast.graph import load
-from test_writing import counted, fork, names
 
 
 def _content(folder: Path) -> dict[str, str]:

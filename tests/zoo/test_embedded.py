@@ -14,7 +14,7 @@ import pytest
 from narrowcast.base.errors import UserError
 from narrowcast.vision.preprocess import Preprocess, preprocess
 from narrowcast.zoo import sample, sample_names
-from narrowcast.zoo.scenes import OBJECT_NAMES, pose_scene
+from samples_training.scenes import OBJECT_NAMES, pose_scene
 
 LIMIT = 2_000_000
 

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from narrowcast.zoo.figures import KEYPOINT_NAMES
-from narrowcast.zoo.scenes import OBJECT_NAMES, coco_annotations, label_lines, object_scene, pose_scene
+from samples_training.figures import KEYPOINT_NAMES
+from samples_training.scenes import OBJECT_NAMES, coco_annotations, label_lines, object_scene, pose_scene
 
 SEEDS = range(20)
 

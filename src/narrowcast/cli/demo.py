@@ -76,7 +76,7 @@ def _own(folder: Path) -> bool:
 
 
 def _measured(bundle: Bundle, found: Sample) -> list[tuple[str, str]]:
-    from narrowcast.zoo.score import pose_recall, top1
+    from narrowcast.zoo import pose_recall, top1
 
     rows = []
     for label, predictor in (("float", bundle.floating), (f"{bundle.manifest.target} int8", bundle.quantized)):

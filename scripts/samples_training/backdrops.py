@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.zoo.canvas import Canvas, Color, color, shade
+from samples_training.canvas import Canvas, Color, color, shade
 
 __all__ = ["add_clutter", "backdrop", "finish", "texture"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.zoo.canvas import Canvas, Color, color, shade
+from samples_training.canvas import Canvas, Color, color, shade
 
 __all__ = ["KEYPOINT_NAMES", "SKELETON", "Figure", "draw_figure", "random_figure"]
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.zoo.canvas import Canvas, Color, color, shade
+from samples_training.canvas import Canvas, Color, color, shade
 
 __all__ = ["OBJECT_NAMES", "draw_object"]
 

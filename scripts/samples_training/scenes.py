@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.zoo.backdrops import add_clutter, backdrop, finish
-from narrowcast.zoo.canvas import Canvas, color
-from narrowcast.zoo.figures import KEYPOINT_NAMES, SKELETON, Figure, draw_figure, random_figure
-from narrowcast.zoo.objects import OBJECT_NAMES, draw_object
+from samples_training.backdrops import add_clutter, backdrop, finish
+from samples_training.canvas import Canvas, color
+from samples_training.figures import KEYPOINT_NAMES, SKELETON, Figure, draw_figure, random_figure
+from samples_training.objects import OBJECT_NAMES, draw_object
 
 __all__ = [
     "OBJECT_NAMES",
