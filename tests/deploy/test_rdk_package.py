@@ -23,7 +23,7 @@ from narrowcast.deploy import deploy
 from narrowcast.deploy.rdk import export, verify
 from narrowcast.graph import load
 from narrowcast.plan import Pins, draft
-from narrowcast.plan.pins import TensorPin
+from narrowcast.plan.files import TensorPin
 from narrowcast.targets import load_target
 from narrowcast.vision import Preprocess, read_image
 from narrowcast.vision.preprocess import preprocess

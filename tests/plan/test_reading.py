@@ -9,7 +9,7 @@ from onnx import helper
 from builders import model
 from narrowcast.base.errors import UserError
 from narrowcast.plan import Encoding, ExactPins, Pins
-from narrowcast.plan.reading import accumulator_encoding, operand_encoding, read_encoding, read_name
+from narrowcast.plan.drafting import accumulator_encoding, operand_encoding, read_encoding, read_name
 
 
 @pytest.fixture

@@ -6,22 +6,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnx_ir as ir
-
 from narrowcast.analyze.measure import Effect, References, measure
 from narrowcast.analyze.regions import BACKBONE, macs, regions
 from narrowcast.analyze.subject import Subject
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate.statistics import TensorStatistics, collect
 from narrowcast.calibrate.unary import unary_name
-from narrowcast.plan.build import draft, finish
-from narrowcast.plan.pins import ExactPins
-from narrowcast.plan.types import Encoding, Plan
+from narrowcast.plan.drafting import draft_again
+from narrowcast.plan.planning import replan
+from narrowcast.plan.types import Plan
 
 __all__ = ["Sensitivity", "choose", "sensitivity", "wider_plan"]
-
-_EIGHT_BITS = ("int8", "uint8")
-
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -66,24 +61,8 @@ def wider_plan(subject: Subject, nodes: Collection[str], statistics: Mapping[str
     Raises:
         UserError: the target cannot.
     """
-    plan, graph = subject.plan, subject.model.graph
-    wanted = {name: "int16" for name in nodes}
-    usual = draft(graph, subject.target).placement
-    fixed = {name: place.type for name, place in plan.nodes.items() if place.type != usual[name].type}
-    drafted = draft(graph, subject.target, ExactPins({**fixed, **wanted}))
-    chosen: dict[int, Encoding] = {}
-    for index, group in enumerate(drafted.structure.groups):
-        encoding = plan.tensors.get(group.values[0])
-        if encoding is not None and (encoding.dtype in _EIGHT_BITS) == (group.type == "int8"):
-            chosen[index] = encoding
-    kept = {name for name in subject.products() if name not in wanted}
-
-    def weigh(node: ir.Node, dtype: str) -> Encoding:
-        """That of the plan, which an improvement may have chosen, for nodes that stay."""
-        known = plan.tensors.get(str(node.inputs[1].name)) if node.inputs[1] is not None else None
-        return known if known is not None and str(node.name) in kept else drafted.weight(node, dtype)
-
-    return finish(drafted, statistics, "auto", chosen=chosen, weigh=weigh)[0]
+    drafted = draft_again(subject.model.graph, subject.target, subject.plan, wide=nodes)
+    return replan(drafted, subject.plan, statistics)[0]
 
 
 def sensitivity(

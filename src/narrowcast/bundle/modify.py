@@ -35,7 +35,7 @@ from narrowcast.lower.ends import with_integer_input, with_integer_outputs
 from narrowcast.lower.factors import Factors, undo_factors, with_factors
 from narrowcast.lower.integer import integer_bytes, lower_integer
 from narrowcast.plan import Encoding, Plan, plan_to_json
-from narrowcast.plan.reading import accumulator_encoding
+from narrowcast.plan.drafting import accumulator_encoding
 from narrowcast.plan.structure import ACCUMULATING
 from narrowcast.plan.types import split_edge_key
 from narrowcast.targets import Target

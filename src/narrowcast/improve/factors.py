@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from narrowcast.graph.units import constant_of
 from narrowcast.improve.relevance import relevant
 from narrowcast.improve.state import Planner, State
-from narrowcast.plan.build import Draft
+from narrowcast.plan import Draft
 from narrowcast.plan.types import Encoding
 from narrowcast.vision.heads import HeadSpec
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from narrowcast.calibrate.statistics import TensorStatistics, with_outputs
 from narrowcast.graph.run import Runner
 from narrowcast.lower.qdq import lower_qdq
-from narrowcast.plan.build import Draft, finish
+from narrowcast.plan import Draft, finish
 from narrowcast.plan.types import Plan
 
 __all__ = ["STOP", "HbCandidate", "HbSearch", "hb_search"]

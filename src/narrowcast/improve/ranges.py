@@ -14,7 +14,7 @@ from narrowcast.base.progress import track
 from narrowcast.improve.judge import Judge, loss_of
 from narrowcast.improve.state import Planner, State
 from narrowcast.improve.trial import Trial
-from narrowcast.plan.build import Draft
+from narrowcast.plan import Draft
 from narrowcast.plan.structure import Group
 from narrowcast.plan.types import Encoding, Plan
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from narrowcast.base.progress import track
 from narrowcast.graph.run import as_reals
 from narrowcast.improve.trial import Parameters, Trial
-from narrowcast.plan.build import Draft
+from narrowcast.plan import Draft
 from narrowcast.plan.structure import Group
 from narrowcast.plan.types import Encoding, Plan
 

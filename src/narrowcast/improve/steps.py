@@ -19,8 +19,7 @@ from narrowcast.improve.judge import Judge, loss_of
 from narrowcast.improve.ranges import search_ranges
 from narrowcast.improve.reconstruct import reconstruct
 from narrowcast.improve.state import Planner, State
-from narrowcast.plan.build import Draft
-from narrowcast.plan.following import refit
+from narrowcast.plan import Draft, replan
 from narrowcast.plan.types import Plan
 
 __all__ = ["EFFORTS", "LEAST_IMAGES", "Effort", "Recovery", "Step", "recover", "split"]
@@ -181,7 +180,7 @@ def recover(
             )
             if not (found.rounded or found.shifted):
                 return before
-            plan, _ = refit(drafted.on(found.model.graph), found.plan)
+            plan, _ = replan(drafted.on(found.model.graph), found.plan)
             return replace(before, model=found.model, plan=plan, changed=True)
 
         return correct

@@ -15,7 +15,7 @@ from narrowcast.graph.run import open_session
 from narrowcast.improve.cut import Parts, cut
 from narrowcast.lower.factors import Factors, undo_factors
 from narrowcast.lower.qdq import SCALE_INPUT, ZERO_POINT_INPUT, lower_qdq
-from narrowcast.plan.build import Draft
+from narrowcast.plan import Draft
 from narrowcast.plan.types import Encoding, Plan
 
 __all__ = ["Parameters", "Trial"]

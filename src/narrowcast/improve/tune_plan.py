@@ -1,9 +1,4 @@
-"""A finished plan with some nodes at 16 bits and everything else as it was.
-
-Planning again from statistics would move ranges that calibration chose with care. So every encoding is taken from the
-plan, and only what changes its type is made anew: a 16-bit tensor takes the whole range that float needs, a 16-bit
-weight its own least-error scale, and a bias the product of the scales around it.
-"""
+"""A finished plan with some nodes at 16 bits and everything else as it was."""
 
 from __future__ import annotations
 
@@ -16,12 +11,9 @@ from numpy.typing import NDArray
 
 from narrowcast.calibrate.statistics import TensorStatistics
 from narrowcast.improve.state import State
-from narrowcast.plan import Draft, Encoding, ExactPins, Plan, draft, edge_key
-from narrowcast.plan.following import follow
-from narrowcast.plan.parameters import weight_encoding
-from narrowcast.plan.ranging import choose_encoding
-from narrowcast.plan.reading import read_encoding
-from narrowcast.plan.structure import ACCUMULATING, Group, activation_inputs
+from narrowcast.plan import Encoding, Plan, edge_key, replan
+from narrowcast.plan.drafting import draft_again, read_encoding, weight_encoding
+from narrowcast.plan.structure import ACCUMULATING, activation_inputs
 from narrowcast.targets.schema import Target
 
 __all__ = ["Widener", "wide_products"]
@@ -106,21 +98,8 @@ class Widener:
         """
         if not wide:
             return self.base
-        types = {name: placement.type for name, placement in self.base.nodes.items()}
-        pins = ExactPins({**types, **dict.fromkeys(wide, "int16")})
-        drafted = draft(self.graph, self.target, pins, self.runtime)
-        tensors = dict(self.base.tensors)
-        encodings = {id(group): self._encoding(group) for group in drafted.structure.groups}
-        for group in drafted.structure.groups:
-            tensors.update(dict.fromkeys(group.values, encodings[id(group)]))
-        edges = {key: encodings[id(group)] for key, group in drafted.structure.edges.items()}
-        edges.update(self._type_edges(drafted, tensors, edges))
-        follow(drafted, tensors, edges, self._weight)
-        nodes = {
-            name: self.base.nodes[name] if kind == placement.type else replace(placement, reason=_REASON)
-            for (name, kind), placement in zip(types.items(), drafted.placement.values(), strict=True)
-        }
-        return replace(self.base, tensors=tensors, edges=edges, nodes=nodes)
+        drafted = draft_again(self.graph, self.target, self.base, self.runtime, wide, _REASON)
+        return replan(drafted, self.base, self.statistics, room=_MARGIN, own_weight=self._own_weight)[0]
 
     def removed(self, wide: Collection[str]) -> Plan:
         """The rounding that goes when these nodes get 16 bits, and nothing else; a partial plan of the same graph.
@@ -149,52 +128,8 @@ class Widener:
                     edges[key] = before
         return replace(base, tensors=tensors, edges=edges)
 
-    def _encoding(self, group: Group) -> Encoding:
-        """The plan's encoding where the type stays, else the float range of all members."""
-        known = [self.base.tensors[name] for name in group.values if name in self.base.tensors]
-        same = [encoding for encoding in known if encoding.dtype == group.type]
-        if same:
-            return same[0]
-        sources = [self.statistics[name] for name in group.sources]
-        found = choose_encoding(sources, self.target, group.type, "minmax", through=group.through)
-        if group.type == "int16" and self.target.activation.scale == "free":
-            return replace(found, scale=float(found.scales) * _MARGIN)
-        return found
-
-    def _type_edges(
-        self, drafted: Draft, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]
-    ) -> dict[str, Encoding]:
-        """Operands of another type than their node's, on targets where they must have it."""
-        result: dict[str, Encoding] = {}
-        for node in self.graph if self.target.uniform_types else ():
-            wanted = drafted.placement[str(node.name)].type
-            if wanted == "float32" or drafted.is_passive(node):
-                continue
-            for index, value in activation_inputs(node):
-                key = edge_key(str(node.name), index)
-                current = read_encoding(node, index, tensors, edges)
-                if current is None or current.dtype == wanted:
-                    continue
-                if wanted == "int16":  # every int8 value is an int16 value of a 256 times finer step
-                    result[key] = Encoding("int16", float(current.scales) / 256)
-                else:
-                    result[key] = self._narrow(key, value, drafted)
-        return result
-
-    def _narrow(self, key: str, value: ir.Value, drafted: Draft) -> Encoding:
-        """How 8-bit readers see a 16-bit tensor: as it was in 8 bits."""
-        name = str(value.name)
-        before = self.base.edges.get(key, self.base.tensors.get(name))
-        if before is not None and before.dtype == "int8":
-            return before
-        sources = drafted.structure.of[name].sources
-        return choose_encoding([self.statistics[each] for each in sources], self.target, "int8", "minmax")
-
-    def _weight(self, node: ir.Node, dtype: str) -> Encoding:
+    def _own_weight(self, node: ir.Node, dtype: str) -> Encoding:
         name = str(node.inputs[1].name)
-        before = self.base.tensors.get(name)
-        if before is not None and before.dtype == dtype:
-            return before
         if name not in self._weights:
             self._weights[name] = weight_encoding(node, self.target, dtype, self.uncorrected.get(name))
         return self._weights[name]

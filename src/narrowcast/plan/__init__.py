@@ -1,8 +1,8 @@
 """Ranges and a target give the plan: how every tensor is represented and where every node runs."""
 
-from narrowcast.plan.build import Draft, draft, finish
-from narrowcast.plan.files import plan_to_json, read_pins, read_plan
-from narrowcast.plan.pins import ExactPins, Pins, TensorPin
+from narrowcast.plan.drafting import Draft, draft
+from narrowcast.plan.files import ExactPins, Pins, TensorPin, plan_to_json, read_pins, read_plan
+from narrowcast.plan.planning import finish, replan
 from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, edge_key
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "plan_to_json",
     "read_pins",
     "read_plan",
+    "replan",
 ]

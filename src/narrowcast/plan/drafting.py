@@ -1,21 +1,110 @@
-"""Everything about a plan that is known before calibration: placement, structure, and what a weight alone wants."""
+"""Known before calibration: placement, structure, what a weight alone wants, and how operands are read."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
-from narrowcast.plan.parameters import weight_encoding
-from narrowcast.plan.pins import Pins
+from narrowcast.graph.units import constant_of
+from narrowcast.plan.files import ExactPins, Pins
 from narrowcast.plan.structure import Structure, is_passive, structure
-from narrowcast.plan.types import Encoding, Placement
+from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, edge_key, split_edge_key
 from narrowcast.targets.placement import place
 from narrowcast.targets.schema import Target
 
-__all__ = ["Draft", "draft"]
+_SMALLEST = 2.0**-30
+#: Weights whose scale is searched at once, at most, where rows can be taken apart.
+_BLOCK = 1 << 20
+
+
+def output_channels_axis(node: ir.Node, target: Target) -> int | None:
+    """Axis of the weight along which the target scales per output channel, ``None`` for per tensor."""
+    axis = target.weight.per_channel.get(node.op_type)
+    if axis is None:
+        return None
+    if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) != 1:
+        return None
+    if node.op_type == "Gemm":
+        return 0 if node.attributes.get_int("transB", 0) else 1
+    return axis
+
+
+def weight_encoding(node: ir.Node, target: Target, dtype: str, weight: NDArray[Any] | None = None) -> Encoding:
+    """Symmetric encoding of a node's second input with the least squared error.
+
+    Args:
+        node: Conv, ConvTranspose, Gemm or MatMul with a constant weight.
+        target: granularity and scale rule.
+        dtype: ``"int8"`` or ``"int16"``.
+        weight: instead of the graph's own.
+    """
+    weight = constant_of(node.inputs[1]) if weight is None else weight
+    if weight is None:
+        raise ValueError(f"{node.name} has no constant weight")
+    axis = output_channels_axis(node, target)
+    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    qmin, qmax = DTYPES[dtype]
+    if target.weight.restricted_range:
+        qmin = -qmax
+    count = max(1, _BLOCK // rows.shape[1])  # rows have nothing to do with each other, and float64 takes memory
+    power_of_two = target.weight.scale == "power-of-two"
+    scales = np.concatenate(
+        [
+            _least_error_scales(rows[start : start + count].astype(np.float64), qmin, qmax, power_of_two)
+            for start in range(0, len(rows), count)
+        ]
+    )
+    if axis is None:
+        return Encoding(dtype, float(scales[0]))
+    return Encoding(dtype, tuple(float(scale) for scale in scales), 0, axis)
+
+
+def _least_error_scales(rows: NDArray[np.float64], qmin: int, qmax: int, power_of_two: bool) -> NDArray[np.float64]:
+    """One scale a row: among the candidates below the full range, the one with the least squared error.
+
+    Clipping one outlier by a few steps can pay for a finer grid everywhere else (Banner et al., ACIQ, 2018).
+    """
+    full = np.maximum(np.maximum(rows.max(axis=1) / qmax, rows.min(axis=1) / qmin), _SMALLEST)
+    if power_of_two:
+        exponent = np.ceil(np.log2(full) - 1e-9)
+        candidates = [2.0 ** (exponent - lower) for lower in range(3)]
+    else:
+        candidates = [full * share for share in np.linspace(1.0, 0.7, 13)]
+    best, best_error = candidates[0], np.full(len(rows), math.inf)
+    for scales in candidates:
+        values = rows / scales[:, None]
+        np.clip(np.rint(values, out=values), qmin, qmax, out=values)
+        values *= scales[:, None]
+        values -= rows
+        error = np.square(values, out=values).sum(axis=1)
+        better = error < best_error
+        best, best_error = np.where(better, scales, best), np.where(better, error, best_error)
+    return np.asarray(best, np.float64)
+
+
+def bias_encoding(input_encoding: Encoding, weight: Encoding) -> Encoding:
+    """A bias is added to the accumulator, so its scale is the product of input and weight scale."""
+    product = input_encoding.scales * weight.scales
+    if weight.axis is None:
+        return Encoding("int32", float(product))
+    return Encoding("int32", tuple(float(scale) for scale in product), 0, 0)
+
+
+def constant_encoding(value: NDArray[Any], target: Target, dtype: str) -> Encoding:
+    """Symmetric per-tensor encoding of a constant operand (of Mul, Add, ...)."""
+    qmin, qmax = DTYPES[dtype]
+    if target.weight.restricted_range:
+        qmin = -qmax
+    rows = np.asarray(value, np.float64).reshape(1, -1)
+    return Encoding(dtype, float(_least_error_scales(rows, qmin, qmax, target.activation.scale == "power-of-two")[0]))
 
 
 @dataclass(frozen=True)
@@ -100,3 +189,105 @@ def draft(graph: ir.Graph, target: Target, pins: Pins | None = None, runtime: st
         placement[name] = Placement(unit, wanted, reason)
     narrow = {name for name, verdict in supports.items() if "int16" not in verdict.types}
     return Draft(graph, target, placement, structure(graph, target, placement, narrow), pins)
+
+
+def read_name(key: str, nodes: Mapping[str, ir.Node]) -> str:
+    """Name of the value that a key of :attr:`narrowcast.plan.Plan.edges` reads; empty for an absent operand.
+
+    Args:
+        key: of the edge.
+        nodes: of the graph, by name.
+    """
+    node, index = split_edge_key(key)
+    value = nodes[node].inputs[index]
+    return "" if value is None else str(value.name)
+
+
+def read_encoding(
+    node: ir.Node, index: int, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]
+) -> Encoding | None:
+    """How a node reads an operand: requantized on the edge, or as the tensor is; ``None`` for float and for none.
+
+    Args:
+        node: that reads.
+        index: of the operand.
+        tensors, edges: of a plan, or of one that is being made.
+    """
+    edge = edges.get(edge_key(str(node.name), index))
+    value = node.inputs[index]
+    return tensors.get(str(value.name)) if edge is None and value is not None else edge
+
+
+def operand_encoding(
+    node: ir.Node, index: int, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]
+) -> Encoding:
+    """As :func:`read_encoding`, for an operand that has to be quantized.
+
+    Raises:
+        UserError: it is not.
+    """
+    found = read_encoding(node, index, tensors, edges)
+    if found is None:
+        raise UserError(f"operand {index} of {node.name} is not quantized", "quantize the model again")
+    return found
+
+
+def accumulator_encoding(node: ir.Node, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]) -> Encoding:
+    """Of an output that leaves as accumulator: scale = input scale * weight scale, channels on axis 1.
+
+    Args:
+        node: a sum of products whose operands are quantized.
+        tensors, edges: as :func:`read_encoding` takes them.
+
+    Raises:
+        UserError: an operand is not quantized.
+    """
+    product = bias_encoding(*(operand_encoding(node, index, tensors, edges) for index in (0, 1)))
+    return product if product.axis is None else replace(product, axis=1)
+
+
+def written_value(
+    node: ir.Node, tensors: Mapping[str, Encoding], target: Target, placement: Mapping[str, Placement]
+) -> ir.Value | None:
+    """The value into whose encoding a node's accumulator is requantized, ``None`` where it leaves as it is.
+
+    Args:
+        node: a sum of products.
+        tensors: as :func:`read_encoding` takes them.
+        target: its fusions: the value may be the result of the unit that the node begins.
+        placement: of every node.
+    """
+    value = node.outputs[0]
+    while str(value.name) not in tensors:
+        uses = list(value.uses())
+        if value.is_graph_output() or len(uses) != 1:
+            return None
+        user = uses[0].node
+        fused = (node.op_type, user.op_type) in target.fusions and placement[str(user.name)].type != "float32"
+        if not fused:
+            return None
+        node, value = user, user.outputs[0]
+    return None if tensors[str(value.name)].dtype == "int32" else value
+
+
+def draft_again(
+    graph: ir.Graph, target: Target, plan: Plan, runtime: str | None = None, wide: Iterable[str] = (), reason: str = ""
+) -> Draft:
+    """A draft with the types of a plan.
+
+    Args:
+        graph: prepared graph.
+        target: the chip's rules.
+        plan: of the graph.
+        runtime: as :func:`draft`.
+        wide: names of nodes that get 16 bits instead.
+        reason: of those, for the plan.
+
+    Raises:
+        UserError: as :func:`draft`.
+    """
+    types = {name: placement.type for name, placement in plan.nodes.items()}
+    drafted = draft(graph, target, ExactPins({**types, **dict.fromkeys(wide, "int16")}), runtime)
+    if reason:
+        drafted.placement.update({name: replace(drafted.placement[name], reason=reason) for name in wide})
+    return drafted

@@ -8,16 +8,88 @@ The file has one line a tensor and one a node. A person edits it and reruns with
 
 from __future__ import annotations
 
+import fnmatch
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from narrowcast.base.errors import UserError
-from narrowcast.base.reading import read_json, typed
-from narrowcast.plan.pins import NODE_TYPES, Pins, TensorPin
-from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan
+import onnx_ir as ir
 
-__all__ = ["plan_from_json", "plan_to_json", "read_pins", "read_plan"]
+from narrowcast.base.errors import UserError, closest
+from narrowcast.base.reading import read_json, typed
+from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, split_edge_key
+
+NODE_TYPES = ("int8", "int16", "float32")
+
+
+@dataclass(frozen=True)
+class TensorPin:
+    """A fixed type, or a fixed type and scale, of one tensor (and of those that share its encoding)."""
+
+    dtype: str | None = None
+    scale: float | tuple[float, ...] | None = None
+    zero_point: int = 0
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Fixed decisions.
+
+    Attributes:
+        nodes: node name or pattern (``*`` and ``?``) to ``"int8"``, ``"int16"`` or ``"float32"``; a later entry
+            wins over an earlier one.
+        tensors: tensor name to its pin.
+    """
+
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, TensorPin] = field(default_factory=dict)
+
+    def type_of(self, node: str) -> str | None:
+        """The pinned type of a node, if any."""
+        found = None
+        for pattern, wanted in self.nodes.items():
+            if pattern == node or fnmatch.fnmatchcase(node, pattern):
+                found = wanted
+        return found
+
+    def merged(self, other: Pins) -> Pins:
+        """These pins with ``other`` on top."""
+        return Pins({**self.nodes, **other.nodes}, {**self.tensors, **other.tensors})
+
+    def check(self, graph: ir.Graph) -> None:
+        """Raise when a pin names nothing in the graph.
+
+        Raises:
+            UserError: with the nearest name.
+        """
+        nodes = [str(node.name) for node in graph]
+        values = {str(value.name) for value in graph.inputs} | set(graph.initializers)
+        values |= {str(output.name) for node in graph for output in node.outputs}
+        for pattern, wanted in self.nodes.items():
+            if wanted not in NODE_TYPES:
+                raise UserError(f"{pattern} is pinned to {wanted!r}", f"use one of {', '.join(NODE_TYPES)}")
+            if pattern not in nodes and not fnmatch.filter(nodes, pattern):
+                raise _unknown("node", pattern, nodes)
+        for name in self.tensors:
+            if name not in values:
+                raise _unknown("tensor", name, sorted(values))
+
+
+class ExactPins(Pins):
+    """Pins by whole names, for names that no person wrote: they may hold characters that patterns use."""
+
+    def type_of(self, node: str) -> str | None:
+        """The pinned type of a node, if any."""
+        return self.nodes.get(node)
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    near = closest(name, known, 0.3)
+    return UserError(f"no {kind} of this model is named {name}", f"did you mean {near}?" if near else "see inspect")
+
 
 VERSION = 1
 _SECTIONS = ("version", "target", "nodes", "tensors", "edges")
@@ -111,3 +183,47 @@ def read_pins(path: str | Path) -> Pins:
         if entry.get("pinned") is True:
             tensors[name] = TensorPin(encoding.dtype, encoding.scale, encoding.zero_point, encoding.axis)
     return Pins(nodes, tensors)
+
+
+def check_fit(plan: Plan, graph: ir.Graph, where: str | Path) -> None:
+    """Raise when a plan names what the graph does not have, says nothing of a node, or has scales for other channels.
+
+    Args:
+        plan: as read from a file.
+        graph: prepared.
+        where: the file, for messages.
+
+    Raises:
+        UserError: naming the entry.
+    """
+    nodes = {str(node.name): node for node in graph}
+    values = {str(value.name): value for value in (*graph.inputs, *graph.initializers.values())}
+    values |= {str(output.name): output for node in graph for output in node.outputs}
+    lost = [name for name in nodes if name not in plan.nodes]
+    if lost:
+        raise _wrong(where, f"says nothing of the node {lost[0]}")
+    other = [f"node {name}" for name in plan.nodes if name not in nodes]
+    other += [f"tensor {name}" for name in plan.tensors if name not in values]
+    if other:
+        raise _wrong(where, f"names the {other[0]}, which the model does not have")
+    for name, encoding in plan.tensors.items():
+        _check_channels(encoding, values[name], f"{where}: tensor {name}")
+    for key, encoding in plan.edges.items():
+        node, index = split_edge_key(key) if key.rpartition("#")[2].isdecimal() else (key, -1)
+        operands = nodes[node].inputs if node in nodes else ()
+        value = operands[index] if 0 <= index < len(operands) else None
+        if value is None:
+            raise _wrong(where, f"names the edge {key}, which the model does not have")
+        _check_channels(encoding, value, f"{where}: edge {key}")
+
+
+def _check_channels(encoding: Encoding, value: ir.Value, where: str) -> None:
+    if encoding.axis is None or value.shape is None:
+        return
+    shape, count = [int(size) for size in value.shape], len(encoding.scales)
+    if not 0 <= encoding.axis < len(shape) or shape[encoding.axis] != count:
+        raise _wrong(where, f"has {count} scales along axis {encoding.axis}, its shape is {shape}")
+
+
+def _wrong(where: str | Path, problem: str) -> UserError:
+    return UserError(f"{where} {problem}", "take the plan.json of this model's bundle")

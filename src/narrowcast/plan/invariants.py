@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.graph.units import constant_of
-from narrowcast.plan.drafting import Draft, draft
-from narrowcast.plan.parameters import bias_encoding, output_channels_axis
-from narrowcast.plan.pins import ExactPins
-from narrowcast.plan.reading import accumulator_encoding, read_encoding, written_value
+from narrowcast.plan.drafting import (
+    Draft,
+    accumulator_encoding,
+    bias_encoding,
+    draft_again,
+    output_channels_axis,
+    read_encoding,
+    written_value,
+)
 from narrowcast.plan.structure import ACCUMULATING, activation_inputs, is_passive
 from narrowcast.plan.types import Encoding, Plan, edge_key, split_edge_key
 from narrowcast.targets.schema import Target
@@ -40,9 +45,8 @@ def violations(graph: ir.Graph, plan: Plan, target: Target, runtime: str | None 
     if plan.target != target.name or unplaced or unknown:
         wrong = [] if plan.target == target.name else [f"the plan is for {plan.target}, not for {target.name}"]
         return [*wrong, *sorted(unplaced), *sorted(unknown)]
-    types = {name: placement.type for name, placement in plan.nodes.items()}
     try:
-        drafted = draft(graph, target, ExactPins(types), runtime)
+        drafted = draft_again(graph, target, plan, runtime)
     except UserError as error:
         return [error.what]
     found = [*_tensors(drafted, plan), *_edges(drafted, plan), *_joints(drafted, plan)]

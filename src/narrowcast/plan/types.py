@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DTYPES", "Encoding", "Placement", "Plan", "edge_key", "split_edge_key"]
+__all__ = ["DTYPES", "EIGHT_BITS", "Encoding", "Placement", "Plan", "edge_key", "split_edge_key"]
 
 #: Integer types with their smallest and largest value.
 DTYPES: dict[str, tuple[int, int]] = {
@@ -21,6 +21,7 @@ DTYPES: dict[str, tuple[int, int]] = {
     "int32": (-(2**31), 2**31 - 1),
     "int64": (-(2**63), 2**63 - 1),
 }
+EIGHT_BITS = ("int8", "uint8")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from narrowcast.base.errors import UserError
 from narrowcast.deploy.espdl.writer import build_espdl
 from narrowcast.graph.units import constant_of
-from narrowcast.plan.reading import read_encoding
+from narrowcast.plan.drafting import read_encoding
 from narrowcast.plan.types import Plan
 from narrowcast.targets.schema import Target
 from narrowcast.targets.support import Support, support

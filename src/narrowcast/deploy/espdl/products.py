@@ -16,7 +16,7 @@ from narrowcast.deploy.espdl.types import AttributeValue, EspdlTensor
 from narrowcast.graph.units import constant_of
 from narrowcast.graph.windows import windows
 from narrowcast.lower.integer import bias_integers, constant_integers
-from narrowcast.plan.reading import operand_encoding
+from narrowcast.plan.drafting import operand_encoding
 from narrowcast.plan.types import Encoding
 
 __all__ = [

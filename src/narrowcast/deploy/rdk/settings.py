@@ -12,7 +12,7 @@ from narrowcast.bundle import Bundle
 from narrowcast.config import QuantizeSettings, from_settings, parse_hb_mapper, write_hb_mapper
 from narrowcast.config.yaml_files import parse_yaml
 from narrowcast.plan import Plan, draft
-from narrowcast.plan.reading import read_encoding
+from narrowcast.plan.drafting import read_encoding
 from narrowcast.plan.structure import activation_inputs, is_passive
 from narrowcast.targets import Target
 from narrowcast.vision import Preprocess

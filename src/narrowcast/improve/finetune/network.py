@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from narrowcast.graph.units import constant_of
 from narrowcast.improve.finetune.operators import MOVING, check_operators, compute
-from narrowcast.plan.reading import read_encoding
+from narrowcast.plan.drafting import read_encoding
 from narrowcast.plan.structure import ACCUMULATING
 from narrowcast.plan.types import Encoding, Plan, edge_key
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from narrowcast.plan import Draft, Encoding, ExactPins, Plan, draft
-from narrowcast.plan.following import refit
-from narrowcast.plan.reading import read_name
+from narrowcast.plan import Draft, Encoding, Plan
+from narrowcast.plan.drafting import draft_again, read_name
+from narrowcast.plan.planning import replan
 from narrowcast.targets.schema import Target
 
 __all__ = ["Tied", "tie"]
@@ -45,7 +45,7 @@ class Tied:
             for key in group:
                 place = edges if key in edges else tensors
                 place[key] = replace(place[key], scale=scale)
-        return refit(self.drafted.on(graph), replace(self.plan, tensors=tensors, edges=edges))[0]
+        return replan(self.drafted.on(graph), replace(self.plan, tensors=tensors, edges=edges))[0]
 
 
 def tie(graph: ir.Graph, plan: Plan, target: Target, runtime: str | None, trained: Sequence[ir.Node]) -> Tied:
@@ -58,8 +58,7 @@ def tie(graph: ir.Graph, plan: Plan, target: Target, runtime: str | None, traine
         runtime: version of the chip's runtime; ``None`` for the newest known.
         trained: nodes whose values may change.
     """
-    types = {name: placement.type for name, placement in plan.nodes.items()}
-    drafted = draft(graph, target, ExactPins(types), runtime)
+    drafted = draft_again(graph, target, plan, runtime)
     made = {str(output.name) for node in trained for output in node.outputs}
     structure = drafted.structure
     shared = {key: plan.tensors[group.values[0]] for key, group in structure.edges.items()}

@@ -1,4 +1,4 @@
-"""What follows from the encodings of activations: those of weights, biases, other constants and accumulators.
+"""Ranges and a target give the plan, or a plan gives another one.
 
 The scale that a weight alone wants is the one with the least error. Beside its bias it may have to be coarser. A bias
 is an integer of input scale * weight scale and has to fit its type, and from there to the result the chip shifts (or
@@ -9,7 +9,7 @@ coarser scale: to clip the weights instead could change the channel altogether.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,15 +18,24 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
+from narrowcast.calibrate.ranges import RangeSpec, choose_range
+from narrowcast.calibrate.statistics import TensorStatistics
 from narrowcast.graph.units import constant_of
-from narrowcast.plan.drafting import Draft
+from narrowcast.plan.drafting import (
+    Draft,
+    accumulator_encoding,
+    bias_encoding,
+    constant_encoding,
+    operand_encoding,
+    read_encoding,
+    read_name,
+    written_value,
+)
+from narrowcast.plan.files import TensorPin
 from narrowcast.plan.invariants import product_violations
-from narrowcast.plan.parameters import bias_encoding, constant_encoding
-from narrowcast.plan.reading import accumulator_encoding, operand_encoding, read_encoding, read_name, written_value
-from narrowcast.plan.structure import ACCUMULATING
-from narrowcast.plan.types import Encoding, Plan
-
-__all__ = ["Weigh", "follow", "refit"]
+from narrowcast.plan.structure import ACCUMULATING, Group, activation_inputs
+from narrowcast.plan.types import DTYPES, EIGHT_BITS, Encoding, Plan, edge_key
+from narrowcast.targets.schema import Target
 
 #: Operators whose operands are brought into the encoding of the result before anything else happens to them.
 _IN_OUTPUTS_ENCODING = ("Concat", "Max", "Min")
@@ -71,26 +80,6 @@ def follow(drafted: Draft, tensors: dict[str, Encoding], edges: dict[str, Encodi
     for wrong in product_violations(drafted.graph, plan, drafted.target):
         raise AssertionError(wrong)
     return follower.notes()
-
-
-def refit(drafted: Draft, plan: Plan) -> tuple[Plan, list[str]]:
-    """A plan for a graph whose weights and biases, or some scales, have changed since.
-
-    Args:
-        drafted: of the graph as it is now.
-        plan: whose scales stay, but for those that leave biases and shifts no room any more.
-
-    Returns:
-        The plan, and notes as :func:`follow` gives them.
-    """
-    tensors, shared = dict(plan.tensors), drafted.structure.edges
-    edges = {**{key: tensors[group.values[0]] for key, group in shared.items()}, **plan.edges}
-
-    def weigh(node: ir.Node, _: str) -> Encoding:
-        return operand_encoding(node, 1, plan.tensors, {})
-
-    notes = follow(drafted, tensors, edges, weigh)
-    return replace(plan, tensors=tensors, edges=edges), notes
 
 
 @dataclass
@@ -302,3 +291,167 @@ def _scaled(encoding: Encoding, scales: Array) -> Encoding:
 def _listed(names: dict[str, Any]) -> str:
     first = next(iter(names))
     return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
+
+
+def choose_encoding(
+    statistics: Sequence[TensorStatistics],
+    target: Target,
+    dtype: str,
+    method: str,
+    percentile: float = 99.99,
+    through: str | None = None,
+) -> Encoding:
+    """Choose the range.
+
+    A histogram bin is wider than an int16 step, so 16 bits take the whole range. Except where a 16-bit function is a
+    table with steps (2049 entries on ESP-DL): all that reads the tensor sees those 11 bits, so the range is chosen for
+    them. The whole range of the convolutions before SiLU, which reach far into its flat side, would leave no more
+    than 8 of them.
+
+    Args:
+        statistics: of each tensor.
+        target: the chip's rules.
+        dtype: ``"int8"`` or ``"int16"``.
+        method: calibration method, one of :data:`narrowcast.calibrate.METHODS`.
+        percentile: for the method of that name, in percent.
+        through: name of the one function that reads the tensors, if there is one.
+    """
+    rules = target.activation
+    power_of_two = rules.scale == "power-of-two"
+    qmin, qmax = DTYPES[dtype]
+    if rules.restricted_range and rules.symmetric:
+        qmin = -qmax
+    spec = RangeSpec(qmin, qmax, rules.symmetric, power_of_two, method if dtype == "int8" else "minmax", percentile)
+    table = target.table16
+    name = through.split()[0] if through else ""
+    stepped = table is not None and name in target.tables and name not in table.exact
+    if dtype == "int16" and table is not None and stepped and power_of_two:
+        half = table.entries // 2
+        scale, _ = choose_range(statistics, replace(spec, qmin=-half, qmax=half - 1, method="lp"), through)
+        return Encoding(dtype, scale / table.step)
+    return Encoding(dtype, *choose_range(statistics, spec, through))
+
+
+def finish(
+    drafted: Draft,
+    statistics: Mapping[str, TensorStatistics],
+    method: str,
+    percentile: float = 99.99,
+    chosen: Mapping[int, Encoding] | None = None,
+) -> tuple[Plan, list[str]]:
+    """Choose every encoding.
+
+    Args:
+        drafted: from :func:`draft`.
+        statistics: of :meth:`Draft.wanted_statistics`.
+        method: calibration method, one of :data:`narrowcast.calibrate.METHODS` or ``"auto"`` (the target's).
+        percentile: for that method.
+        chosen: encodings already decided, by index of the group in the structure.
+
+    Returns:
+        The plan, and notes a person should read.
+    """
+    target, given = drafted.target, chosen or {}
+    method = target.calibration if method == "auto" else method
+
+    def ranged(group: Group, dtype: str, through: str | None = None) -> Encoding:
+        return choose_encoding([statistics[name] for name in group.sources], target, dtype, method, percentile, through)
+
+    def encode(group: Group) -> Encoding:
+        pin = next((pin for name in group.values if (pin := drafted.pins.tensors.get(name)) is not None), TensorPin())
+        dtype = pin.dtype or group.type
+        if isinstance(pin.scale, tuple):
+            raise UserError(f"{group.values[0]} is pinned to {len(pin.scale)} scales", "an activation has one")
+        if pin.scale is not None:
+            return Encoding(dtype, pin.scale, pin.zero_point)
+        return ranged(group, dtype, group.through)
+
+    encodings = [given.get(index) or encode(group) for index, group in enumerate(drafted.structure.groups)]
+    return _completed(drafted, encodings, lambda _, group: ranged(group, "int8"), drafted.weight)
+
+
+def replan(
+    drafted: Draft,
+    plan: Plan,
+    statistics: Mapping[str, TensorStatistics] | None = None,
+    *,
+    room: float = 1.0,
+    own_weight: Weigh | None = None,
+) -> tuple[Plan, list[str]]:
+    """A plan for a graph whose weights, scales or types have changed since: what keeps its type keeps its encoding.
+
+    Planning again from statistics would move ranges that were chosen with care. Only what changes its type is made
+    anew: a 16-bit tensor takes the whole range that float needs, a 16-bit weight its own least-error scale.
+
+    Args:
+        drafted: of the graph as it is now, with the types that are wanted.
+        plan: whose scales stay, but for those that leave biases and shifts no room any more.
+        statistics: in float, of every tensor whose type may change; none where no type does.
+        room: by which a free scale of a new 16-bit tensor is larger than what the statistics need.
+        own_weight: what a weight of another type wants; by default :meth:`Draft.weight`.
+
+    Returns:
+        The plan, and notes a person should read. Reasons of nodes whose type stays are those of ``plan``.
+    """
+    target, known = drafted.target, plan.tensors
+
+    def full_range(group: Group, dtype: str, through: str | None = None) -> Encoding:
+        assert statistics is not None, f"{group.values[0]} changes its type"
+        found = choose_encoding([statistics[name] for name in group.sources], target, dtype, "minmax", through=through)
+        return replace(found, scale=float(found.scales) * room) if (dtype, _free(target)) == ("int16", True) else found
+
+    def encode(group: Group) -> Encoding:
+        before = (known[name] for name in group.values if name in known)
+        same = (encoding for encoding in before if (encoding.dtype in EIGHT_BITS) == (group.type in EIGHT_BITS))
+        return next(same, None) or full_range(group, group.type, group.through)
+
+    def narrow(key: str, group: Group) -> Encoding:
+        """How 8-bit readers see a 16-bit tensor: as it was in 8 bits."""
+        before = plan.edges.get(key) or next((known[name] for name in group.values if name in known), None)
+        return before if before is not None and before.dtype in EIGHT_BITS else full_range(group, "int8")
+
+    def weigh(node: ir.Node, dtype: str) -> Encoding:
+        before = known.get(str(node.inputs[1].name)) if node.inputs[1] is not None else None
+        return before if before is not None and before.dtype == dtype else (own_weight or drafted.weight)(node, dtype)
+
+    found, notes = _completed(drafted, [encode(group) for group in drafted.structure.groups], narrow, weigh)
+    nodes = {
+        name: plan.nodes[name] if name in plan.nodes and plan.nodes[name].type == placement.type else placement
+        for name, placement in found.nodes.items()
+    }
+    return replace(found, nodes=nodes), notes
+
+
+def _free(target: Target) -> bool:
+    return target.activation.scale == "free"
+
+
+def _completed(
+    drafted: Draft, encodings: Sequence[Encoding], narrow: Callable[[str, Group], Encoding], weigh: Weigh
+) -> tuple[Plan, list[str]]:
+    """The plan of the encodings of all groups, and notes.
+
+    Where all operands of a node must have its type, an input of another type is requantized on the edge; how 8-bit
+    nodes read a 16-bit group there, ``narrow`` says for the key of the edge.
+    """
+    structure = drafted.structure
+    by_group = {id(group): encoding for group, encoding in zip(structure.groups, encodings, strict=True)}
+    tensors = {name: by_group[id(group)] for group in structure.groups for name in group.values}
+    edges = {key: by_group[id(group)] for key, group in structure.edges.items()}
+    mixed: dict[str, Encoding] = {}
+    for node in drafted.graph if drafted.target.uniform_types else ():
+        wanted = drafted.placement[str(node.name)].type
+        if wanted == "float32" or drafted.is_passive(node):
+            continue
+        for index, value in activation_inputs(node):
+            key = edge_key(str(node.name), index)
+            current = read_encoding(node, index, tensors, edges)
+            if current is None or current.dtype == wanted:
+                continue
+            if wanted == "int16":  # every int8 value is an int16 value of a 256 times finer step
+                mixed[key] = Encoding("int16", float(current.scales) / 256)
+            else:
+                mixed[key] = narrow(key, structure.of[str(value.name)])
+    edges.update(mixed)
+    notes = follow(drafted, tensors, edges, weigh)
+    return Plan(drafted.target.name, tensors, edges, dict(drafted.placement)), notes
