@@ -102,7 +102,7 @@ def bundle(tmp_path: Path) -> Bundle:
     """A bundle whose last layers are a little wrong, so that there is something to learn in a few steps."""
     loaded = nc.load(save(two_heads(), tmp_path / "m.onnx"))
     images = nc.images(str(image_folder(tmp_path / "images", 16)), loaded.preprocess)
-    plain = nc.quantize(loaded, images, "esp32p4", out=tmp_path / "plain", method="minmax", effort="fast")
+    plain = nc.quantize(loaded, images.spread(12), "esp32p4", out=tmp_path / "plain", method="minmax", effort="fast")
     start = state_of(plain)
     graph, rng = start.model.clone(), np.random.default_rng(4)
     for name in ("b1", "b2", "w2"):
@@ -334,12 +334,29 @@ def test_finetune_lowers_the_loss_and_writes_the_same_bytes_again(tmp_path: Path
 def test_a_classifier_learns_its_logits(tmp_path: Path) -> None:
     loaded = nc.load(save(classifier(), tmp_path / "m.onnx"))
     images = nc.images(str(image_folder(tmp_path / "images", 16)), loaded.preprocess)
-    start = nc.quantize(loaded, images, "esp32p4", out=tmp_path / "b", method="minmax", effort="fast")
+    start = nc.quantize(loaded, images.spread(12), "esp32p4", out=tmp_path / "b", method="minmax", effort="fast")
     made = finetune(start, images, out=tmp_path / "o", settings=Settings(steps=20, batch=2, rate=0.05), threads=1)
     record = made.manifest.calibration["finetune"]
     assert record["judged_by"] == "QDQ graph" and "divergence" in record["before"]
     assert record["after"]["loss"] <= record["before"]["loss"]
     assert "integer.onnx" in made.manifest.files
+
+
+def test_images_that_made_the_bundle_do_not_judge(tmp_path: Path, bundle: Bundle) -> None:
+    images = nc.images(str(tmp_path / "images"), bundle.manifest.preprocess)
+    used = set(bundle.manifest.calibration["images"])
+    assert len(used & set(images.hashes())) == 11
+    settings = Settings(steps=2, checks=1)
+    made = finetune(bundle, images, out=tmp_path / "o", settings=settings, threads=1)
+    sides = made.manifest.calibration["finetune"]["images"]
+    assert len(sides["judge"]) == 4 and not used & set(sides["judge"])
+    assert sorted(sides["teach"] + sides["judge"]) == sorted(images.hashes())
+    again = finetune(made, images, out=tmp_path / "again", settings=settings, threads=1)
+    assert again.manifest.calibration["finetune"]["images"]["judge"] == sides["judge"]  # nor do the teachers of before
+    made_from = [index for index, digest in enumerate(images.hashes()) if digest in used]
+    other = next(index for index in range(16) if index not in made_from)
+    with pytest.raises(UserError, match="1 of 12 images was not used to make the bundle"):
+        finetune(bundle, images.subset([*made_from, other]), out=tmp_path / "p", settings=settings)
 
 
 def test_what_is_judged_is_the_running_mean(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,9 +434,9 @@ def test_trained_scales_give_a_consistent_plan(tmp_path: Path, target: str) -> N
     chip = load_target(target)
     tied = tie(loaded.ir.graph, plan, chip, None, list(loaded.ir.graph))
     assert tied.groups
-    unchanged = tied.planned([float(tied.encodings()[group[0]].scales) for group in tied.groups])
+    unchanged = tied.planned(loaded.ir.graph, [float(tied.encodings()[group[0]].scales) for group in tied.groups])
     assert unchanged == plan
-    doubled = tied.planned([2 * float(tied.encodings()[group[0]].scales) for group in tied.groups])
+    doubled = tied.planned(loaded.ir.graph, [2 * float(tied.encodings()[group[0]].scales) for group in tied.groups])
     for name in tied.groups[0]:
         if name in plan.tensors:
             assert float(doubled.tensors[name].scales) == 2 * float(plan.tensors[name].scales)

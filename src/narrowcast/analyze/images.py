@@ -17,14 +17,14 @@ __all__ = ["telling", "unseen"]
 
 
 def unseen(images: ImageSet, used: Collection[str]) -> tuple[ImageSet, int]:
-    """Images that calibration has not seen, each content once.
+    """Images that nothing was made from yet, each content once.
 
     Args:
         images: those given.
-        used: SHA-256 of the calibration images.
+        used: SHA-256 of those that something was made from, such as the calibration images.
 
     Returns:
-        What remains, and how many were left out because calibration saw them.
+        What remains, and how many were left out because they were used.
 
     Raises:
         UserError: nothing remains.
@@ -34,7 +34,7 @@ def unseen(images: ImageSet, used: Collection[str]) -> tuple[ImageSet, int]:
     keep = sorted(index for digest, index in first.items() if digest not in known)
     if not keep:
         raise UserError(
-            f"all {len(images)} images were used for calibration", "analyze on others, or calibrate on fewer of them"
+            f"all {len(images)} images were used for calibration", "give others, or calibrate on fewer of them"
         )
     return images.subset(keep), sum(digest in known for digest in digests)
 

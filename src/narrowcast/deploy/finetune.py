@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from narrowcast.analyze.images import unseen
 from narrowcast.analyze.task_error import TaskError
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase, track
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.remake import lowered, remake, state_of
-from narrowcast.calibrate import Images
+from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
 from narrowcast.deploy.espdl import Origin, bundled_espdl
 from narrowcast.graph import Model, Runner
-from narrowcast.improve import Judge, State, split
+from narrowcast.improve import Judge, State
 from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
 from narrowcast.improve.finetune.regions import features
 from narrowcast.improve.judge import judged_pairs
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JUDGES", "finetune"]
 
-#: Images that decide what is kept, and report: at most, and one in so many.
-JUDGES, JUDGE_EVERY = 16, 4
+#: Images that decide what is kept, and report: at least, at most, and one in so many.
+LEAST_JUDGES, JUDGES, JUDGE_EVERY = 2, 16, 4
 
 
 @phase("finetune")
@@ -51,7 +52,7 @@ def finetune(
     Args:
         bundle: to start from; not changed.
         images: what :func:`narrowcast.images` gives or takes, of the kind that the model will see; none needs a
-            label. One in four judges, the others teach.
+            label. One in four judges (fewer where calibration saw most of them), the others teach.
         out: folder to write.
         settings: how.
         force: replace an existing bundle.
@@ -63,7 +64,8 @@ def finetune(
         judging images, its weights are those of the start.
 
     Raises:
-        UserError: torch is missing, an operator that cannot be trained, too few images, an existing folder.
+        UserError: torch is missing, an operator that cannot be trained, too few images, too few that calibration has
+            not seen, an existing folder.
     """
     place = check_out(out, force)
     require_torch()
@@ -72,8 +74,7 @@ def finetune(
     if len(found) < LEAST_IMAGES:
         raise UserError(f"{len(found)} images are too few to finetune", f"give {LEAST_IMAGES} or more, better 50")
     start, target = state_of(bundle), bundle.target
-    judging = min(JUDGES, max(2, len(found) // JUDGE_EVERY))
-    teachers, judges = (found.subset(indices) for indices in split(len(found), len(found), judging))
+    teachers, judges = _sides(found, bundle)
     gate = _Gate(bundle, start, target, list(track(judges, "read", len(judges))), threads)
     from narrowcast.improve.finetune.training import Course, train  # needs torch
 
@@ -93,6 +94,24 @@ def finetune(
         bundle, learnt.state, {"finetune": record}, judges,
         out=place, force=force, threads=threads, command=command, extra=extra,
     )  # fmt: skip
+
+
+def _sides(images: ImageSet, bundle: Bundle) -> tuple[ImageSet, ImageSet]:
+    """Images that teach, and images that judge: of those that made neither the ranges nor the weights of the bundle.
+
+    Raises:
+        UserError: fewer than :data:`LEAST_JUDGES` of them can judge.
+    """
+    record = bundle.manifest.calibration
+    used = {*record.get("images", ()), *record.get("finetune", {}).get("images", {}).get("teach", ())}
+    fresh = unseen(images, used)[0]
+    if len(fresh) < LEAST_JUDGES:
+        raise UserError(
+            f"{len(fresh)} of {len(images)} images was not used to make the bundle: too few to judge",
+            f"give {LEAST_JUDGES} others or more, better {JUDGES}",
+        )
+    judges = fresh.spread(min(JUDGES, max(LEAST_JUDGES, len(images) // JUDGE_EVERY)))
+    return unseen(images, judges.hashes())[0], judges
 
 
 class _Gate:
