@@ -13,10 +13,10 @@ from pathlib import Path
 
 from narrowcast.bundle.compare import compare_tensors, mean_sqnr
 from narrowcast.calibrate import METHODS, collect, images
+from narrowcast.chips import load_target
 from narrowcast.graph import load
 from narrowcast.lower import lower_qdq
 from narrowcast.plan import draft, finish
-from narrowcast.targets import load_target
 
 MODELS = ("yolo11n-pose.onnx", "yolo11n-seg.onnx", "yolov8n.onnx", "mobilenet_v2_1.0_224.onnx")
 TARGETS = ("onnx", "bayes-e", "esp32p4")

@@ -25,10 +25,10 @@ import onnx
 from narrowcast.bundle.compare import compare_tensors
 from narrowcast.bundle.make import quantize
 from narrowcast.calibrate import ImageSet, collect, images
+from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.units import inline_units
 from narrowcast.plan import draft
-from narrowcast.targets import load_target
 
 TARGETS = ("onnx", "bayes-e", "esp32p4")
 

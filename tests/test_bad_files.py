@@ -13,10 +13,10 @@ import pytest
 from narrowcast.base.errors import UserError
 from narrowcast.base.journal import Journal
 from narrowcast.calibrate import images
+from narrowcast.chips import load_target, read_target, write_target
 from narrowcast.cli.analyze import _evaluation
 from narrowcast.config import read_settings
 from narrowcast.evaluate import coco, imagenet
-from narrowcast.targets import load_target, read_target, write_target
 from narrowcast.vision.preprocess import Preprocess
 
 _BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))

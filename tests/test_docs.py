@@ -11,7 +11,7 @@ import pytest
 
 from command_line import known_options, parse
 from narrowcast.bundle import Bundle
-from narrowcast.targets import load_target
+from narrowcast.chips import load_target
 from narrowcast.zoo import sample
 
 ROOT = Path(__file__).parents[1]

@@ -5,44 +5,55 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import narrowcast
 
 SOURCE = Path(narrowcast.__file__).parent
+#: ``vendors``: the folders inside ``chips``; ``chips`` itself is what every chip shares.
 ROOMS = (
-    "base", "vision", "config", "graph", "targets", "calibrate", "plan", "lower", "analyze", "improve", "bundle",
-    "evaluate", "deploy", "zoo", "cli",
+    "base", "vision", "config", "graph", "chips", "calibrate", "plan", "lower", "analyze", "improve", "bundle",
+    "evaluate", "deploy", "vendors", "zoo", "cli",
 )  # fmt: skip
+VENDORS = {folder.name for folder in (SOURCE / "chips").iterdir() if (folder / "__init__.py").exists()}
 
 
-def imports(file: Path) -> set[str]:
-    """Rooms and modules of the package that a file imports."""
+def room_of(parts: Sequence[str]) -> str:
+    """The room of a module, from the parts of its path below the package."""
+    return "vendors" if parts[0] == "chips" and len(parts) > 1 and parts[1] in VENDORS else parts[0]
+
+
+def imported(file: Path) -> set[tuple[str, ...]]:
+    """Modules and names of the package that a file imports, as parts below the package."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "narrowcast":
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("narrowcast.")}
+            names = [alias.name for alias in node.names]
+        found |= {tuple(name.split(".")[1:]) for name in names if name.startswith("narrowcast.")}
     return found
 
 
 def test_rooms_import_only_rooms_above_them() -> None:
     for file in sorted(SOURCE.rglob("*.py")):
-        room = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+        parts = file.relative_to(SOURCE).with_suffix("").parts
+        room = room_of(parts)
         if room not in ROOMS:
             continue
         allowed = {room} if room in ("base", "vision") else set(ROOMS[: ROOMS.index(room) + 1])
-        wrong = {name for name in imports(file) if name not in allowed and name != "__version__"}
+        wrong = {".".join(name) for name in imported(file) if room_of(name) not in allowed | {"__version__"}}
+        if room == "vendors":
+            wrong |= {".".join(name) for name in imported(file) if room_of(name) == room and name[1] != parts[1]}
         assert not wrong, f"{file.relative_to(SOURCE)} imports {wrong}"
 
 
 def test_no_chip_is_named_in_algorithms() -> None:
-    names = [file.stem for file in (SOURCE / "targets").glob("*.yaml") if file.stem != "onnx"]
+    names = [file.stem for file in (SOURCE / "chips").glob("*.yaml") if file.stem != "onnx"]
     for file in sorted(SOURCE.rglob("*.py")):
-        room = file.relative_to(SOURCE).parts[0]
-        if room in ("targets", "deploy"):
+        if file.relative_to(SOURCE).parts[0] in ("chips", "deploy"):
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Compare):

@@ -15,10 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import narrowcast.targets
+import narrowcast.chips
 from builders import save
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate import collect
+from narrowcast.chips import Target, load_target
+from narrowcast.chips.placement import place
+from narrowcast.chips.support import support
 from narrowcast.deploy.check import check
 from narrowcast.deploy.espdl import EspdlRunner, decode_espdl, make_test_vectors, write_espdl
 from narrowcast.deploy.make import quantize
@@ -30,9 +33,6 @@ from narrowcast.lower.integer import dequantized, lower_integer
 from narrowcast.lower.qdq import lower_qdq
 from narrowcast.lower.verify import verify
 from narrowcast.plan import Pins, Plan, draft, finish
-from narrowcast.targets import Target, load_target
-from narrowcast.targets.placement import place
-from narrowcast.targets.support import support
 from operator_cases import CASES, IMAGE, Case, net
 
 TARGETS = ("onnx", "onnx-symmetric", "bayes-e", "bayes", "bernoulli2", "esp32p4", "esp32s3")
@@ -165,7 +165,7 @@ def written(model: Model, plan: Plan, target: Target, image: np.ndarray) -> list
 
 
 def test_every_operator_of_every_target_file_has_a_case(folder: Path) -> None:
-    files = Path(narrowcast.targets.__file__).parent.glob("*.yaml")
+    files = Path(narrowcast.chips.__file__).parent.glob("*.yaml")
     assert {file.stem for file in files} == set(TARGETS), "a new target belongs into TARGETS"
     known = {case.op for case in CASES}
     for name in TARGETS:

@@ -119,7 +119,7 @@ def espdl(rng: random.Random, seed: Path, work: Path) -> list[str]:
 
 def target(rng: random.Random, seed: Path, work: Path) -> list[str]:
     """A target file, extending one of ours or whole."""
-    from narrowcast.targets import load_target, write_target
+    from narrowcast.chips import load_target, write_target
 
     tree = seeds.TARGET if rng.random() < 0.4 else json.loads(write_target(load_target("esp32p4")))
     (work / "t.yaml").write_bytes(mutations.spoil_yaml(rng, tree))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from narrowcast.base.errors import UserError
     from narrowcast.bundle import Bundle, open_bundle
     from narrowcast.calibrate import images
+    from narrowcast.chips import load_target, target_names
     from narrowcast.deploy import deploy, quantize
     from narrowcast.deploy.analysis import analyze
     from narrowcast.deploy.check import check
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from narrowcast.evaluate import Report, coco, imagenet
     from narrowcast.graph import Model, load
     from narrowcast.plan import Encoding, Placement, Plan
-    from narrowcast.targets import load_target, target_names
     from narrowcast.vision import Classification, Detections, Preprocess
     from narrowcast.zoo import sample
 
@@ -53,11 +53,11 @@ _HOMES = {
     "imagenet": "evaluate",
     "images": "calibrate",
     "load": "graph",
-    "load_target": "targets",
+    "load_target": "chips",
     "open_bundle": "bundle",
     "quantize": "deploy",
     "sample": "zoo",
-    "target_names": "targets",
+    "target_names": "chips",
     "tune": "deploy.tune",
 }
 

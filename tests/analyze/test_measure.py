@@ -29,11 +29,11 @@ from narrowcast.analyze.tensors import graphwise
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import collect, images
+from narrowcast.chips import load_target
 from narrowcast.deploy.analysis import subject_of
 from narrowcast.graph.prepare import tidy
 from narrowcast.graph.run import Runner
 from narrowcast.plan import Plan, draft, finish
-from narrowcast.targets import load_target
 from narrowcast.zoo import sample
 
 RNG = np.random.default_rng(0)

@@ -18,9 +18,9 @@ from narrowcast.bundle import make as making
 from narrowcast.bundle.compare import compare_tensors
 from narrowcast.bundle.folder import check_out
 from narrowcast.calibrate import ImageSet, images
+from narrowcast.chips import load_target
 from narrowcast.graph import Model, load
 from narrowcast.lower.verify import verify
-from narrowcast.targets import load_target
 from narrowcast.vision import Detections
 from narrowcast.zoo import sample
 

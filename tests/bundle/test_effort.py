@@ -15,12 +15,12 @@ from builders import save, silu_net
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.calibrate import images
+from narrowcast.chips import load_target
 from narrowcast.deploy import deploy
 from narrowcast.deploy.espdl import read_espdl
 from narrowcast.deploy.espdl.parsers import parser_names
 from narrowcast.graph import Model, Runner, load
 from narrowcast.lower.verify import verify
-from narrowcast.targets import load_target
 from narrowcast.zoo import sample
 
 

@@ -20,11 +20,11 @@ from narrowcast.bundle.mixed import part
 from narrowcast.bundle.modify import modify
 from narrowcast.bundle.remake import remake, state_of
 from narrowcast.calibrate import images
+from narrowcast.chips import load_target
 from narrowcast.cli import run
 from narrowcast.deploy import deploy
 from narrowcast.graph import load
 from narrowcast.plan import Pins, draft
-from narrowcast.targets import load_target
 from narrowcast.vision import Preprocess
 
 CLASSES = 2

@@ -15,13 +15,13 @@ from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.bundle.integer_input import chip_input, quantize_input
 from narrowcast.bundle.modify import modify
 from narrowcast.calibrate import images
+from narrowcast.chips import load_target
 from narrowcast.cli.modify import run
 from narrowcast.graph import Model, load
 from narrowcast.lower.ends import with_integer_outputs
 from narrowcast.lower.integer import IntegerRunner
 from narrowcast.lower.verify import verify
 from narrowcast.plan import Encoding
-from narrowcast.targets import load_target
 from narrowcast.vision import Detections
 from narrowcast.zoo import sample
 

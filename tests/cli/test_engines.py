@@ -13,11 +13,11 @@ import pytest
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import images
+from narrowcast.chips import load_target
 from narrowcast.deploy import ESPDL_FILE, quantize
 from narrowcast.deploy.espdl import EspdlRunner, read_espdl
 from narrowcast.deploy.espdl.kit import deploy_espdl
 from narrowcast.graph import Model
-from narrowcast.targets import load_target
 from narrowcast.zoo import sample
 
 POSE = sample("pose")

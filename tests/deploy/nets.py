@@ -13,10 +13,10 @@ from onnx import helper
 
 from builders import constant, model, save, weights
 from narrowcast.calibrate import collect
+from narrowcast.chips import Target, load_target
 from narrowcast.deploy.espdl import EspdlRunner, decode_espdl, make_test_vectors, write_espdl
 from narrowcast.graph import load
 from narrowcast.plan import Pins, Plan, draft, finish
-from narrowcast.targets import Target, load_target
 
 
 @dataclass(frozen=True)

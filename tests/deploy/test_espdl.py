@@ -11,6 +11,7 @@ import pytest
 from nets import Net, attention, convolutions, odd_layouts, planned, round_trip
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips import load_target
 from narrowcast.deploy.espdl import (
     EspdlFile,
     EspdlNode,
@@ -27,7 +28,6 @@ from narrowcast.deploy.espdl import (
 )
 from narrowcast.deploy.espdl.running import EspdlRunner
 from narrowcast.lower.integer import IntegerRunner, lower_integer
-from narrowcast.targets import load_target
 
 
 def tiny() -> EspdlFile:

@@ -11,10 +11,10 @@ import pytest
 
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
+from narrowcast.chips import load_target, target_names
 from narrowcast.cli import deploy as cli
 from narrowcast.deploy import KITS, deploy
 from narrowcast.deploy.espdl import EspdlRunner, read_espdl
-from narrowcast.targets import load_target, target_names
 from narrowcast.zoo import sample
 
 

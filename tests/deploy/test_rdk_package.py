@@ -18,13 +18,13 @@ from builders import model, silu_net, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.modify import modify
+from narrowcast.chips import load_target
 from narrowcast.config import pinned_types, read_hb_mapper, read_settings
 from narrowcast.deploy import deploy
 from narrowcast.deploy.rdk import export, verify
 from narrowcast.graph import load
 from narrowcast.plan import Pins, draft
 from narrowcast.plan.files import TensorPin
-from narrowcast.targets import load_target
 from narrowcast.vision import Preprocess, read_image
 from narrowcast.vision.preprocess import preprocess
 from narrowcast.zoo import sample

@@ -13,12 +13,12 @@ from onnx import helper
 from builders import constant, model, save, weights
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate import collect
+from narrowcast.chips import check_rows, load_target
 from narrowcast.graph import Runner, load
 from narrowcast.graph.attention import PARTS, attention_softmaxes, rewritten_nodes
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.integer import lower_integer
 from narrowcast.plan import Pins, draft, finish
-from narrowcast.targets import check_rows, load_target
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "lower" / "integer"))
 from harness import compare

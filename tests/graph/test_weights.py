@@ -15,6 +15,7 @@ from narrowcast.analyze import analyze
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
 from narrowcast.bundle.contents import proto_bytes
 from narrowcast.calibrate import collect, images
+from narrowcast.chips import Target, load_target
 from narrowcast.deploy.analysis import subject_of
 from narrowcast.deploy.espdl import deploy_espdl
 from narrowcast.graph import Runner, load, run, weights
@@ -22,7 +23,6 @@ from narrowcast.graph.run import open_session
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.lower.integer.sums import Sum
 from narrowcast.plan import Plan, draft, finish
-from narrowcast.targets import Target, load_target
 from narrowcast.zoo import sample
 
 X = np.random.default_rng(1).random((8, 3, 16, 16), dtype=np.float32)

@@ -7,12 +7,12 @@ import pytest
 
 from builders import save, silu_net
 from narrowcast.calibrate import collect
+from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
 from narrowcast.improve.cut import cut
 from narrowcast.improve.trial import Trial
 from narrowcast.lower import lower_qdq
 from narrowcast.plan import draft, finish
-from narrowcast.targets import load_target
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import pytest
 from builders import constant, save
 from builders import model as build
 from narrowcast.calibrate import collect
+from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
 from narrowcast.improve import Judge, State
 from narrowcast.improve.equalize import equalize, equalizing_factors, find_pairs
 from narrowcast.plan import draft, finish
-from narrowcast.targets import load_target
 
 
 def uneven(folder: Path, between: Sequence[str] = ("Relu",), depthwise: bool = True) -> Model:

@@ -9,6 +9,7 @@ import pytest
 from builders import model as build
 from builders import save, weights
 from narrowcast.calibrate import collect
+from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
 from narrowcast.improve.factors import best_steps, output_factors, scale_outputs, steady
 from narrowcast.improve.relevance import relevant
@@ -16,7 +17,6 @@ from narrowcast.improve.state import State
 from narrowcast.lower.factors import factored, undo_factors, with_factors
 from narrowcast.lower.integer import IntegerRunner, dequantized, lower_integer
 from narrowcast.plan import Encoding, Plan, draft, finish
-from narrowcast.targets import load_target
 from narrowcast.vision.heads import HeadSpec
 
 

@@ -20,13 +20,13 @@ from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle
 from narrowcast.bundle.remake import remake, state_of
 from narrowcast.calibrate import collect
+from narrowcast.chips import load_target
 from narrowcast.cli import finetune as command
 from narrowcast.graph import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune import Settings
 from narrowcast.lower import lower_qdq
 from narrowcast.plan import Pins, Plan, draft, finish
-from narrowcast.targets import load_target
 from narrowcast.vision.heads import HeadSpec
 from narrowcast.vision.preprocess import Preprocess
 

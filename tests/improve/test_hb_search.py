@@ -9,12 +9,12 @@ import pytest
 
 from builders import save, silu_net
 from narrowcast.calibrate import collect
+from narrowcast.chips import load_target
 from narrowcast.graph import Runner, load
 from narrowcast.improve import hb_search as module
 from narrowcast.improve.hb_search import HbSearch, hb_search
 from narrowcast.lower import lower_qdq
 from narrowcast.plan import draft
-from narrowcast.targets import load_target
 
 
 def search(tmp_path: Path, target: str) -> tuple[HbSearch, list[np.ndarray], object]:

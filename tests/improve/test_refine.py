@@ -10,11 +10,11 @@ import pytest
 from builders import save, silu_net
 from narrowcast.bundle.compare import compare_tensors, mean_sqnr
 from narrowcast.calibrate import collect
+from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
 from narrowcast.improve import refine_ranges
 from narrowcast.lower import lower_qdq
 from narrowcast.plan import Draft, Encoding, Pins, Plan, TensorPin, draft, finish
-from narrowcast.targets import load_target
 
 TARGETS = ("onnx", "bayes-e", "esp32p4")
 

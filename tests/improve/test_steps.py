@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from builders import save, silu_net
 from narrowcast.calibrate import collect
+from narrowcast.chips import load_target
 from narrowcast.graph import Model, load
 from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, State, reconstruct, recover, split
 from narrowcast.improve.judge import loss_of
 from narrowcast.improve.steps import Recovery
 from narrowcast.plan import Draft, Plan, draft, finish
-from narrowcast.targets import load_target
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.bundle.remake import state_of
 from narrowcast.calibrate import ImageSet, collect, images
+from narrowcast.chips import load_target
 from narrowcast.cli.tune import _last, run
 from narrowcast.deploy.tune import Wish, tune
 from narrowcast.evaluate import imagenet
@@ -32,7 +33,6 @@ from narrowcast.improve.tune_plan import Widener, wide_products
 from narrowcast.lower.integer import lower_integer
 from narrowcast.lower.verify import verify
 from narrowcast.plan import DTYPES, Pins, draft, finish
-from narrowcast.targets import load_target
 
 TARGETS = ("onnx", "bayes-e", "esp32p4")
 

@@ -11,13 +11,13 @@ from onnx import helper
 
 from builders import constant, model, save, weights
 from narrowcast.calibrate import collect
+from narrowcast.chips import load_target
 from narrowcast.deploy.espdl import EspdlRunner, decode_espdl, write_espdl
 from narrowcast.graph import Model, Runner, load
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.lower.verify import verify
 from narrowcast.plan import Encoding, Pins, Plan, draft, finish
-from narrowcast.targets import load_target
 
 RNG = np.random.default_rng(3)
 IMAGES = [RNG.normal(0, 1, (1, 16, 8, 8)).astype(np.float32) for _ in range(3)]

@@ -13,10 +13,10 @@ from builders import model, save, silu_net, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import quantize
 from narrowcast.calibrate import collect, images
+from narrowcast.chips import load_target, target_names
 from narrowcast.graph import Model, Runner, load
 from narrowcast.lower import lower_qdq
 from narrowcast.plan import Pins, Plan, draft, edge_key, finish
-from narrowcast.targets import load_target, target_names
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from onnx import helper
 from builders import model, save, silu_net, weights
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate import collect
+from narrowcast.chips import load_target, target_names
 from narrowcast.graph import Model, load
 from narrowcast.plan import Pins, Plan, TensorPin, draft, finish, plan_to_json, read_pins, read_plan
-from narrowcast.targets import load_target, target_names
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from narrowcast.analyze.resolution import Resolution
 from narrowcast.analyze.sensitivity import Sensitivity, choose
 from narrowcast.analyze.subject import Subject
 from narrowcast.analyze.tensors import Tensor
-from narrowcast.targets import support
+from narrowcast.chips import support
 
 __all__ = ["Finding", "Measured", "findings", "pattern"]
 

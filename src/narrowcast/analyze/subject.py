@@ -12,11 +12,11 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.chips.schema import Target
 from narrowcast.graph.units import constant_of
 from narrowcast.lower.qdq import lower_qdq
 from narrowcast.plan.structure import ACCUMULATING, activation_inputs, is_passive
 from narrowcast.plan.types import Encoding, Plan, edge_key
-from narrowcast.targets.schema import Target
 from narrowcast.vision.heads import HeadSpec
 
 __all__ = ["Subject", "subplan"]

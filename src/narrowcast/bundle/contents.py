@@ -22,6 +22,7 @@ from narrowcast.bundle.compare import Comparison, compare_tensors
 from narrowcast.bundle.manifest import MANIFEST_FILE, Manifest, OutputInfo
 from narrowcast.bundle.store import INTEGER_FILE, PLAN_FILE, PREPARED_FILE, QDQ_FILE
 from narrowcast.calibrate import ImageSet
+from narrowcast.chips import Target
 from narrowcast.graph.model import Model
 from narrowcast.graph.units import inline_units
 from narrowcast.graph.weights import with_data
@@ -31,7 +32,6 @@ from narrowcast.lower.factors import Factors, factored, undo_factors, with_facto
 from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes, lower_integer
 from narrowcast.plan import Plan, plan_to_json
 from narrowcast.plan.invariants import violations
-from narrowcast.targets import Target
 
 __all__ = [
     "NO_CHIP_FILE", "NO_INTEGERS", "Content", "Contents", "Extra", "float_bytes", "int16_domain", "integers_of",

@@ -32,11 +32,11 @@ from narrowcast.bundle.mixed import part, without
 from narrowcast.bundle.store import FLOAT_FILE, JOIN_FILE, NODES_FILE, TARGET_FILE, Bundle
 from narrowcast.calibrate import METHODS, Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
+from narrowcast.chips import Target, load_target, write_target
 from narrowcast.graph.model import Model
 from narrowcast.improve import State
 from narrowcast.lower.factors import Factors
 from narrowcast.plan import Draft, Pins, Plan, draft
-from narrowcast.targets import Target, load_target, write_target
 
 __all__ = ["AUTO_METHODS", "quantize"]
 

@@ -29,6 +29,7 @@ from narrowcast.bundle.store import (
     Bundle,
     open_bundle,
 )
+from narrowcast.chips import Target
 from narrowcast.graph.ends import REMOVABLE, Removed, remove_ends, transposed_layout
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.ends import with_integer_input, with_integer_outputs
@@ -38,7 +39,6 @@ from narrowcast.plan import Encoding, Plan, plan_to_json
 from narrowcast.plan.drafting import accumulator_encoding
 from narrowcast.plan.structure import ACCUMULATING
 from narrowcast.plan.types import split_edge_key
-from narrowcast.targets import Target
 
 __all__ = ["ALL", "KINDS", "modify"]
 

@@ -35,9 +35,9 @@ from narrowcast.bundle.store import (
     open_bundle,
 )
 from narrowcast.calibrate import ImageSet
+from narrowcast.chips import Target, write_target
 from narrowcast.improve import State
 from narrowcast.lower.integer import dequantized
-from narrowcast.targets import Target, write_target
 
 __all__ = ["lowered", "remake", "state_of"]
 

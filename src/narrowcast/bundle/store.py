@@ -31,13 +31,13 @@ from narrowcast.bundle.manifest import (
 )
 from narrowcast.bundle.manifest_check import ComparisonRow
 from narrowcast.bundle.predictor import Predictor
+from narrowcast.chips import Target, load_target, read_target
 from narrowcast.graph.join import Join
 from narrowcast.graph.model import Model, load
 from narrowcast.lower.integer import IntegerGraph, open_integer
 from narrowcast.plan import Plan, read_plan
 from narrowcast.plan.files import check_fit
 from narrowcast.plan.invariants import violations
-from narrowcast.targets import Target, load_target, read_target
 from narrowcast.vision.types import Classification, Detections
 
 __all__ = [

@@ -15,9 +15,9 @@ from narrowcast.cli.tables import print_json, print_table, say, say_notes, sugge
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from narrowcast.chips import Target
     from narrowcast.deploy.espdl import RuntimeRow
     from narrowcast.graph import Model
-    from narrowcast.targets import Target
 
 __all__ = ["run"]
 
@@ -36,9 +36,9 @@ def run(
     from narrowcast.base.progress import phase
 
     with phase("start"):
+        from narrowcast.chips import load_target
         from narrowcast.deploy.check import check
         from narrowcast.graph import load
-        from narrowcast.targets import load_target
     chip = load_target(target)  # a wrong name is said before anything slow
     loaded = load(model, size=parse_size(size), keep_head=keep_head, attention=attention_choice(attention))
     found = check(loaded, target, runtime=runtime)

@@ -28,9 +28,9 @@ def run(out: Path, target: str, force: bool, quiet: bool) -> None:
     with phase("start"):
         from narrowcast.bundle.folder import check_out
         from narrowcast.calibrate import images
+        from narrowcast.chips import check_rows, load_target
         from narrowcast.deploy import quantize
         from narrowcast.graph import load
-        from narrowcast.targets import check_rows, load_target
         from narrowcast.zoo import sample
     chip = load_target(target)
     replaced = {name: force or _own(out / name) for name in ("pose", "classify")}

@@ -22,8 +22,8 @@ def node_rows(bundle: Bundle) -> list[tuple[str, ...]]:
     The threshold is what the vendor prints: the largest real number that the input's encoding holds (scale * 127 at
     8 bits). ``--`` stands where a tensor exists only in float, in an accumulator or inside a fused unit.
     """
+    from narrowcast.chips.placement import place, subgraphs
     from narrowcast.plan.drafting import read_encoding
-    from narrowcast.targets.placement import place, subgraphs
 
     graph, plan = bundle.model.ir.graph, bundle.plan
     target = bundle.target

@@ -41,10 +41,10 @@ def run(
     set_quiet(quiet or json)
     with phase("start"):
         from narrowcast.bundle.folder import check_out
+        from narrowcast.chips import load_target
         from narrowcast.config import check_input, read_settings_with_notes
         from narrowcast.deploy import quantize
         from narrowcast.graph import load
-        from narrowcast.targets import load_target
     start = time.perf_counter()
     settings, notes = read_settings_with_notes(config, options)
     chip = load_target(settings.target)  # a wrong name is said before anything slow

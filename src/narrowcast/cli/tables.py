@@ -172,7 +172,7 @@ def comparison_table(title: str, entries: Iterable[Mapping[str, Any]], first: st
 
 def targets(json: bool) -> None:
     """The command ``targets``."""
-    from narrowcast.targets import load_target, target_names
+    from narrowcast.chips import load_target, target_names
 
     found = [load_target(name) for name in target_names()]
     if json:

@@ -8,10 +8,10 @@ from narrowcast.base.errors import UserError
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
+    from narrowcast.chips import Target
     from narrowcast.config import QuantizeSettings
     from narrowcast.graph import Model
     from narrowcast.plan import Pins
-    from narrowcast.targets import Target
 
 __all__ = ["apply_removals", "check_chip", "wide_pins"]
 
@@ -34,8 +34,8 @@ def check_chip(settings: QuantizeSettings, chip: Target) -> None:
 
 def wide_pins(settings: QuantizeSettings, model: Model, chip: Target) -> Pins:
     """``all_int16`` as pins of every node that the chip runs with 16 bits without being asked for the node."""
+    from narrowcast.chips.placement import place
     from narrowcast.plan import Pins
-    from narrowcast.targets.placement import place
 
     if not settings.all_int16:
         return Pins()

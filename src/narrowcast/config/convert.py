@@ -11,11 +11,11 @@ import yaml
 from pydantic import ValidationError
 
 from narrowcast.base.reading import reading
+from narrowcast.base.yaml_files import read_yaml
 from narrowcast.config.hb_back import from_settings
 from narrowcast.config.hb_mapper import is_hb_mapper, parse_hb_mapper, write_hb_mapper
 from narrowcast.config.hb_translate import to_settings
 from narrowcast.config.settings import QuantizeSettings, explained
-from narrowcast.config.yaml_files import read_yaml
 
 __all__ = ["Converted", "convert", "settings_schema"]
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from narrowcast.base.errors import UserError, nearest
+from narrowcast.base.yaml_files import read_yaml
 from narrowcast.config import hb_checks
 from narrowcast.config.hb_values import (
     NodeInfo,
@@ -28,7 +29,6 @@ from narrowcast.config.hb_values import (
     shapes,
     sources,
 )
-from narrowcast.config.yaml_files import read_yaml
 
 __all__ = ["GROUPS", "HbMapperConfig", "is_hb_mapper", "parse_hb_mapper", "read_hb_mapper", "write_hb_mapper"]
 

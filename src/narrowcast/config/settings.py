@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from narrowcast.base.errors import UserError, nearest
 from narrowcast.base.reading import reading
-from narrowcast.config.yaml_files import read_yaml
+from narrowcast.base.yaml_files import read_yaml
 
 __all__ = ["QuantizeSettings", "check_input", "explained", "pinned_types", "read_settings", "read_settings_with_notes"]
 

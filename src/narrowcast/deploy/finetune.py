@@ -19,13 +19,13 @@ from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.remake import lowered, remake, state_of
 from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
+from narrowcast.chips import Target
 from narrowcast.deploy.espdl import Origin, bundled_espdl
 from narrowcast.graph import Model, Runner
 from narrowcast.improve import Judge, State
 from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
 from narrowcast.improve.finetune.regions import features
 from narrowcast.improve.judge import judged_pairs
-from narrowcast.targets import Target
 
 if TYPE_CHECKING:
     from narrowcast.improve.finetune.training import Finetuned

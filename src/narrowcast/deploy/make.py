@@ -9,10 +9,10 @@ from narrowcast import bundle as bundles
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import Images
+from narrowcast.chips import load_target
 from narrowcast.deploy.check import findings
 from narrowcast.deploy.espdl import Origin, bundled_espdl
 from narrowcast.graph import Model, load
-from narrowcast.targets import load_target
 
 __all__ = ["quantize"]
 

@@ -23,6 +23,7 @@ from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.remake import lowered, remake, state_of
 from narrowcast.calibrate import Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
+from narrowcast.chips import Target
 from narrowcast.deploy.espdl import Origin, bundled_espdl
 from narrowcast.deploy.tune_halves import Labelled, halves, halves_of_labels
 from narrowcast.evaluate import Report
@@ -34,7 +35,6 @@ from narrowcast.improve.tune_candidates import Candidate, Costs, candidates
 from narrowcast.improve.tune_meter import TaskMeter
 from narrowcast.improve.tune_plan import Widener
 from narrowcast.plan import Plan
-from narrowcast.targets import Target
 
 __all__ = ["Labelled", "Wish", "known_metrics", "tune", "usual_metric"]
 

@@ -10,11 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.calibrate.statistics import TensorStatistics
+from narrowcast.chips.schema import Target
 from narrowcast.improve.state import State
 from narrowcast.plan import Encoding, Plan, edge_key, replan
 from narrowcast.plan.drafting import draft_again, read_encoding, weight_encoding
 from narrowcast.plan.structure import ACCUMULATING, activation_inputs
-from narrowcast.targets.schema import Target
 
 __all__ = ["Widener", "wide_products"]
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
+from narrowcast.chips.schema import Target
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner
 from narrowcast.lower.reference import run_reference
 from narrowcast.plan.types import Plan
-from narrowcast.targets.schema import Target
 
 __all__ = ["VerifyRow", "verify"]
 

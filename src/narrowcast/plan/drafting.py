@@ -13,12 +13,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips.placement import place
+from narrowcast.chips.schema import Target
 from narrowcast.graph.units import constant_of
 from narrowcast.plan.files import ExactPins, Pins
 from narrowcast.plan.structure import Structure, is_passive, structure
 from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, edge_key, split_edge_key
-from narrowcast.targets.placement import place
-from narrowcast.targets.schema import Target
 
 _SMALLEST = 2.0**-30
 #: Weights whose scale is searched at once, at most, where rows can be taken apart.

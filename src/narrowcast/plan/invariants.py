@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips.schema import Target
 from narrowcast.graph.units import constant_of
 from narrowcast.plan.drafting import (
     Draft,
@@ -22,7 +23,6 @@ from narrowcast.plan.drafting import (
 )
 from narrowcast.plan.structure import ACCUMULATING, activation_inputs, is_passive
 from narrowcast.plan.types import Encoding, Plan, edge_key, split_edge_key
-from narrowcast.targets.schema import Target
 
 __all__ = ["product_violations", "violations"]
 

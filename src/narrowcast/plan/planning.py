@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate.ranges import RangeSpec, choose_range
 from narrowcast.calibrate.statistics import TensorStatistics
+from narrowcast.chips.schema import Target
 from narrowcast.graph.units import constant_of
 from narrowcast.plan.drafting import (
     Draft,
@@ -35,7 +36,6 @@ from narrowcast.plan.files import TensorPin
 from narrowcast.plan.invariants import product_violations
 from narrowcast.plan.structure import ACCUMULATING, Group, activation_inputs
 from narrowcast.plan.types import DTYPES, EIGHT_BITS, Encoding, Plan, edge_key
-from narrowcast.targets.schema import Target
 
 #: Operators whose operands are brought into the encoding of the result before anything else happens to them.
 _IN_OUTPUTS_ENCODING = ("Concat", "Max", "Min")

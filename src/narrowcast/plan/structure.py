@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowcast.calibrate.unary import unary_name
+from narrowcast.chips.schema import Target
 from narrowcast.graph.units import constant_of
 from narrowcast.plan.types import Placement, edge_key
-from narrowcast.targets.schema import Target
 
 __all__ = ["Group", "Structure", "activation_inputs", "is_passive", "is_real", "structure"]
 

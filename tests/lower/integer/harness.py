@@ -12,10 +12,10 @@ import onnx_ir as ir
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from narrowcast.chips import Target, load_target
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner, lower_integer
 from narrowcast.lower.reference import run_reference
 from narrowcast.plan import Encoding, Placement, Plan
-from narrowcast.targets import Target, load_target
 
 #: Half-even with weights per channel, half-up with one weight scale and 20-bit biases, float multipliers.
 SHIFT_TARGETS = ("esp32p4", "esp32s3")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips import load_target
 from narrowcast.lower.integer import lower_integer
 from narrowcast.plan import Encoding, edge_key
-from narrowcast.targets import load_target
 
 OPERATORS = ("Add", "Sub", "Mul", "Div", "Max", "Min")
 

@@ -14,13 +14,13 @@ from harness import graph_of, plan_of, power
 from onnx import helper
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips import load_target
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.distance import qdq_distance
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner, integer_bytes, lower_integer, open_integer
 from narrowcast.lower.integer.files import METADATA_KEY, dequantized
 from narrowcast.lower.verify import verify
 from narrowcast.plan import Encoding, Plan
-from narrowcast.targets import load_target
 
 IMAGE = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
 

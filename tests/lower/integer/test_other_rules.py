@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips import load_target
 from narrowcast.lower.integer import lower_integer
 from narrowcast.plan import Encoding
-from narrowcast.targets import load_target
 
 quick = settings(max_examples=30, deadline=None)
 types = st.sampled_from(["int8", "int16"])

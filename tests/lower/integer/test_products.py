@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips import load_target
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.plan import Encoding, Plan, edge_key
-from narrowcast.targets import load_target
 
 quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 narrow = st.sampled_from(["int8", "int16"])

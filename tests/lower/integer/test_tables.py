@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips import load_target
 from narrowcast.lower.integer import full_table, lower_integer, stepped_table
 from narrowcast.lower.integer.functions import unary_function
 from narrowcast.plan import Encoding
-from narrowcast.targets import load_target
 
 FUNCTIONS: dict[str, dict[str, Any]] = {
     "Silu": {}, "Gelu": {}, "HardSwish": {}, "Sigmoid": {}, "Tanh": {}, "HardSigmoid": {"alpha": 0.17, "beta": 0.4},

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips.schema import Target
 from narrowcast.deploy.espdl.layouts import (
     CHANNELS_LAST,
     UNARY_TABLES,
@@ -30,7 +31,6 @@ from narrowcast.deploy.espdl.layouts import (
 from narrowcast.deploy.espdl.types import AttributeValue, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.graph.units import constant_of
 from narrowcast.plan.types import Encoding, Plan, edge_key
-from narrowcast.targets.schema import Target
 
 __all__ = ["QUANT_TYPES", "Assembly", "Stored", "exponents", "shape_of"]
 

@@ -1,6 +1,6 @@
 """What a version of ESP-DL can do with a model, before anything slow starts.
 
-The target's rules (``targets/*.yaml``) say which operators run in which types; the facts here are about versions of
+The target's rules (``chips/*.yaml``) say which operators run in which types; the facts here are about versions of
 the runtime and about how a plan uses them. Sources: ESP-DL's operator table of 2026-06 and its changelog.
 """
 
@@ -14,12 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips.schema import Target
+from narrowcast.chips.support import Support, support
 from narrowcast.deploy.espdl.writer import build_espdl
 from narrowcast.graph.units import constant_of
 from narrowcast.plan.drafting import read_encoding
 from narrowcast.plan.types import Plan
-from narrowcast.targets.schema import Target
-from narrowcast.targets.support import Support, support
 
 __all__ = ["FACTS", "Fact", "RuntimeRow", "check_runtime"]
 

@@ -14,12 +14,12 @@ from narrowcast.base.errors import UserError
 from narrowcast.base.writing import check_file, write_file
 from narrowcast.bundle import Bundle, Manifest
 from narrowcast.bundle.contents import Extra
+from narrowcast.chips import Target
 from narrowcast.deploy.espdl.parsers import parser_names
 from narrowcast.deploy.espdl.writer import make_test_vectors, write_espdl
 from narrowcast.graph import Model
 from narrowcast.lower.factors import Factors
 from narrowcast.plan import Plan
-from narrowcast.targets import Target
 from narrowcast.vision.heads import HeadSpec
 
 __all__ = ["ESPDL_FILE", "Origin", "bundled_espdl", "deploy_espdl"]

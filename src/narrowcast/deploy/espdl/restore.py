@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import reading
+from narrowcast.chips.schema import Target
 from narrowcast.deploy.espdl.chains import packing_source
 from narrowcast.deploy.espdl.layouts import (
     AXIS,
@@ -35,7 +36,6 @@ from narrowcast.deploy.espdl.layouts import (
 from narrowcast.deploy.espdl.packing import parse_layout, unpack_filter, unpack_matrix
 from narrowcast.deploy.espdl.types import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.plan.types import Encoding, Placement, Plan
-from narrowcast.targets.schema import Target
 
 __all__ = ["Restored", "restore"]
 

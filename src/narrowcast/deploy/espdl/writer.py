@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import narrowcast
 from narrowcast.base.errors import UserError
+from narrowcast.chips.schema import Target
 from narrowcast.deploy.espdl.assembly import Assembly
 from narrowcast.deploy.espdl.encoder import encode_espdl
 from narrowcast.deploy.espdl.layouts import channels_last, identity
@@ -20,7 +21,6 @@ from narrowcast.deploy.espdl.products import fused_relu
 from narrowcast.deploy.espdl.types import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.plan.types import Plan
-from narrowcast.targets.schema import Target
 
 __all__ = ["TestVector", "build_espdl", "make_test_vectors", "write_espdl"]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
+from narrowcast.base.yaml_files import parse_yaml
 from narrowcast.bundle import Bundle
+from narrowcast.chips import Target
 from narrowcast.config import QuantizeSettings, from_settings, parse_hb_mapper, write_hb_mapper
-from narrowcast.config.yaml_files import parse_yaml
 from narrowcast.plan import Plan, draft
 from narrowcast.plan.drafting import read_encoding
 from narrowcast.plan.structure import activation_inputs, is_passive
-from narrowcast.targets import Target
 from narrowcast.vision import Preprocess
 
 __all__ = ["WORKING_DIR", "Decisions", "check_camera", "decisions", "hb_settings", "hb_yaml", "prefix"]

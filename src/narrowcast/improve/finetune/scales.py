@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from narrowcast.chips.schema import Target
 from narrowcast.plan import Draft, Encoding, Plan
 from narrowcast.plan.drafting import draft_again, read_name
 from narrowcast.plan.planning import replan
-from narrowcast.targets.schema import Target
 
 __all__ = ["Tied", "tie"]
 

@@ -16,6 +16,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.base.progress import track
 from narrowcast.calibrate.images import ImageSet
 from narrowcast.calibrate.statistics import with_outputs
+from narrowcast.chips.schema import Target
 from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune.lessons import Lesson, lessons
 from narrowcast.improve.finetune.losses import ClassLoss, HeadLoss, NoiseLoss, noise
@@ -25,7 +26,6 @@ from narrowcast.improve.finetune.scales import Tied, tie
 from narrowcast.improve.finetune.settings import Settings
 from narrowcast.improve.finetune.views import views
 from narrowcast.improve.state import State
-from narrowcast.targets.schema import Target
 from narrowcast.vision.heads import HeadSpec
 
 __all__ = ["Course", "Finetuned", "train"]

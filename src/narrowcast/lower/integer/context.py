@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips.schema import Target
 from narrowcast.graph.units import constant_of
 from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.parameters import constant_integers
@@ -17,7 +18,6 @@ from narrowcast.lower.integer.proof import Proof
 from narrowcast.lower.integer.rounding import dequantize, quantize, requantize
 from narrowcast.lower.integer.values import Integers, Pending, Reals, Value
 from narrowcast.plan.types import Encoding, Plan, edge_key
-from narrowcast.targets.schema import Target
 
 __all__ = ["Context", "dims"]
 

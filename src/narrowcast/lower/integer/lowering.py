@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips.schema import Target
 from narrowcast.graph.units import DOMAIN, constant_of, inline_units
 from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.clipping import lower_clip
@@ -27,7 +28,6 @@ from narrowcast.lower.integer.tables import lower_table
 from narrowcast.lower.integer.values import Integers, Reals
 from narrowcast.plan.structure import is_passive
 from narrowcast.plan.types import Encoding, Plan
-from narrowcast.targets.schema import Target
 
 __all__ = ["IntegerGraph", "lower_integer"]
 

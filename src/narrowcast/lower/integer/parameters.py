@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from narrowcast.chips.schema import Target
 from narrowcast.plan.types import Encoding
-from narrowcast.targets.schema import Target
 
 __all__ = ["bias_integers", "constant_integers", "round_real", "saturating_integer"]
 

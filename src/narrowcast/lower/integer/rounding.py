@@ -11,10 +11,10 @@ import math
 
 import numpy as np
 
+from narrowcast.chips.schema import Target
 from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.values import Integers, Reals
 from narrowcast.plan.types import Encoding
-from narrowcast.targets.schema import Target
 
 __all__ = ["dequantize", "quantize", "ratio", "remove_zero_point", "requantize", "round_and_saturate"]
 

@@ -18,13 +18,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips.schema import Table16, Target
 from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.functions import Function, unary_function
 from narrowcast.lower.integer.parameters import round_real
 from narrowcast.lower.integer.rounding import round_and_saturate
 from narrowcast.lower.integer.values import Integers
 from narrowcast.plan.types import Encoding
-from narrowcast.targets.schema import Table16, Target
 
 __all__ = ["full_table", "lower_table", "stepped_table"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from narrowcast.chips.schema import Target
 from narrowcast.plan.types import Encoding
-from narrowcast.targets.schema import Target
 
 __all__ = ["Accumulator", "Steps", "Unrounded", "float_rounded", "shift_and_round", "to_encoding"]
 

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.chips.schema import Target
 from narrowcast.graph.units import constant_of
 from narrowcast.plan.types import Encoding
-from narrowcast.targets.schema import Target
 
 __all__ = ["is_scalar_function", "scalar_function", "tabulated"]
 

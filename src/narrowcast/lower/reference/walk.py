@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips.schema import Target
 from narrowcast.graph.units import constant_of
 from narrowcast.lower.reference.arithmetic import (
     Accumulator,
@@ -29,7 +30,6 @@ from narrowcast.lower.reference.sums import (
     window_totals,
 )
 from narrowcast.plan.types import Encoding, Plan, edge_key
-from narrowcast.targets.schema import Target
 
 __all__ = ["run_reference"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
-from narrowcast.targets.schema import Target
-from narrowcast.targets.support import Support, support
+from narrowcast.chips.schema import Target
+from narrowcast.chips.support import Support, support
 
 __all__ = ["CheckRow", "check_rows", "place", "subgraphs"]
 

@@ -12,8 +12,8 @@ from onnx import helper
 
 from builders import constant, model, save, silu_net, weights
 from narrowcast.base.errors import UserError
+from narrowcast.chips import check_rows, load_target, place, support, target_names
 from narrowcast.graph import Model, load
-from narrowcast.targets import check_rows, load_target, place, support, target_names
 
 
 @pytest.mark.parametrize("name", target_names())

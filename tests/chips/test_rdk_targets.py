@@ -12,9 +12,9 @@ import pytest
 from onnx import helper
 
 from builders import constant, model, save, weights
+from narrowcast.chips import check_rows, load_target, place, support
+from narrowcast.chips.support import Support
 from narrowcast.graph import Model, load
-from narrowcast.targets import check_rows, load_target, place, support
-from narrowcast.targets.support import Support
 
 CHIPS = ("bayes-e", "bayes", "bernoulli2")
 

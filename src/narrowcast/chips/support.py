@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips.forms import no_integers
+from narrowcast.chips.schema import Limits, OpRule, Target
 from narrowcast.graph.grids import LINEAR_GRIDS, floor_positions, linear_positions, nearest_positions, resize_scales
 from narrowcast.graph.windows import window_counts
-from narrowcast.targets.forms import no_integers
-from narrowcast.targets.schema import Limits, OpRule, Target
 
 __all__ = ["Support", "support"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from narrowcast.base.errors import UserError, closest
 from narrowcast.base.reading import is_plain_name, read_text, reading, typed
-from narrowcast.config.yaml_files import parse_yaml
-from narrowcast.targets.schema import Target
+from narrowcast.base.yaml_files import parse_yaml
+from narrowcast.chips.schema import Target
 
 __all__ = ["load_target", "read_target", "target_names", "write_target"]
 

@@ -1,6 +1,6 @@
 """What a target file may say. Frozen, validated and versioned: an old version is never edited.
 
-A chip is data: ``targets/<name>.yaml``. Algorithms read these rules and never ask for a chip's name.
+A chip is data: ``chips/<name>.yaml``. Algorithms read these rules and never ask for a chip's name.
 """
 
 from __future__ import annotations
