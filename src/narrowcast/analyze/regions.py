@@ -7,7 +7,7 @@ import math
 import onnx_ir as ir
 
 from narrowcast.analyze.subject import Subject
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import constant_of
 from narrowcast.plan.structure import ACCUMULATING
 
 __all__ = ["BACKBONE", "WHOLE", "macs", "regions"]

@@ -13,9 +13,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.chips.schema import Target
-from narrowcast.graph.units import constant_of
 from narrowcast.lower.qdq import lower_qdq
-from narrowcast.plan.structure import ACCUMULATING, activation_inputs, is_passive
+from narrowcast.ops.net import computed_inputs, constant_of
+from narrowcast.plan.structure import ACCUMULATING, is_passive
 from narrowcast.plan.types import Encoding, Plan, edge_key
 from narrowcast.vision.heads import HeadSpec
 
@@ -201,7 +201,7 @@ def _read_edges(
     subject: Subject, name: str, tensors: dict[str, Encoding], edges: dict[str, Encoding], alone: bool
 ) -> None:
     plan = subject.plan
-    for index, value in activation_inputs(subject.nodes[name]):
+    for index, value in computed_inputs(subject.nodes[name]):
         key = edge_key(name, index)
         if key in plan.edges:
             edges[key] = plan.edges[key]

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from narrowcast.analyze.metrics import Noise, NoiseSums
 from narrowcast.analyze.subject import Subject
 from narrowcast.base.progress import track
-from narrowcast.calibrate.statistics import BINS, TensorStatistics, with_outputs
+from narrowcast.calibrate.statistics import BINS, TensorStatistics
 from narrowcast.graph.run import Runner
+from narrowcast.ops.net import with_outputs
 from narrowcast.plan.structure import is_passive
 from narrowcast.plan.types import Encoding
 

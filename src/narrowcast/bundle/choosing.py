@@ -14,12 +14,12 @@ from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase, track
 from narrowcast.bundle.compare import compare_tensors, mean_sqnr
 from narrowcast.calibrate import METHODS, ImageSet, TensorStatistics
-from narrowcast.calibrate.statistics import with_outputs
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, Planner, State, recover, refine_ranges, split
 from narrowcast.improve.hb_search import HbSearch, hb_search
 from narrowcast.improve.judge import judged_pairs, loss_of
+from narrowcast.ops.net import with_outputs
 from narrowcast.plan import Draft, Plan, finish
 
 __all__ = ["AUTO_METHODS", "Candidate", "Choice", "Job", "check_effort", "choose", "vendor_search"]

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from narrowcast.calibrate.statistics import with_outputs
 from narrowcast.graph.run import Runner, as_reals
+from narrowcast.ops.net import with_outputs
 
 __all__ = ["Comparison", "compare_tensors", "mean_sqnr"]
 

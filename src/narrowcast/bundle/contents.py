@@ -30,12 +30,13 @@ from narrowcast.improve import State
 from narrowcast.lower.distance import qdq_distance
 from narrowcast.lower.factors import Factors, factored, undo_factors, with_factors
 from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes, lower_integer
+from narrowcast.ops.net import dims
 from narrowcast.plan import Plan, plan_to_json
 from narrowcast.plan.invariants import violations
 
 __all__ = [
     "NO_CHIP_FILE", "NO_INTEGERS", "Content", "Contents", "Extra", "float_bytes", "int16_domain", "integers_of",
-    "json_bytes", "make_contents", "output_info", "output_of", "proto_bytes", "shape_of", "write_contents",
+    "json_bytes", "make_contents", "output_info", "output_of", "proto_bytes", "write_contents",
 ]  # fmt: skip
 
 #: Makes further files of a bundle, such as the chip's own model file, from the graph that was lowered, which is the
@@ -189,14 +190,9 @@ def int16_domain(plan: Plan, contrib: bool) -> str:
     return "" if not wide else "com.microsoft" if contrib else "ai.onnx"
 
 
-def shape_of(value: ir.Value) -> tuple[int, ...]:
-    """The static shape of a tensor."""
-    return tuple(int(dim) for dim in value.shape or ())
-
-
 def output_of(value: ir.Value, plan: Plan, factors: Factors) -> OutputInfo:
     """An output of a graph for the manifest."""
-    shape = shape_of(value)
+    shape = dims(value)
     kind = "float32" if value.dtype in (None, ir.DataType.FLOAT) else value.dtype.name.lower()
     info = OutputInfo(str(value.name), shape, "NCHW" if len(shape) == 4 else "", kind)
     return output_info(info, plan, factors)

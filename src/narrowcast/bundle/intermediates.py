@@ -24,6 +24,7 @@ from narrowcast.base.writing import check_file, write_file
 from narrowcast.bundle.contents import proto_bytes
 from narrowcast.bundle.store import FLOAT_FILE, INTEGER_FILE, QDQ_FILE, Bundle
 from narrowcast.graph.model import Model
+from narrowcast.ops.net import copied
 from narrowcast.vision.preprocess import Preprocess
 
 __all__ = ["NAMES", "board_preprocess", "save_intermediates", "with_board_input"]
@@ -82,8 +83,7 @@ def with_board_input(proto: onnx.ModelProto, spec: Preprocess) -> onnx.ModelProt
         proto: a graph with one float32 image input of static shape; its input's name is kept for the new input.
         spec: of the model.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    copy = copied(proto)
     graph = copy.graph
     constants = {tensor.name for tensor in graph.initializer}
     image = next(value for value in graph.input if value.name not in constants)

@@ -23,7 +23,6 @@ from narrowcast.bundle.contents import (
     make_contents,
     output_of,
     proto_bytes,
-    shape_of,
     write_contents,
 )
 from narrowcast.bundle.folder import check_out
@@ -36,6 +35,7 @@ from narrowcast.chips import Target, load_target, write_target
 from narrowcast.graph.model import Model
 from narrowcast.improve import State
 from narrowcast.lower.factors import Factors
+from narrowcast.ops.net import dims
 from narrowcast.plan import Draft, Pins, Plan, draft
 
 __all__ = ["AUTO_METHODS", "quantize"]
@@ -189,7 +189,7 @@ def _manifest(
         runtime=f"{chip.name} {runtime or chip.versions[-1]}",
         model={"source": model.source, "sha256": model.sha256},
         input_name=model.input_name,
-        input_shape=shape_of(image),
+        input_shape=dims(image),
         input_encoding=None
         if code is None
         else {"dtype": code.dtype, "scale": code.scale, "zero_point": code.zero_point},

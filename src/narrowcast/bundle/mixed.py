@@ -11,11 +11,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.bundle.columns import channel_axes
-from narrowcast.calibrate.statistics import with_outputs
 from narrowcast.graph.join import CONSTANT_FACTORS, cut_before, opened
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import constant_of, with_outputs
 from narrowcast.plan import Draft, Pins
 
 __all__ = ["MIXED", "part", "without"]

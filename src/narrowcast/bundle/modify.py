@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError, nearest
 from narrowcast.base.progress import phase
 from narrowcast.base.writing import Place, inside, new_folder
-from narrowcast.bundle.contents import float_bytes, json_bytes, output_of, proto_bytes, shape_of, write_contents
+from narrowcast.bundle.contents import float_bytes, json_bytes, output_of, proto_bytes, write_contents
 from narrowcast.bundle.folder import check_out
 from narrowcast.bundle.manifest import Manifest, OutputInfo
 from narrowcast.bundle.store import (
@@ -35,6 +35,7 @@ from narrowcast.lower import lower_qdq
 from narrowcast.lower.ends import with_integer_input, with_integer_outputs
 from narrowcast.lower.factors import Factors, undo_factors, with_factors
 from narrowcast.lower.integer import integer_bytes, lower_integer
+from narrowcast.ops.net import all_names, dims, named
 from narrowcast.plan import Encoding, Plan, plan_to_json
 from narrowcast.plan.drafting import accumulator_encoding
 from narrowcast.plan.structure import ACCUMULATING
@@ -191,9 +192,8 @@ def _shortened(state: _State, bundle: Bundle, kinds: Sequence[str], nodes: Seque
 def _restricted(plan: Plan, model: ir.Model, target: Target) -> Plan:
     """The plan for what is left of the graph; new outputs that are sums of products leave as accumulators."""
     graph = model.graph
-    nodes = {str(node.name): node for node in graph}
-    values = {str(v.name) for v in graph.inputs} | {str(name) for name in graph.initializers}
-    values |= {str(value.name) for node in graph for value in node.outputs}
+    nodes = named(graph)
+    values = all_names(graph)
     tensors = {name: encoding for name, encoding in plan.tensors.items() if name in values}
     for value in graph.outputs:
         producer = value.producer()
@@ -224,7 +224,7 @@ def _described(
     listed = ", ".join(f"{entry.op_type} {entry.node}" for entry in removed)
     return replace(
         manifest,
-        input_shape=shape_of(after.graph.inputs[0]),
+        input_shape=dims(after.graph.inputs[0]),
         preprocess=spec,
         outputs=outputs,
         softmax_missing=manifest.softmax_missing or (manifest.task == "classify" and softmax),

@@ -16,8 +16,9 @@ import onnx
 from numpy.typing import NDArray
 
 from narrowcast.graph.run import Runner
+from narrowcast.ops.net import with_outputs
 
-__all__ = ["BINS", "Histogram", "TensorStatistics", "collect", "with_outputs"]
+__all__ = ["BINS", "Histogram", "TensorStatistics", "collect"]
 
 #: Bins of a histogram over [-limit, limit): 16 a step of an int8 range that fills it.
 BINS = 4096
@@ -196,12 +197,3 @@ def collect(
     return statistics
 
 
-def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of the graph with the named tensors as additional outputs."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    present = {value.name for value in [*copy.graph.output, *copy.graph.input]}
-    for name in names:
-        if name not in present:
-            copy.graph.output.add().name = name
-    return copy

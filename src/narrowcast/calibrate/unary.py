@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import constant_of, input_at
 
 __all__ = ["UNARY", "unary", "unary_name"]
 
@@ -49,7 +49,7 @@ def unary_name(node: ir.Node) -> str | None:
         return node.op_type if node.op_type in UNARY else None
     bounds = []
     for index, none in ((1, -np.inf), (2, np.inf)):
-        value = node.inputs[index] if len(node.inputs) > index else None
+        value = input_at(node, index)
         array = constant_of(value)
         if value is not None and (array is None or array.size != 1):
             return None

@@ -6,6 +6,8 @@ import math
 
 import onnx_ir as ir
 
+from narrowcast.ops.net import dims, input_at
+
 __all__ = ["no_integers"]
 
 #: Inputs that must be constant for a node to run as integers, by operator.
@@ -27,7 +29,7 @@ def no_integers(node: ir.Node) -> tuple[str, str]:
         node: of an operator that some target lists, or another.
     """
     for index in _CONSTANT_INPUTS.get(node.op_type, ()):
-        value = node.inputs[index] if index < len(node.inputs) else None
+        value = input_at(node, index)
         if value is not None and value.const_value is None:
             return f"its input {index} ({value.name}) is computed", "make it a constant, or cut the model before it"
     if node.op_type == "Gather" and node.inputs[0] is not None and node.inputs[0].const_value is not None:
@@ -42,17 +44,13 @@ def no_integers(node: ir.Node) -> tuple[str, str]:
 
 
 def _size(value: ir.Value | None) -> int:
-    return math.prod(_dims(value))
-
-
-def _dims(value: ir.Value | None) -> list[int]:
-    return [int(dim) for dim in value.shape or ()] if value is not None else []
+    return math.prod(dims(value))
 
 
 def _slopes(node: ir.Node) -> tuple[str, str]:
     """One slope, or one a channel."""
-    whole, slopes = _dims(node.inputs[0]), _dims(node.inputs[1])
-    full = [1] * (len(whole) - len(slopes)) + slopes
+    whole, slopes = dims(node.inputs[0]), dims(node.inputs[1])
+    full = [1] * (len(whole) - len(slopes)) + list(slopes)
     if math.prod(slopes) == 1 or (len(whole) > 1 and full == [1, whole[1], *[1] * (len(whole) - 2)]):
         return "", ""
     return f"it has {math.prod(slopes)} slopes", "use one slope, or one a channel"

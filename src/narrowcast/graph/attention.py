@@ -15,7 +15,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["PARTS", "attention_softmaxes", "rewrite_attention", "rewritten_nodes"]
+from narrowcast.ops.net import constant_value, readers
+
+__all__ = ["PARTS", "attention_softmaxes", "rewrite_attention"]
 
 #: Operators that a Softmax becomes, in order; each node is named after it: ``<softmax>/ReduceMax``.
 PARTS = ("ReduceMax", "Sub", "Exp", "ReduceSum", "Reciprocal", "Mul")
@@ -37,7 +39,7 @@ def attention_softmaxes(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _weighs(value: ir.Value) -> bool:
-    users = [use.node for use in value.uses()]
+    users = readers(value)
     if not users or value.is_graph_output():
         return False
     return all(user.op_type == "MatMul" or (user.op_type in _MOVES and _weighs(user.outputs[0])) for user in users)
@@ -67,7 +69,7 @@ def _replace(model: ir.Model, softmax: ir.Node) -> None:
     rank = len(x.shape)
     axis = softmax.attributes.get_int("axis", -1) % rank
     reduced = ir.Shape([1 if index == axis else dim for index, dim in enumerate(x.shape)])
-    axes = ir.val(f"{stem}/axes", const_value=ir.tensor(np.array([axis], np.int64), name=f"{stem}/axes"))
+    axes = constant_value(graph, f"{stem}/axes", np.array([axis], np.int64))
     as_attribute = model.opset_imports[""] < _AXES_INPUT_OPSET
 
     def node(op_type: str, inputs: list[ir.Value], shape: ir.Shape | None, attributes: dict[str, object]) -> ir.Value:
@@ -77,7 +79,6 @@ def _replace(model: ir.Model, softmax: ir.Node) -> None:
         graph.insert_before(softmax, made)
         return value
 
-    graph.register_initializer(axes)
     if as_attribute:
         largest = node("ReduceMax", [x], reduced, {"axes": [axis], "keepdims": 1})
     else:
@@ -92,28 +93,3 @@ def _replace(model: ir.Model, softmax: ir.Node) -> None:
     product.name = name
 
 
-def rewritten_nodes(graph: ir.Graph) -> list[str]:
-    """Names of all nodes that stand for a Softmax, in graph order; found by how they hang together, not by name."""
-    found: set[ir.Node] = set()
-    for node in graph:
-        if node.op_type == "Mul":
-            found.update(_chain(node))
-    return [str(node.name) for node in graph if node in found]
-
-
-def _chain(product: ir.Node) -> list[ir.Node]:
-    exponential, inverse = (_maker(value) for value in product.inputs[:2])
-    if exponential is None or inverse is None or (exponential.op_type, inverse.op_type) != ("Exp", "Reciprocal"):
-        return []
-    total, below = _maker(inverse.inputs[0]), _maker(exponential.inputs[0])
-    if total is None or below is None or (total.op_type, below.op_type) != ("ReduceSum", "Sub"):
-        return []
-    largest = _maker(below.inputs[1])
-    whole = largest is not None and largest.op_type == "ReduceMax" and largest.inputs[0] is below.inputs[0]
-    if largest is None or not whole or total.inputs[0] is not exponential.outputs[0]:
-        return []
-    return [largest, below, exponential, total, inverse, product]
-
-
-def _maker(value: ir.Value | None) -> ir.Node | None:
-    return value.producer() if value is not None else None

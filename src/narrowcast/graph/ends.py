@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from narrowcast.base.errors import UserError, nearest
 from narrowcast.graph.exposure import remove_unused
+from narrowcast.ops.net import named, readers, written
 
 __all__ = ["REMOVABLE", "Removed", "cut_at_nodes", "remove_ends"]
 
@@ -62,7 +63,7 @@ def remove_ends(
             raise UserError(f"no {kind} node stands at the head or tail", f"there are {_ends(copy.graph)}")
         removed += found
     for name in nodes:
-        known = [str(node.name) for node in copy.graph]
+        known = named(copy.graph)
         if name not in known:
             raise UserError(f"no node of this model is named {name}", nearest(name, known, 0.3))
         found = _remove(copy.graph, partial(_is, name=name))
@@ -74,7 +75,7 @@ def remove_ends(
 
 
 def _ends(graph: ir.Graph) -> str:
-    heads = [use.node for value in graph.inputs for use in value.uses()]
+    heads = [node for value in graph.inputs for node in readers(value)]
     tails = [node for value in graph.outputs if (node := value.producer()) is not None]
     listed = [f"{node.op_type} {node.name}" for node in dict.fromkeys([*heads, *tails])]
     return ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "")
@@ -87,7 +88,7 @@ def _is(node: ir.Node, kind: str | None = None, name: str | None = None) -> bool
 def _remove(graph: ir.Graph, wanted: Callable[[ir.Node], bool]) -> list[Removed]:
     removed = []
     for index, value in enumerate(graph.inputs):
-        users = [use.node for use in value.uses()]
+        users = readers(value)
         if len(users) == 1 and users[0].op_type == "Transpose" and wanted(users[0]):
             removed.append(_remove_head(graph, index, users[0]))
     for index, value in enumerate(graph.outputs):
@@ -137,8 +138,8 @@ def cut_at_nodes(model: ir.Model, names: Sequence[str]) -> None:
         UserError: a name is unknown or given twice.
     """
     graph = model.graph
-    by_node = {str(node.name): list(node.outputs) for node in graph}
-    by_value = {str(value.name): [value] for node in graph for value in node.outputs}
+    by_node = {name: list(node.outputs) for name, node in named(graph).items()}
+    by_value = {str(value.name): [value] for value in written(graph)}
     values: list[ir.Value] = []
     for name in names:
         found = by_node.get(name) or by_value.get(name)

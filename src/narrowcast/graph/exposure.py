@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import constant_of, dims
 from narrowcast.vision.heads import HeadSpec
 
 __all__ = ["Exposure", "cut", "find_head"]
@@ -36,20 +36,20 @@ def find_head(graph: ir.Graph, keypoint_shape: tuple[int, int] | None = None) ->
     Returns:
         The head, or one clause that says why there is none.
     """
-    decoded = [output for output in graph.outputs if len(_dims(output)) == 3]
+    decoded = [output for output in graph.outputs if len(dims(output)) == 3]
     if len(decoded) != 1:
         return "no single decoded output with three axes (1, rows, anchors)"
-    rows, anchors = _dims(decoded[0])[1:]
+    rows, anchors = dims(decoded[0])[1:]
     convolutions = _last_convolutions(decoded[0])
     if isinstance(convolutions, str):
         return convolutions
     levels = _levels(graph, convolutions)
     if isinstance(levels, str):
         return levels
-    cells = sum(_dims(convs[0])[2] * _dims(convs[0])[3] for convs in levels.values())
+    cells = sum(dims(convs[0])[2] * dims(convs[0])[3] for convs in levels.values())
     if cells != anchors:
         return f"the last convolutions have {cells} cells, the output {anchors} anchors"
-    channels = {tuple(_dims(conv)[1] for conv in convs) for convs in levels.values()}
+    channels = {tuple(dims(conv)[1] for conv in convs) for convs in levels.values()}
     if len(channels) != 1:
         return "the strides differ in their channels"
     return _describe(graph, levels, next(iter(channels)), rows, keypoint_shape)
@@ -67,9 +67,9 @@ def _describe(
     box, classes, extra = channels[0], channels[1], channels[2] if len(channels) == 3 else 0
     if rows != 4 + classes + extra:
         return f"{rows} output rows fit no head with {channels} channels"
-    protos = [output for output in graph.outputs if len(_dims(output)) == 4]
+    protos = [output for output in graph.outputs if len(dims(output)) == 4]
     task, role = ("detect", "") if not extra else ("segment", "mask") if protos else ("pose", "kpt")
-    if task == "segment" and (len(protos) != 1 or _dims(protos[0])[1] != extra):
+    if task == "segment" and (len(protos) != 1 or dims(protos[0])[1] != extra):
         return "the mask prototypes do not fit the mask coefficients"
     if task == "pose":
         if keypoint_shape is None and extra % 3 == 0:
@@ -92,10 +92,6 @@ def _describe(
     if protos:
         values["proto"] = protos[0]
     return Exposure(head, values)
-
-
-def _dims(value: ir.Value) -> list[int]:
-    return [int(dim) for dim in value.shape] if value.shape is not None else []
 
 
 def _is_decode_arithmetic(conv: ir.Node) -> bool:
@@ -126,13 +122,13 @@ def _last_convolutions(output: ir.Value) -> list[ir.Value] | str:
 
 def _levels(graph: ir.Graph, convolutions: list[ir.Value]) -> dict[int, list[ir.Value]] | str:
     """Group by feature-map size: stride (ascending) to convolutions in walking order."""
-    height, width = _dims(graph.inputs[0])[2:]
+    height, width = dims(graph.inputs[0])[2:]
     levels: dict[int, list[ir.Value]] = {}
     for conv in convolutions:
-        dims = _dims(conv)
-        if len(dims) != 4 or height % dims[2] or height // dims[2] != width // dims[3] or width % dims[3]:
-            return f"{conv.name} has the shape {dims}, which is no whole stride of the input"
-        levels.setdefault(height // dims[2], []).append(conv)
+        sizes = dims(conv)
+        if len(sizes) != 4 or height % sizes[2] or height // sizes[2] != width // sizes[3] or width % sizes[3]:
+            return f"{conv.name} has the shape {list(sizes)}, which is no whole stride of the input"
+        levels.setdefault(height // sizes[2], []).append(conv)
     return dict(sorted(levels.items()))
 
 

@@ -21,6 +21,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.base.reading import reading
 from narrowcast.graph.validity import MOST_VALUES, check_file, model_opset
 from narrowcast.graph.weights import with_data
+from narrowcast.ops.net import copied
 
 __all__ = ["fix_shapes", "input_shape", "literal", "model_opset", "read_onnx", "to_supported_opset"]
 
@@ -125,8 +126,7 @@ def fix_shapes(model: onnx.ModelProto, file: str, size: tuple[int, int] | None =
     if dims[0] > 1:
         raise UserError(f"{file} has a fixed batch of {dims[0]}", "export it with batch 1")
     wanted = _wanted_shape(dims, model, file, size)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     _name_nodes_apart(copy.graph)
     if min(wanted) < 1 or math.prod(wanted) > MOST_VALUES:
         text = "x".join(map(str, wanted))
@@ -162,8 +162,7 @@ def _trust_inference(model: onnx.ModelProto, file: str, changed: bool) -> None:
         file: its name, for messages.
         changed: the input's shape is another than the file states, so outputs that nothing is known of lose theirs.
     """
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    bare = copied(model)
     del bare.graph.value_info[:]
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")

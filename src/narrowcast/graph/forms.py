@@ -11,17 +11,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from narrowcast.graph.units import constant_of, put_in_place
+from narrowcast.ops.net import constant_at, constant_of, constant_value, dims, put_in_place
 
-__all__ = ["constant_value", "explicit_splits", "unify_forms"]
+__all__ = ["explicit_splits", "unify_forms"]
 
 
 def explicit_splits(model: onnx.ModelProto) -> None:
@@ -68,25 +66,12 @@ def unify_forms(model: ir.Model) -> None:
             rule(model.graph, node)
 
 
-def constant_value(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """A new initializer, whose name ends in ``_`` where the name is taken."""
-    while name in graph.initializers:
-        name += "_"
-    value = ir.val(name, const_value=ir.tensor(np.asarray(array), name=name))
-    graph.register_initializer(value)
-    return value
-
-
 def _inner(node: ir.Node, name: str, like: ir.Value, shape: Sequence[int] | None = None) -> ir.Value:
     """The result of a new node between others: its name, its shape, and the type of another value."""
     value = node.outputs[0]
     value.name, value.type = name, like.type
     value.shape = like.shape if shape is None else ir.Shape(shape)
     return value
-
-
-def _dims(value: ir.Value | None) -> list[int]:
-    return [int(dim) for dim in value.shape or ()] if value is not None else []
 
 
 def _gemm(graph: ir.Graph, node: ir.Node) -> None:
@@ -96,7 +81,7 @@ def _gemm(graph: ir.Graph, node: ir.Node) -> None:
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
     turned_a, turned_b = node.attributes.get_int("transA", 0), node.attributes.get_int("transB", 0)
     weight, bias, name, result = constant_of(b), constant_of(c), str(node.name), node.outputs[0]
-    columns = _dims(result)[1]
+    columns = dims(result)[1]
     vector = c is None or (bias is not None and bias.size in (1, columns) and (bias.ndim < 2 or bias.shape[0] == 1))
     if weight is not None and vector and (alpha, beta, turned_a) == (1.0, 1.0, 0):
         return
@@ -104,7 +89,7 @@ def _gemm(graph: ir.Graph, node: ir.Node) -> None:
 
     def turned(value: ir.Value, suffix: str) -> ir.Value:
         nodes.append(ir.node("Transpose", [value], {"perm": [1, 0]}, num_outputs=1, name=f"{name}_{suffix}"))
-        return _inner(nodes[-1], f"{name}_{suffix}_turned", value, _dims(value)[::-1])
+        return _inner(nodes[-1], f"{name}_{suffix}_turned", value, dims(value)[::-1])
 
     def scaled(value: ir.Value, factor: float, suffix: str) -> ir.Value:
         if factor == 1.0:
@@ -141,7 +126,7 @@ def _pairs(graph: ir.Graph, node: ir.Node) -> None:
     for index, value in enumerate(values[1:], 1):
         last = index == len(values) - 1 and node.op_type != "Mean"
         nodes.append(ir.node(op_type, [total, value], num_outputs=1, name=name if last else f"{name}_{index}"))
-        shape = np.broadcast_shapes(tuple(_dims(total)), tuple(_dims(value)))
+        shape = np.broadcast_shapes(dims(total), dims(value))
         total = _inner(nodes[-1], f"{result.name}_{index}", result, shape)
     if node.op_type == "Mean" or not nodes:
         share = constant_value(graph, f"{name}_share", np.asarray(1 / len(values), np.float32))
@@ -159,14 +144,14 @@ def _power(graph: ir.Graph, node: ir.Node) -> None:
 def _resize(graph: ir.Graph, node: ir.Node) -> None:
     axes = node.attributes.get_ints("axes", None)
     policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
-    roi = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    roi = constant_at(node, 1)
     if (axes is None and policy == "stretch") or (roi is not None and roi.size):
         return
-    before, after = _dims(node.inputs[0]), _dims(node.outputs[0])
+    before, after = dims(node.inputs[0]), list(dims(node.outputs[0]))
     chosen = [axis % len(before) for axis in axes] if axes is not None else list(range(len(before)))
     factors = np.ones(len(before), np.float32)
-    given = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
-    sizes = constant_of(node.inputs[3]) if len(node.inputs) > 3 else None
+    given = constant_at(node, 2)
+    sizes = constant_at(node, 3)
     if given is not None and given.size:
         factors[chosen] = given
     elif sizes is not None:
@@ -189,7 +174,7 @@ def _transposed_convolution(graph: ir.Graph, node: ir.Node) -> None:
     auto = node.attributes.get_string("auto_pad", "NOTSET")
     if auto == "NOTSET" and "output_shape" not in node.attributes:
         return
-    sizes, outputs, kernel = _dims(node.inputs[0])[2:], _dims(node.outputs[0])[2:], _dims(node.inputs[1])[2:]
+    sizes, outputs, kernel = dims(node.inputs[0])[2:], dims(node.outputs[0])[2:], dims(node.inputs[1])[2:]
     count = len(sizes)
 
     def listed(name: str, default: int) -> list[int]:

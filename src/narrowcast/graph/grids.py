@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import constant_at
 
 __all__ = ["LINEAR_GRIDS", "floor_positions", "linear_positions", "nearest_positions", "resize_scales"]
 
@@ -16,8 +16,7 @@ LINEAR_GRIDS = ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel
 
 def resize_scales(node: ir.Node, source: tuple[int, ...], wanted: tuple[int, ...]) -> list[float]:
     """Output size divided by input size of every axis, float32 as the node says it (its ``scales`` or its sizes)."""
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    scales = constant_of(value)
+    scales = constant_at(node, 2)
     if scales is not None and scales.size == len(source):
         return [float(scale) for scale in scales]
     return [float(np.float32(w / s)) for s, w in zip(source, wanted, strict=True)]

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from narrowcast.graph.exposure import remove_unused
 from narrowcast.graph.run import open_session
 from narrowcast.graph.weights import with_data
+from narrowcast.ops.net import computed_inputs, dims, written
 
 __all__ = ["CONSTANT_FACTORS", "Join", "cut_before", "opened"]
 
@@ -86,7 +87,7 @@ def opened(value: ir.Value) -> list[ir.Value] | None:
     node = value.producer()
     if node is None:
         return None
-    computed = [operand for operand in node.inputs if operand is not None and operand.const_value is None]
+    computed = [operand for _, operand in computed_inputs(node)]
     if node.op_type == "Concat":
         return computed
     return computed if node.op_type in (*MOVES, *CONSTANT_FACTORS) and len(computed) == 1 else None
@@ -104,7 +105,7 @@ def cut_before(model: ir.Model, parts: Mapping[str, Sequence[str]]) -> tuple[ir.
     """
     copy = model.clone()
     graph = copy.graph
-    values = {str(value.name): value for node in graph for value in node.outputs}
+    values = {str(value.name): value for value in written(graph)}
     outputs = tuple(str(value.name) for value in graph.outputs)
     names = dict.fromkeys(part for output in outputs for part in parts.get(output, (output,)))
     graph.outputs.clear()
@@ -127,7 +128,7 @@ def _joining(model: ir.Model, parts: Mapping[str, Sequence[str]], outputs: Seque
             stack.extend(name for name in node.input if name in makers and name not in ends)
     nodes = [node for node in graph.node if node.output[0] in wanted]
     read = {name for node in nodes for name in node.input}
-    shapes = {str(v.name): [int(d) for d in v.shape or ()] for node in model.graph for v in node.outputs}
+    shapes = {str(value.name): dims(value) for value in written(model.graph)}
     infos = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in {*ends, *parts}}
     joining = helper.make_graph(
         nodes,

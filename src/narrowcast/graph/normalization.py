@@ -14,8 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.graph.forms import constant_value
-from narrowcast.graph.units import constant_of, put_in_place
+from narrowcast.ops.net import constant_at, constant_of, constant_value, input_at, only_reader, producer, put_in_place
 
 __all__ = ["fold_batch_normalization"]
 
@@ -66,11 +65,11 @@ def _float(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
 def _into_producer(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) -> bool:
     """Scale weights and bias of the node before; ``False`` where that is not possible."""
     source = node.inputs[0]
-    before = source.producer() if source is not None else None
-    if source is None or before is None or source.is_graph_output() or len(list(source.uses())) != 1:
+    before = producer(source)
+    if source is None or before is None or only_reader(source) is None:
         return False
-    weight = constant_of(before.inputs[1]) if len(before.inputs) > 1 else None
-    given = before.inputs[2] if len(before.inputs) > 2 else None
+    weight = constant_at(before, 1)
+    given = input_at(before, 2)
     bias = np.zeros(1) if given is None else constant_of(given)
     folded = _scaled(before, weight, factor) if weight is not None else None
     if folded is None or bias is None or bias.size not in (1, len(factor)):

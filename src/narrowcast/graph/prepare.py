@@ -18,8 +18,9 @@ from narrowcast.graph.dtypes import only_float32
 from narrowcast.graph.exposure import remove_unused
 from narrowcast.graph.forms import explicit_splits, unify_forms
 from narrowcast.graph.normalization import fold_batch_normalization
-from narrowcast.graph.units import constant_of, fuse_units
+from narrowcast.graph.units import fuse_units
 from narrowcast.graph.weights import hold, hold_weights, with_data
+from narrowcast.ops.net import all_names, constant_of, constant_value, copied, node_names, value_names
 
 __all__ = ["tidy"]
 
@@ -66,8 +67,7 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     def slim(**options: bool) -> onnx.ModelProto:
         copy = with_data(proto)
         if copy is proto:  # it changes what it is given
-            copy = onnx.ModelProto()
-            copy.CopyFrom(proto)
+            copy = copied(proto)
         only_float32(copy)
         # equal weights stay apart: each reader gets an encoding of its own
         return onnxslim.slim(copy, skip_optimizations=["weight_tying"], **options)
@@ -122,9 +122,9 @@ def _name_everything(graph: ir.Graph) -> None:
 
 def _free_derived_names(graph: ir.Graph, source: str) -> None:
     """Rename nodes and inner values whose name the QDQ graph will derive from that of another value."""
-    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
-    derived = {f"{value.name}_{word}" for value in values for word in _DERIVED}
-    taken = {str(value.name) for value in values} | {str(node.name) for node in graph}
+    values = all_names(graph)
+    derived = {f"{name}_{word}" for name in values for word in _DERIVED}
+    taken = values | node_names(graph)
 
     def free(stem: str) -> str:
         name = next(name for i in itertools.count() if (name := f"{stem}_{i}") not in taken | derived)
@@ -150,21 +150,15 @@ def _own_constants(graph: ir.Graph) -> None:
     A real-valued constant with several readers becomes one a reader, named ``<node>.operand<index>``: the same names
     whether or not an exporter merged equal constants. Whole numbers (shapes, axes) have no encoding and stay shared.
     """
-    names = {value.name for value in graph.initializers.values()}
-    names |= {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
+    names = value_names(graph)
     for value in list(graph.initializers.values()):
         uses = sorted(value.uses(), key=lambda use: (str(use.node.name), use.idx))
         array = constant_of(value)
         if len(uses) < 2 or array is None or array.dtype.kind != "f":
             continue
         for use in uses:
-            name = f"{use.node.name}.operand{use.idx}"
-            while name in names:
-                name += "_"
-            names.add(name)
-            own = ir.val(name, const_value=ir.tensor(array, name=name))
+            own = constant_value(graph, f"{use.node.name}.operand{use.idx}", array, names)
             own.shape, own.type = value.shape, value.type
-            graph.register_initializer(own)
             use.node.replace_input_with(use.idx, own)
         if not value.is_graph_output():
             del graph.initializers[str(value.name)]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from narrowcast.graph.weights import held_arrays
+from narrowcast.ops.net import copied
 
 __all__ = ["Runner", "as_reals", "available_cores", "open_session"]
 
@@ -118,8 +119,7 @@ def _constants_first(model: onnx.ModelProto) -> onnx.ModelProto:
         fixed = known.issuperset(name for name in node.input if name)
         (constant if fixed else others).append(node)
         known.update(node.output if fixed else ())
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     del copy.graph.node[:]
     copy.graph.node.extend([*constant, *others])
     return copy

@@ -16,23 +16,19 @@ onnxruntime and the ONNX checker still take the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import onnx
 import onnx.inliner
 import onnx_ir as ir
 from onnx import helper
 
-__all__ = ["DOMAIN", "constant_of", "fuse_units", "put_in_place"]
+from narrowcast.ops.net import constant_of, producer, put_in_place, readers
+
+__all__ = ["DOMAIN", "fuse_units", "inline_units"]
 
 DOMAIN = "narrowcast"
 Match = tuple[str, ir.Value, list[ir.Node], dict[str, float]]
-
-
-def constant_of(value: ir.Value | None) -> np.ndarray | None:
-    """The value's constant as an array, ``None`` when it is computed."""
-    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def _scalar(value: ir.Value | None) -> float | None:
@@ -40,14 +36,9 @@ def _scalar(value: ir.Value | None) -> float | None:
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type else None
-
-
 def _only_use(node: ir.Node, user: ir.Node) -> bool:
     output = node.outputs[0]
-    return not output.is_graph_output() and {use.node for use in output.uses()} == {user}
+    return not output.is_graph_output() and set(readers(output)) == {user}
 
 
 def _pairs(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
@@ -72,7 +63,7 @@ def _match_silu(node: ir.Node) -> Match | None:
     if node.op_type != "Mul":
         return None
     for x, gate in _pairs(node):
-        sigmoid = _producer(gate, "Sigmoid")
+        sigmoid = producer(gate, "Sigmoid")
         if sigmoid is not None and sigmoid.inputs[0] is x and _only_use(sigmoid, node):
             return "Silu", x, [sigmoid], {}
     return None
@@ -80,12 +71,12 @@ def _match_silu(node: ir.Node) -> Match | None:
 
 def _hard_sigmoid_chain(value: ir.Value, user: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
     """``x`` and nodes of clip(x + 3, 0, 6), to be divided by 6 by the caller."""
-    clip = _producer(value, "Clip")
+    clip = producer(value, "Clip")
     if clip is None or len(clip.inputs) < 3 or not _only_use(clip, user):
         return None
     if _scalar(clip.inputs[1]) != 0.0 or _scalar(clip.inputs[2]) != 6.0:
         return None
-    add = _producer(clip.inputs[0], "Add")
+    add = producer(clip.inputs[0], "Add")
     x = _with_scalar(add, 3.0, ("Add",))
     return (x, [add, clip]) if x is not None and add is not None and _only_use(add, clip) else None
 
@@ -93,7 +84,7 @@ def _hard_sigmoid_chain(value: ir.Value, user: ir.Node) -> tuple[ir.Value, list[
 def _match_hard(node: ir.Node) -> Match | None:
     if node.op_type == "Mul":
         for x, gate in _pairs(node):
-            hard = _producer(gate, "HardSigmoid")
+            hard = producer(gate, "HardSigmoid")
             if hard is None or hard.inputs[0] is not x or not _only_use(hard, node):
                 continue
             alpha = hard.attributes.get_float("alpha", 0.2)
@@ -107,7 +98,7 @@ def _match_hard(node: ir.Node) -> Match | None:
     chain = _hard_sigmoid_chain(inner, node)
     if chain is not None:
         return "HardSigmoid", chain[0], chain[1], {"alpha": 1 / 6, "beta": 0.5}
-    product = _producer(inner, "Mul")
+    product = producer(inner, "Mul")
     if product is not None and _only_use(product, node):
         for x, gate in _pairs(product):
             chain = _hard_sigmoid_chain(gate, product)
@@ -123,12 +114,12 @@ def _match_gelu(node: ir.Node) -> Match | None:
     for left, right in _pairs(node):
         half = _scalar(right)
         if half is not None and math.isclose(half, 0.5, rel_tol=1e-4):  # (x * (1 + erf)) * 0.5
-            product = _producer(left, "Mul")
+            product = producer(left, "Mul")
             if product is None or not _only_use(product, node):
                 continue
             candidates = [(a, b, [product]) for a, b in _pairs(product)]
         else:  # (x * 0.5) * (1 + erf)
-            scaled = _producer(left, "Mul")
+            scaled = producer(left, "Mul")
             x_half = _with_scalar(scaled, 0.5, ("Mul",))
             if scaled is None or x_half is None or not _only_use(scaled, node):
                 continue
@@ -141,12 +132,12 @@ def _match_gelu(node: ir.Node) -> Match | None:
 
 
 def _erf_chain(gate: ir.Value, x: ir.Value) -> list[ir.Node] | None:
-    add = _producer(gate, "Add")
+    add = producer(gate, "Add")
     erf_out = _with_scalar(add, 1.0, ("Add",))
-    erf = _producer(erf_out, "Erf")
+    erf = producer(erf_out, "Erf")
     if add is None or erf is None or not _only_use(erf, add):
         return None
-    divide = erf.inputs[0].producer() if erf.inputs[0] is not None else None
+    divide = producer(erf.inputs[0])
     source = _with_scalar(divide, math.sqrt(2), ("Div",))
     if source is None:
         source = _with_scalar(divide, 1 / math.sqrt(2), ("Mul",))
@@ -195,18 +186,6 @@ def _replace(
     unit = ir.node(op_type, [x], attributes=attributes or None, domain=domain, num_outputs=1, name=node.name)
     put_in_place(graph, node, [unit])
     graph.remove(list(reversed(inner)), safe=True)
-
-
-def put_in_place(graph: ir.Graph, old: ir.Node, nodes: Sequence[ir.Node]) -> None:
-    """Nodes in the place of another; the last one writes the old one's (only) output."""
-    value, new = old.outputs[0], nodes[-1].outputs[0]
-    new.name, new.shape, new.type = value.name, value.shape, value.type
-    graph.insert_before(old, nodes)
-    for index, output in enumerate(graph.outputs):
-        if output is value:
-            graph.outputs[index] = new
-    value.replace_all_uses_with(new)
-    graph.remove(old, safe=True)
 
 
 def _add_function(model: ir.Model, op_type: str, opset: int) -> None:

@@ -19,6 +19,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from narrowcast.ops.net import copied
+
 __all__ = ["HeldTensor", "held_arrays", "hold", "hold_weights", "rest", "with_data", "without_weights"]
 
 #: Bytes from which a constant of floats is held; ONNX computes shapes from whole numbers, which so stay in the graph.
@@ -163,8 +165,7 @@ def with_data(model: onnx.ModelProto) -> onnx.ModelProto:
     held = dict(_held(model))
     if not held:
         return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     for tensor in copy.graph.initializer:
         if tensor.name in held:
             del tensor.external_data[:]

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import constant_of, named
 
 __all__ = ["Pair", "equalize", "equalizing_factors", "find_pairs"]
 
@@ -113,7 +113,7 @@ def equalize(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
     if not pairs:
         return model, ()
     copy = model.clone()
-    nodes = {str(node.name): node for node in copy.graph}
+    nodes = named(copy.graph)
     for _ in range(PASSES):
         for pair in pairs:
             _move(nodes[pair.first], nodes[pair.second])

@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.graph.units import constant_of
 from narrowcast.improve.relevance import relevant
 from narrowcast.improve.state import Planner, State
+from narrowcast.ops.net import constant_of
 from narrowcast.plan import Draft
 from narrowcast.plan.types import Encoding
 from narrowcast.vision.heads import HeadSpec

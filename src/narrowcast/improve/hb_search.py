@@ -17,9 +17,10 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.calibrate.statistics import TensorStatistics, with_outputs
+from narrowcast.calibrate.statistics import TensorStatistics
 from narrowcast.graph.run import Runner
 from narrowcast.lower.qdq import lower_qdq
+from narrowcast.ops.net import with_outputs
 from narrowcast.plan import Draft, finish
 from narrowcast.plan.types import Plan
 

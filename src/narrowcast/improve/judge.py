@@ -10,9 +10,9 @@ import onnx
 from numpy.typing import NDArray
 
 from narrowcast.analyze.task_units import TaskError, TaskJudge, combine
-from narrowcast.calibrate.statistics import with_outputs
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
+from narrowcast.ops.net import with_outputs
 
 __all__ = ["Judge", "judged_pairs", "loss_of"]
 

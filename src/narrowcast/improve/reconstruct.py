@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import track
-from narrowcast.graph.units import constant_of
 from narrowcast.graph.weights import hold_weights
 from narrowcast.improve.rounding import nearest, round_rows
 from narrowcast.improve.samples import Layer, function_behind, layer_of, positions, take
 from narrowcast.improve.walk import NodeRunner, Walk, is_correctable
+from narrowcast.ops.net import constant_of
 from narrowcast.plan.types import Encoding, Plan
 
 __all__ = ["Corrected", "reconstruct"]

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.calibrate.unary import unary, unary_name
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import constant_of
 
 __all__ = ["Layer", "function_behind", "layer_of", "positions", "take"]
 

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from narrowcast.analyze.regions import macs
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate.unary import unary_name
-from narrowcast.graph.units import constant_of
 from narrowcast.improve.tune_plan import Widener, wide_products
+from narrowcast.ops.net import constant_of
 from narrowcast.plan.structure import ACCUMULATING
 from narrowcast.plan.types import Plan
 

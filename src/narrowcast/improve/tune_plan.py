@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from narrowcast.calibrate.statistics import TensorStatistics
 from narrowcast.chips.schema import Target
 from narrowcast.improve.state import State
+from narrowcast.ops.net import computed_inputs
 from narrowcast.plan import Encoding, Plan, edge_key, replan
 from narrowcast.plan.drafting import draft_again, read_encoding, weight_encoding
-from narrowcast.plan.structure import ACCUMULATING, activation_inputs
+from narrowcast.plan.structure import ACCUMULATING
 
 __all__ = ["Widener", "wide_products"]
 
@@ -120,7 +121,7 @@ class Widener:
                 tensors[name] = before
         edges = {}
         for node in self.graph:
-            for index, value in activation_inputs(node):
+            for index, value in computed_inputs(node):
                 key, name = edge_key(str(node.name), index), str(value.name)
                 before = read_encoding(node, index, base.tensors, base.edges)
                 widened = not narrow(other.tensors.get(name)) and not narrow(other.edges.get(key))
@@ -145,7 +146,7 @@ def wide_products(graph: ir.Graph, plan: Plan) -> list[str]:
     for node in graph:
         if node.op_type not in ACCUMULATING:
             continue
-        read = [read_encoding(node, index, plan.tensors, plan.edges) for index, _ in activation_inputs(node)]
+        read = [read_encoding(node, index, plan.tensors, plan.edges) for index, _ in computed_inputs(node)]
         written = plan.tensors.get(str(node.outputs[0].name))
         placement = plan.nodes.get(str(node.name))
         wide = placement is not None and placement.type == "int16"

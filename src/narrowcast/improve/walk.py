@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from narrowcast.graph.run import open_session
-from narrowcast.graph.units import constant_of, inline_units
+from narrowcast.graph.units import inline_units
+from narrowcast.ops.net import constant_of
 from narrowcast.plan.types import Encoding, Plan, edge_key
 
 __all__ = ["CORRECTABLE", "NodeRunner", "Walk", "fake_quantize", "is_correctable"]

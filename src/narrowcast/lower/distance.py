@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from narrowcast.graph.run import Runner, as_reals
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner
+from narrowcast.ops.net import with_outputs
 from narrowcast.plan.types import Encoding
 
 __all__ = ["Distance", "qdq_distance"]
@@ -98,7 +99,7 @@ def qdq_distance(
     rows = {key: Distance(key, "steps") for key in codes}
     rows.update({name: Distance(name, "real" if code is None else "steps") for name, code in graph.outputs.items()})
     # one session after the other: each holds all weights
-    right = Runner(_with_outputs(proto, list(quantized.values())), threads, "basic")
+    right = Runner(with_outputs(proto, list(quantized.values())), threads, "basic")
     results = [(image, right.run(image, [*graph.outputs, *quantized.values()])) for image in images]
     del right
     left = IntegerRunner(graph, threads, "basic", all_tensors=all_tensors)
@@ -111,13 +112,6 @@ def qdq_distance(
             other = found[quantized[key]] if key in quantized else _steps(found[key], graph.outputs[key])
             row.add(*(as_reals(exact[key], other) if row.unit == "real" else (exact[key], other)))
     return list(rows.values())
-
-
-def _with_outputs(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return copy
 
 
 def _steps(values: NDArray[Any], encoding: Encoding | None) -> NDArray[Any]:

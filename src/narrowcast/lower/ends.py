@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from narrowcast.ops.net import copied
 from narrowcast.plan.types import Encoding
 
 __all__ = ["with_integer_input", "with_integer_outputs"]
@@ -27,8 +28,7 @@ def with_integer_outputs(proto: onnx.ModelProto, encodings: Mapping[str, Encodin
         A copy in which these outputs keep their names and have the encodings' types. Outputs that the plan keeps in
         accumulators, which are real numbers in a QDQ graph, are divided by their scales and rounded half to even.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    copy = copied(proto)
     graph = copy.graph
     for output in graph.output:
         encoding = encodings.get(output.name)
@@ -98,8 +98,7 @@ def with_integer_input(proto: onnx.ModelProto, encoding: Encoding) -> onnx.Model
     Raises:
         ValueError: the input is not quantized first.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    copy = copied(proto)
     graph, image = copy.graph, copy.graph.input[0]
     readers = [node for node in graph.node if image.name in node.input]
     if len(readers) != 1 or readers[0].op_type != "QuantizeLinear":

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from narrowcast.lower.integer.lowering import IntegerGraph
+from narrowcast.ops.net import copied
 from narrowcast.plan.types import Encoding
 
 __all__ = ["Factors", "factored", "undo_factors", "with_factors"]
@@ -54,8 +55,7 @@ def undo_factors(proto: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:
     """
     if not factors:
         return proto
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    copy = copied(proto)
     ranks = {output.name: len(output.type.tensor_type.shape.dim) for output in copy.graph.output}
     constants = {tensor.name: tensor for tensor in copy.graph.initializer}
     for name, values in factors.items():

@@ -17,7 +17,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.graph.units import constant_of, inline_units
+from narrowcast.graph.units import inline_units
+from narrowcast.ops.net import constant_of, constant_value, named, written
 from narrowcast.plan.types import Encoding, Plan, split_edge_key
 
 __all__ = ["CONTRIB_DOMAIN", "SCALE_INPUT", "ZERO_POINT_INPUT", "lower_qdq"]
@@ -66,11 +67,7 @@ class _Lowering:
         return self.constants[SCALE_INPUT, parameter], self.constants[ZERO_POINT_INPUT, parameter]
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
-        while name in self.graph.initializers:
-            name += "_"
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        self.graph.register_initializer(value)
-        return value
+        return constant_value(self.graph, name, array)
 
     def domain(self, encoding: Encoding) -> str:
         if encoding.dtype in ("int16", "uint16") and self.opset < _STANDARD_16_BIT_OPSET:
@@ -156,8 +153,7 @@ def _fitting(encoding: Encoding, array: NDArray[Any]) -> Encoding:
 
 
 def _quantize_activations(state: _Lowering, image: ir.Value) -> None:
-    produced = [output for node in state.graph for output in node.outputs]
-    for value in [image, *produced]:
+    for value in [image, *written(state.graph)]:
         encoding = state.plan.tensors.get(str(value.name))
         if encoding is None or encoding.dtype == "int32" or value.name is None:
             continue  # an accumulator is exact in float
@@ -185,7 +181,7 @@ def _quantize_activations(state: _Lowering, image: ir.Value) -> None:
 
 
 def _requantize_edges(state: _Lowering) -> None:
-    nodes = {str(node.name): node for node in state.graph}
+    nodes = named(state.graph)
     for key, encoding in state.plan.edges.items():
         node_name, index = split_edge_key(key)
         node = nodes[node_name]

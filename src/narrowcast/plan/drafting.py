@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.chips.placement import place
 from narrowcast.chips.schema import Target
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import constant_of
 from narrowcast.plan.files import ExactPins, Pins
 from narrowcast.plan.structure import Structure, is_passive, structure
 from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, edge_key, split_edge_key

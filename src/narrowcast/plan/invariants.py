@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import computed_inputs, constant_of
 from narrowcast.plan.drafting import (
     Draft,
     accumulator_encoding,
@@ -21,7 +21,7 @@ from narrowcast.plan.drafting import (
     read_encoding,
     written_value,
 )
-from narrowcast.plan.structure import ACCUMULATING, activation_inputs, is_passive
+from narrowcast.plan.structure import ACCUMULATING, is_passive
 from narrowcast.plan.types import Encoding, Plan, edge_key, split_edge_key
 
 __all__ = ["product_violations", "violations"]
@@ -125,7 +125,7 @@ def _joints(drafted: Draft, plan: Plan) -> Iterator[str]:
         return
     for node in drafted.graph:
         kind = plan.nodes[str(node.name)].type
-        for index, value in activation_inputs(node) if not drafted.is_passive(node) else ():
+        for index, value in computed_inputs(node) if not drafted.is_passive(node) else ():
             read = read_encoding(node, index, plan.tensors, plan.edges)
             if read is not None and read.dtype != kind and edge_key(str(node.name), index) not in plan.edges:
                 yield f"{node.name} computes in {kind} but reads {value.name}, which is {read.dtype}"

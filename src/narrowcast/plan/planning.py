@@ -21,7 +21,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.calibrate.ranges import RangeSpec, choose_range
 from narrowcast.calibrate.statistics import TensorStatistics
 from narrowcast.chips.schema import Target
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import computed_inputs, constant_of
 from narrowcast.plan.drafting import (
     Draft,
     accumulator_encoding,
@@ -34,7 +34,7 @@ from narrowcast.plan.drafting import (
 )
 from narrowcast.plan.files import TensorPin
 from narrowcast.plan.invariants import product_violations
-from narrowcast.plan.structure import ACCUMULATING, Group, activation_inputs
+from narrowcast.plan.structure import ACCUMULATING, Group
 from narrowcast.plan.types import DTYPES, EIGHT_BITS, Encoding, Plan, edge_key
 
 #: Operators whose operands are brought into the encoding of the result before anything else happens to them.
@@ -443,7 +443,7 @@ def _completed(
         wanted = drafted.placement[str(node.name)].type
         if wanted == "float32" or drafted.is_passive(node):
             continue
-        for index, value in activation_inputs(node):
+        for index, value in computed_inputs(node):
             key = edge_key(str(node.name), index)
             current = read_encoding(node, index, tensors, edges)
             if current is None or current.dtype == wanted:

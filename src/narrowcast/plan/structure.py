@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from narrowcast.calibrate.unary import unary_name
 from narrowcast.chips.schema import Target
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import computed_inputs, only_reader, readers, scalar_at, written
 from narrowcast.plan.types import Placement, edge_key
 
-__all__ = ["Group", "Structure", "activation_inputs", "is_passive", "is_real", "structure"]
+__all__ = ["Group", "Structure", "is_passive", "is_real", "structure"]
 
 #: Operators whose result is a sum of products, so that it is born in an int32 accumulator.
 ACCUMULATING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -61,11 +61,6 @@ def is_real(value: ir.Value) -> bool:
     return value.dtype in (None, ir.DataType.FLOAT)
 
 
-def activation_inputs(node: ir.Node) -> list[tuple[int, ir.Value]]:
-    """Inputs of a node that are computed, with their positions."""
-    return [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.const_value is None]
-
-
 def is_passive(node: ir.Node, target: Target) -> bool:
     """Whether the node only moves bytes, so that its output carries its input's encoding.
 
@@ -80,9 +75,8 @@ def is_passive(node: ir.Node, target: Target) -> bool:
 
 def _padded_number(node: ir.Node) -> float:
     """What a Pad puts around its operand; 0 where it repeats the operand's own values."""
-    constant = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
     own = node.attributes.get_string("mode", "constant") != "constant"
-    return 0.0 if own or constant is None or not constant.size else float(constant.reshape(-1)[0])
+    return 0.0 if own else scalar_at(node, 2) or 0.0
 
 
 def structure(
@@ -120,7 +114,7 @@ def structure(
             for output in node.outputs:
                 parent[root(output)] = root(node.inputs[0])
         elif target.shared.get(node.op_type) == "output" and placement[node.name or ""].type != "float32":
-            for index, value in activation_inputs(node):
+            for index, value in computed_inputs(node):
                 if target.adopt and _may_adopt(value, target, placement):
                     parent[root(value)] = root(node.outputs[0])
                 else:
@@ -139,8 +133,7 @@ def structure(
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
-    produced = [output for node in graph for output in node.outputs]
-    return [value for value in [*graph.inputs, *produced] if value.const_value is None and is_real(value)]
+    return [value for value in [*graph.inputs, *written(graph)] if value.const_value is None and is_real(value)]
 
 
 def _inside_units(graph: ir.Graph, target: Target, placement: Mapping[str, Placement]) -> set[ir.Value]:
@@ -149,10 +142,9 @@ def _inside_units(graph: ir.Graph, target: Target, placement: Mapping[str, Place
     inner: set[ir.Value] = set()
     for node in graph:
         output = node.outputs[0]
-        users = list(output.uses())
-        if output.is_graph_output() or len(users) != 1 or len(node.outputs) != 1:
+        user = only_reader(output)
+        if user is None or len(node.outputs) != 1:
             continue
-        user = users[0].node
         quantized = "float32" not in (placement[node.name or ""].type, placement[user.name or ""].type)
         if quantized and (node.op_type, user.op_type) in chains:
             inner.add(output)
@@ -227,7 +219,7 @@ def _sources(values: list[ir.Value], target: Target, requantizing: Collection[ir
         producer = value.producer()
         if producer is not None and is_passive(producer, target) and producer not in requantizing:
             return not (producer.op_type == "Pad" and 0 < abs(_padded_number(producer)) < np.inf)
-        users = [use.node for use in value.uses()]
+        users = readers(value)
         return len(users) == 1 and users[0].op_type == "Concat" and users[0].outputs[0] in members
 
     return [value for value in values if not repeated(value)] or values[:1]

@@ -29,10 +29,10 @@ from narrowcast.deploy.espdl.layouts import (
     then,
 )
 from narrowcast.deploy.espdl.types import AttributeValue, EspdlNode, EspdlTensor, EspdlValue
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import all_names, constant_of, dims, input_at, node_names, unused
 from narrowcast.plan.types import Encoding, Plan, edge_key
 
-__all__ = ["QUANT_TYPES", "Assembly", "Stored", "exponents", "shape_of"]
+__all__ = ["QUANT_TYPES", "Assembly", "Stored", "exponents"]
 
 #: Number type of a kernel, by the type of its result.
 QUANT_TYPES = {"int8": "S8", "int16": "S16", "float32": "F32"}
@@ -40,13 +40,6 @@ QUANT_TYPES = {"int8": "S8", "int16": "S16", "float32": "F32"}
 _EXPONENT_LIMIT = 100
 #: Bits by which a conversion shifts to the right; to the left it multiplies by a 16-bit number.
 _SHIFTS = (-14, 31)
-
-
-def shape_of(value: ir.Value | None) -> tuple[int, ...]:
-    """The static shape of a value of a prepared graph."""
-    if value is None or value.shape is None:
-        raise AssertionError("a prepared graph has static shapes")
-    return tuple(int(size) for size in value.shape)
 
 
 def exponents(encoding: Encoding, name: str) -> tuple[int, ...]:
@@ -101,9 +94,7 @@ class Assembly:
         self.tensors: dict[str, EspdlTensor] = {}
         self.tables: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._derived: dict[tuple[str, object], Stored] = {}
-        self._names = {str(value.name) for node in graph for value in node.outputs}
-        self._names |= {str(value.name) for value in graph.inputs} | set(graph.initializers)
-        self._node_names = {str(node.name) for node in graph}
+        self._names, self._node_names = all_names(graph), node_names(graph)
 
     # names
 
@@ -118,12 +109,7 @@ class Assembly:
 
     def fresh_node(self, stem: str) -> str:
         """A node name that nobody has."""
-        name, count = stem, 1
-        while name in self._node_names:
-            count += 1
-            name = f"{stem}_{count}"
-        self._node_names.add(name)
-        return name
+        return unused(stem, self._node_names)
 
     # activations
 
@@ -148,7 +134,7 @@ class Assembly:
 
     def result(self, value: ir.Value, order: Order, encoding: Encoding) -> Stored:
         """An activation under its own name."""
-        stored = self.declare(Stored(str(value.name), shape_of(value), order, encoding))
+        stored = self.declare(Stored(str(value.name), dims(value), order, encoding))
         self.stored[str(value.name)] = stored
         return stored
 
@@ -157,7 +143,7 @@ class Assembly:
         encoding = self.plan.tensors.get(str(value.name))
         if encoding is None:
             raise UserError(f"the plan has no encoding for the input {value.name}", "make the plan again")
-        shape = shape_of(value)
+        shape = dims(value)
         if shape[:1] != (1,) and len(shape) > 2:
             raise UserError(f"the input {value.name} has batch {shape[0]}", "export the model with batch 1")
         order = channels_last(len(shape)) if self.feeds_channels_last(value) else identity(len(shape))
@@ -286,7 +272,7 @@ class Assembly:
         Raises:
             UserError: the input is computed.
         """
-        value = node.inputs[index] if index < len(node.inputs) else None
+        value = input_at(node, index)
         if value is None:
             return None
         array = constant_of(value)

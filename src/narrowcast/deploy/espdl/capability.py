@@ -17,7 +17,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
 from narrowcast.chips.support import Support, support
 from narrowcast.deploy.espdl.writer import build_espdl
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import constant_of
 from narrowcast.plan.drafting import read_encoding
 from narrowcast.plan.types import Plan
 

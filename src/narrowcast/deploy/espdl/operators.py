@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
-from narrowcast.deploy.espdl.assembly import QUANT_TYPES, Assembly, Stored, exponents, shape_of
+from narrowcast.deploy.espdl.assembly import QUANT_TYPES, Assembly, Stored, exponents
 from narrowcast.deploy.espdl.layouts import (
     Order,
     channels_last,
@@ -29,11 +29,11 @@ from narrowcast.deploy.espdl.products import (
     explicit_pads,
 )
 from narrowcast.deploy.espdl.types import AttributeValue, EspdlTensor
-from narrowcast.graph.units import constant_of
 from narrowcast.lower.integer import constant_integers, full_table, stepped_table
 from narrowcast.lower.integer.clipping import clip_bounds, integer_bounds
 from narrowcast.lower.integer.functions import unary_function
 from narrowcast.lower.integer.parameters import round_real, saturating_integer
+from narrowcast.ops.net import constant_of, dims
 from narrowcast.plan.types import Encoding
 
 __all__ = ["add_node"]
@@ -72,12 +72,12 @@ def _store_moved(assembly: Assembly, value: ir.Value, order: Order, source: Stor
     if source.encoding is None or wanted == source.encoding:
         return assembly.result(value, order, wanted).name
     name = assembly.fresh(f"{value.name}__moved")
-    return assembly.declare(Stored(name, shape_of(value), order, source.encoding)).name
+    return assembly.declare(Stored(name, dims(value), order, source.encoding)).name
 
 
 def _convert_moved(assembly: Assembly, value: ir.Value, order: Order, name: str, source: Stored) -> None:
     if name != str(value.name):
-        moved = Stored(name, shape_of(value), order, source.encoding)
+        moved = Stored(name, dims(value), order, source.encoding)
         encoding = assembly.plan.tensors[str(value.name)]
         assembly.stored[str(value.name)] = assembly.requantized(moved, encoding, str(value.name))
 
@@ -188,7 +188,7 @@ def _unary_operands(assembly: Assembly, node: ir.Node, wanted: Encoding) -> list
 
 
 def _binary(assembly: Assembly, node: ir.Node) -> None:
-    wanted, rank = assembly.encoding(node.outputs[0], node), len(shape_of(node.outputs[0]))
+    wanted, rank = assembly.encoding(node.outputs[0], node), len(dims(node.outputs[0]))
     aligned = wanted if node.op_type in ("Add", "Sub", "Max", "Min") else None
     sides = [None if constant_of(v) is not None else assembly.operand(node, i) for i, v in enumerate(node.inputs)]
     computed = [side for side in sides if side is not None]
@@ -224,7 +224,7 @@ def _multiply(assembly: Assembly, node: ir.Node, names: list[str], order: Order,
         assembly.emit("Mul", str(node.name), names, [output.name])
         return
     product = Encoding(wanted.dtype, 2.0**exponent)
-    whole = assembly.declare(Stored(assembly.fresh(f"{value.name}__product"), shape_of(value), order, product))
+    whole = assembly.declare(Stored(assembly.fresh(f"{value.name}__product"), dims(value), order, product))
     assembly.emit("Mul", str(node.name), names, [whole.name])
     assembly.stored[str(value.name)] = assembly.requantized(whole, wanted, str(value.name))
 
@@ -258,7 +258,7 @@ def _constant_operand(assembly: Assembly, node: ir.Node, index: int, order: Orde
 
 
 def _concat(assembly: Assembly, node: ir.Node) -> None:
-    wanted, rank = assembly.encoding(node.outputs[0], node), len(shape_of(node.outputs[0]))
+    wanted, rank = assembly.encoding(node.outputs[0], node), len(dims(node.outputs[0]))
     parts: list[Stored | None] = []
     for index, value in enumerate(node.inputs):
         part = assembly.operand(node, index) if constant_of(value) is None else None
@@ -276,7 +276,7 @@ def _concat(assembly: Assembly, node: ir.Node) -> None:
 def _split(assembly: Assembly, node: ir.Node) -> None:
     x = assembly.operand(node, 0)
     axis = node.attributes.get_int("axis", 0) % len(x.shape)
-    sizes = assembly.numbers(f"{node.name}/split", [shape_of(output)[axis] for output in node.outputs])
+    sizes = assembly.numbers(f"{node.name}/split", [dims(output)[axis] for output in node.outputs])
     _move(assembly, node, x, x.order, [sizes], axis=x.order.index(axis))
 
 
@@ -337,7 +337,7 @@ def _reduce(assembly: Assembly, node: ir.Node) -> None:
     if not keep:
         x = assembly.ordered(x, identity(rank))
     numbers = assembly.numbers(f"{node.name}/axes", sorted(x.order.index(axis) for axis in axes))
-    order = x.order if keep else identity(len(shape_of(node.outputs[0])))
+    order = x.order if keep else identity(len(dims(node.outputs[0])))
     output = assembly.result(node.outputs[0], order, wanted)
     attributes = {"keepdims": keep, "noop_with_empty_axes": 0}
     assembly.emit(node.op_type, str(node.name), [x.name, numbers], [output.name], **attributes)
@@ -348,7 +348,7 @@ def _reduce(assembly: Assembly, node: ir.Node) -> None:
 
 def _pool(assembly: Assembly, node: ir.Node) -> None:
     """Pools; there is no GlobalMaxPool, but a MaxPool whose window is the whole plane."""
-    wanted, rank = assembly.encoding(node.outputs[0], node), len(shape_of(node.outputs[0]))
+    wanted, rank = assembly.encoding(node.outputs[0], node), len(dims(node.outputs[0]))
     x = assembly.ordered(assembly.operand(node, 0), channels_last(rank))
     attributes: dict[str, AttributeValue] = {}
     if node.op_type != "GlobalAveragePool":
@@ -368,7 +368,7 @@ def _window_attributes(node: ir.Node, x: Stored) -> dict[str, AttributeValue]:
     return {
         "ceil_mode": 0,
         "kernel_shape": kernel,
-        "pads": explicit_pads(node, kernel, x.shape[2:], shape_of(node.outputs[0])[2:]),
+        "pads": explicit_pads(node, kernel, x.shape[2:], dims(node.outputs[0])[2:]),
         "strides": tuple(node.attributes.get_ints("strides", []) or ones),
         **(own if node.op_type == "AveragePool" else {"dilations": ones}),
     }
@@ -376,14 +376,14 @@ def _window_attributes(node: ir.Node, x: Stored) -> dict[str, AttributeValue]:
 
 def _resize(assembly: Assembly, node: ir.Node) -> None:
     """Scales and sizes stay in the order N, C, H, W: the runtime reads them so."""
-    rank = len(shape_of(node.outputs[0]))
+    rank = len(dims(node.outputs[0]))
     x = assembly.ordered(assembly.operand(node, 0), channels_last(rank))
     wanted = assembly.encoding(node.outputs[0], node)
     if wanted.dtype != "int8":
         raise UserError(f"{node.name}: the 16-bit Resize of ESP-DL computes nothing", "pin the node to int8")
     given = [assembly.constant(node, index) for index in range(1, len(node.inputs))]
     scales = given[1] if len(given) > 1 and given[1] is not None and given[1].size == rank else None
-    sizes = [] if scales is not None else [assembly.numbers(f"{node.name}/sizes", shape_of(node.outputs[0]))]
+    sizes = [] if scales is not None else [assembly.numbers(f"{node.name}/sizes", dims(node.outputs[0]))]
     operands = [""] if scales is None else [assembly.plain(f"{node.name}/scales", scales.astype(np.float32))]
     attributes: dict[str, AttributeValue] = {
         "coordinate_transformation_mode": "half_pixel", "cubic_coeff_a": -0.75, "mode": "nearest",
@@ -410,7 +410,7 @@ def _blocks(assembly: Assembly, node: ir.Node) -> None:
     chain = Chain(assembly, f"{node.name}/blocks")
     stored = Stored(x.name, reordered(x.shape, x.order), identity(4), x.encoding)
     turned = chain.transpose(chain.reshape(stored, inner), (0, 2, 1, 3))
-    shape = shape_of(node.outputs[0])
+    shape = dims(node.outputs[0])
     sizes = assembly.numbers(f"{node.name}/shape", reordered(shape, x.order))
     _move(assembly, node, turned, x.order, [sizes], "Reshape", allowzero=0)
 
@@ -423,7 +423,7 @@ def _transpose(assembly: Assembly, node: ir.Node) -> None:
     rank = len(x.shape)
     permutation = tuple(axis % rank for axis in node.attributes.get_ints("perm", []) or reversed(range(rank)))
     order = then(inverse(permutation), x.order)
-    turned = Stored(x.name, shape_of(value), order, x.encoding)
+    turned = Stored(x.name, dims(value), order, x.encoding)
     _rename(assembly, node, value, turned, identity(rank))
 
 
@@ -447,7 +447,7 @@ def _rename(assembly: Assembly, node: ir.Node, value: ir.Value, source: Stored, 
 def _reshape(assembly: Assembly, node: ir.Node) -> None:
     """Reshape, Flatten, Squeeze and Unsqueeze, with the shape that comes out."""
     x = assembly.operand(node, 0)
-    shape = shape_of(node.outputs[0])
+    shape = dims(node.outputs[0])
     x = assembly.in_memory_order(x)
     order = identity(len(shape))
     if not shape:
@@ -467,7 +467,7 @@ def _gather(assembly: Assembly, node: ir.Node) -> None:
     axis = node.attributes.get_int("axis", 0) % len(x.shape)
     # the runtime knows no index from the end
     name = assembly.plain(f"{node.name}/indices", np.atleast_1d(indices % x.shape[axis]).astype(np.int64))
-    shape = shape_of(node.outputs[0])
+    shape = dims(node.outputs[0])
     if indices.ndim or not shape:
         _move(assembly, node, x, identity(len(shape)), [name], axis=axis)
         return

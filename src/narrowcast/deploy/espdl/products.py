@@ -9,13 +9,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
-from narrowcast.deploy.espdl.assembly import Assembly, Stored, exponents, shape_of
+from narrowcast.deploy.espdl.assembly import Assembly, Stored, exponents
 from narrowcast.deploy.espdl.layouts import channels_last, identity, reordered
 from narrowcast.deploy.espdl.packing import filter_layout, pack_filter, pack_matrix
 from narrowcast.deploy.espdl.types import AttributeValue, EspdlTensor
-from narrowcast.graph.units import constant_of
 from narrowcast.graph.windows import windows
 from narrowcast.lower.integer import bias_integers, constant_integers
+from narrowcast.ops.net import constant_of, dims
 from narrowcast.plan.drafting import operand_encoding
 from narrowcast.plan.types import Encoding
 
@@ -210,7 +210,7 @@ def add_convolution(assembly: Assembly, node: ir.Node) -> None:
     _convolve(
         assembly, str(node.name), x, weights, assembly.result(value, channels_last(integers.ndim), wanted),
         activation=activation, kernel_shape=kernel, dilations=_window(node, "dilations", count, 1),
-        pads=explicit_pads(node, kernel, x.shape[2:], shape_of(node.outputs[0])[2:]),
+        pads=explicit_pads(node, kernel, x.shape[2:], dims(node.outputs[0])[2:]),
         strides=_window(node, "strides", count, 1),
     )  # fmt: skip
 
@@ -255,7 +255,7 @@ def _transposed_pads(
     reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
     begins = [r - p for r, p in zip(reach, pads[:count], strict=True)]
     ends = [r - p for r, p in zip(reach, pads[count:], strict=True)]
-    outputs = shape_of(node.outputs[0])[2:]
+    outputs = dims(node.outputs[0])[2:]
     extra = []
     for axis in range(count):
         natural = (sizes[axis] - 1) * strides[axis] + 1 + begins[axis] + ends[axis] - reach[axis]
@@ -305,7 +305,7 @@ def add_matmul(assembly: Assembly, node: ir.Node) -> None:
     else:
         stored = _input(assembly, node, 1, wanted)
         right = _packed(assembly, assembly.ordered(stored, identity(len(stored.shape))), _lanes(wanted), str(node.name))
-    output = assembly.result(value, identity(len(shape_of(value))), wanted)
+    output = assembly.result(value, identity(len(dims(value))), wanted)
     assembly.emit("MatMul", str(node.name), [left, right], [output.name], activation=activation)
 
 

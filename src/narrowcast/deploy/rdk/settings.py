@@ -12,9 +12,10 @@ from narrowcast.base.yaml_files import parse_yaml
 from narrowcast.bundle import Bundle
 from narrowcast.chips import Target
 from narrowcast.config import QuantizeSettings, from_settings, parse_hb_mapper, write_hb_mapper
+from narrowcast.ops.net import computed_inputs
 from narrowcast.plan import Plan, draft
 from narrowcast.plan.drafting import read_encoding
-from narrowcast.plan.structure import activation_inputs, is_passive
+from narrowcast.plan.structure import is_passive
 from narrowcast.vision import Preprocess
 
 __all__ = ["WORKING_DIR", "Decisions", "check_camera", "decisions", "hb_settings", "hb_yaml", "prefix"]
@@ -71,7 +72,7 @@ def decisions(graph: ir.Graph, plan: Plan, target: Target) -> Decisions:
 
 def _wide_inputs(node: ir.Node, plan: Plan) -> list[str]:
     name = str(node.name)
-    computed = activation_inputs(node)
+    computed = computed_inputs(node)
     read = {index: read_encoding(node, index, plan.tensors, plan.edges) for index, _ in computed}
     wide = [index for index, encoding in read.items() if encoding is not None and encoding.dtype == "int16"]
     if len(wide) == len(computed):

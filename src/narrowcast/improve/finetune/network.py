@@ -14,8 +14,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from narrowcast.graph.units import constant_of
 from narrowcast.improve.finetune.operators import MOVING, check_operators, compute
+from narrowcast.ops.net import constant_of
 from narrowcast.plan.drafting import read_encoding
 from narrowcast.plan.structure import ACCUMULATING
 from narrowcast.plan.types import Encoding, Plan, edge_key

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from narrowcast.base.errors import UserError
-from narrowcast.graph.units import constant_of
 from narrowcast.improve.finetune import shapes
+from narrowcast.ops.net import constant_at
 
 __all__ = ["MOVING", "RULES", "check_operators", "compute"]
 
@@ -28,7 +28,7 @@ def _clip(node: ir.Node, x: list[Tensor]) -> Tensor:
     def bound(index: int, name: str) -> float | None:
         if name in node.attributes:
             return float(node.attributes.get_float(name))
-        array = constant_of(node.inputs[index]) if len(node.inputs) > index else None
+        array = constant_at(node, index)
         return None if array is None else float(array.reshape(-1)[0])
 
     return x[0].clamp(bound(1, "min"), bound(2, "max"))

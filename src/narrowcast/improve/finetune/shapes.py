@@ -8,7 +8,7 @@ import onnx_ir as ir
 from torch.nn import functional
 
 from narrowcast.base.errors import UserError
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import dims, integers_at
 
 __all__ = [
     "average_pool",
@@ -109,16 +109,8 @@ def _window(node: ir.Node, x: list[Tensor]) -> tuple[list[int], list[int], list[
     return _ints(node, "kernel_shape", 2, 1), _ints(node, "strides", 2, 1), _ints(node, "dilations", 2, 1)
 
 
-def _constant_ints(node: ir.Node, index: int, attribute: str) -> list[int] | None:
-    """Integers that were an attribute in old opsets and are an input in new ones."""
-    if attribute in node.attributes:
-        return list(node.attributes.get_ints(attribute) or ())
-    array = constant_of(node.inputs[index]) if len(node.inputs) > index else None
-    return None if array is None else [int(value) for value in array.reshape(-1)]
-
-
 def _reduced(node: ir.Node, x: list[Tensor]) -> tuple[list[int], bool]:
-    axes = _constant_ints(node, 1, "axes") or list(range(x[0].dim()))
+    axes = integers_at(node, "axes", 1) or list(range(x[0].dim()))
     return axes, bool(node.attributes.get_int("keepdims", 1))
 
 
@@ -136,12 +128,12 @@ def reduce_sum(node: ir.Node, x: list[Tensor]) -> Tensor:
 
 def reshaped(node: ir.Node, x: list[Tensor]) -> Tensor:
     """Reshape, Flatten, Squeeze, Unsqueeze: the static shape of the output says all."""
-    return x[0].reshape([int(dim) for dim in node.outputs[0].shape or ()])
+    return x[0].reshape(list(dims(node.outputs[0])))
 
 
 def resize(node: ir.Node, x: list[Tensor]) -> Tensor:
     """ONNX Resize of the last two axes, nearest by whole factors or linear with half-pixel centres."""
-    shape = [int(dim) for dim in node.outputs[0].shape or ()]
+    shape = list(dims(node.outputs[0]))
     mode = node.attributes.get_string("mode", "nearest")
     where = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
     if len(shape) != 4 or shape[:2] != list(x[0].shape[:2]):
@@ -163,11 +155,11 @@ def split(node: ir.Node, x: list[Tensor]) -> list[Tensor]:
 
 def slices(node: ir.Node, x: list[Tensor]) -> Tensor:
     """ONNX Slice with constant bounds."""
-    starts, ends = _constant_ints(node, 1, "starts"), _constant_ints(node, 2, "ends")
+    starts, ends = integers_at(node, "starts", 1), integers_at(node, "ends", 2)
     if starts is None or ends is None:
         raise _refuse(node, "computed bounds")
-    axes = _constant_ints(node, 3, "axes") or list(range(len(starts)))
-    steps = _constant_ints(node, 4, "steps") or [1] * len(starts)
+    axes = integers_at(node, "axes", 3) or list(range(len(starts)))
+    steps = integers_at(node, "steps", 4) or [1] * len(starts)
     result = x[0]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if step < 1:

@@ -15,7 +15,6 @@ import torch
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import track
 from narrowcast.calibrate.images import ImageSet
-from narrowcast.calibrate.statistics import with_outputs
 from narrowcast.chips.schema import Target
 from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune.lessons import Lesson, lessons
@@ -26,6 +25,7 @@ from narrowcast.improve.finetune.scales import Tied, tie
 from narrowcast.improve.finetune.settings import Settings
 from narrowcast.improve.finetune.views import views
 from narrowcast.improve.state import State
+from narrowcast.ops.net import with_outputs
 from narrowcast.vision.heads import HeadSpec
 
 __all__ = ["Course", "Finetuned", "train"]

@@ -11,6 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from narrowcast.ops.net import unused
+
 __all__ = ["Builder"]
 
 
@@ -34,7 +36,7 @@ class Builder:
 
     def fresh(self, stem: str) -> str:
         """A name that no other tensor has, beginning with ``stem``."""
-        return _unused(stem, self._names)
+        return unused(stem, self._names)
 
     def constant(self, array: NDArray[Any] | np.floating[Any] | float, dtype: Any = np.float32) -> str:
         """Name of an initializer with this content; equal contents share one."""
@@ -83,7 +85,7 @@ class Builder:
         if output is None and key in self._cache:
             return self._cache[key]
         name = output if output is not None else self.fresh(f"{stem}.{op_type}")
-        node_name = _unused(f"{name}_node", self._nodes)
+        node_name = unused(f"{name}_node", self._nodes)
         self.nodes.append(helper.make_node(op_type, list(inputs), [name], name=node_name, **attributes))
         self._cache.setdefault(key, name)
         return name
@@ -108,11 +110,3 @@ class Builder:
         return self.add(op_type, [name, self.constant(number, dtype)], stem)
 
 
-def _unused(stem: str, taken: set[str]) -> str:
-    """The stem, or with the first number from 2 that is not taken; it is taken now."""
-    name, index = stem, 1
-    while name in taken:
-        index += 1
-        name = f"{stem}_{index}"
-    taken.add(name)
-    return name

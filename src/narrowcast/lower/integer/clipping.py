@@ -7,11 +7,11 @@ import math
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
-from narrowcast.graph.units import constant_of
 from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.parameters import saturating_integer
 from narrowcast.lower.integer.rounding import requantize
 from narrowcast.lower.integer.values import Integers, Pending
+from narrowcast.ops.net import constant_of, input_at
 from narrowcast.plan.types import Encoding
 
 __all__ = ["clip_bounds", "integer_bounds", "lower_clip"]
@@ -27,7 +27,7 @@ def clip_bounds(node: ir.Node) -> tuple[float, float]:
         return 0.0, math.inf
     bounds = [-math.inf, math.inf]
     for index in (1, 2):
-        value = node.inputs[index] if index < len(node.inputs) else None
+        value = input_at(node, index)
         if value is None:
             continue
         constant = constant_of(value)

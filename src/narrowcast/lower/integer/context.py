@@ -11,22 +11,15 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
-from narrowcast.graph.units import constant_of
 from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.parameters import constant_integers
 from narrowcast.lower.integer.proof import Proof
 from narrowcast.lower.integer.rounding import dequantize, quantize, requantize
 from narrowcast.lower.integer.values import Integers, Pending, Reals, Value
+from narrowcast.ops.net import constant_of
 from narrowcast.plan.types import Encoding, Plan, edge_key
 
-__all__ = ["Context", "dims"]
-
-
-def dims(value: ir.Value | None) -> tuple[int, ...]:
-    """The static shape of a value of a prepared graph."""
-    if value is None or value.shape is None:
-        raise AssertionError("a prepared graph has static shapes")
-    return tuple(int(dim) for dim in value.shape)
+__all__ = ["Context"]
 
 
 @dataclass

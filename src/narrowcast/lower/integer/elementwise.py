@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
-from narrowcast.lower.integer.context import Context, dims
+from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.rounding import (
     dequantize,
     ratio,
@@ -26,6 +26,7 @@ from narrowcast.lower.integer.rounding import (
     round_and_saturate,
 )
 from narrowcast.lower.integer.values import Integers, Pending, Reals
+from narrowcast.ops.net import dims
 from narrowcast.plan.types import Encoding
 
 __all__ = ["lower_add", "lower_divide", "lower_extreme", "lower_multiply"]

@@ -15,6 +15,7 @@ from narrowcast.base.reading import parse_json, reading
 from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.lowering import IntegerGraph
 from narrowcast.lower.integer.proof import Proof
+from narrowcast.ops.net import copied
 from narrowcast.plan.types import Encoding
 
 __all__ = ["METADATA_KEY", "dequantized", "integer_bytes", "open_integer"]
@@ -41,8 +42,7 @@ def integer_bytes(graph: IntegerGraph) -> bytes:
         "proofs": [asdict(proof) for proof in graph.proofs],
         "notes": list(graph.notes),
     }
-    proto = onnx.ModelProto()
-    proto.CopyFrom(graph.proto)
+    proto = copied(graph.proto)
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(description, separators=(",", ":"))})
     return bytes(proto.SerializeToString(deterministic=True))
 
@@ -100,8 +100,7 @@ def _encoding(entry: dict[str, Any]) -> Encoding:
 
 def dequantized(graph: IntegerGraph) -> onnx.ModelProto:
     """The graph with outputs in real numbers, float32, for comparing them with a float graph's."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(graph.proto)
+    proto = copied(graph.proto)
     names = [value.name for value in (*proto.graph.input, *proto.graph.initializer)]
     builder = Builder(0, [*names, *(name for node in proto.graph.node for name in node.output)])
     for output in proto.graph.output:

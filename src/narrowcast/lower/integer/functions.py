@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import constant_at
 
 __all__ = ["Function", "unary_function"]
 
@@ -111,7 +111,7 @@ def unary_function(node: ir.Node) -> Function | None:
         return _PLAIN[node.op_type]
     if node.op_type in _WITH_ATTRIBUTES:
         return _WITH_ATTRIBUTES[node.op_type](node)
-    constant = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    constant = constant_at(node, 1)
     if constant is None:
         return None
     if node.op_type == "PRelu":

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
-from narrowcast.graph.units import DOMAIN, constant_of, inline_units
+from narrowcast.graph.units import DOMAIN, inline_units
 from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.clipping import lower_clip
-from narrowcast.lower.integer.context import Context, dims
+from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.elementwise import lower_add, lower_divide, lower_extreme, lower_multiply
 from narrowcast.lower.integer.functions import unary_function
 from narrowcast.lower.integer.moving import copy_node, lower_concat, lower_moving, lower_pad
@@ -26,6 +26,7 @@ from narrowcast.lower.integer.rounding import quantize
 from narrowcast.lower.integer.softmax import lower_softmax
 from narrowcast.lower.integer.tables import lower_table
 from narrowcast.lower.integer.values import Integers, Reals
+from narrowcast.ops.net import constant_of, dims, node_names, value_names, with_outputs
 from narrowcast.plan.structure import is_passive
 from narrowcast.plan.types import Encoding, Plan
 
@@ -58,13 +59,7 @@ class IntegerGraph:
 
     def with_all_tensors(self) -> onnx.ModelProto:
         """A copy of the graph that also gives every integer tensor out, in floats, under its name in the graph."""
-        copy = onnx.ModelProto()
-        copy.CopyFrom(self.proto)
-        present = {output.name for output in copy.graph.output}
-        for name in dict.fromkeys(self.tensors.values()):
-            if name not in present:
-                copy.graph.output.append(onnx.ValueInfoProto(name=name))
-        return copy
+        return with_outputs(self.proto, self.tensors.values())
 
 
 Rule = Callable[[Context, ir.Node], None]
@@ -126,7 +121,7 @@ def lower_integer(model: ir.Model, plan: Plan, target: Target, *, integer_input:
     if plan.target != target.name:
         raise UserError(f"the plan was made for {plan.target}, not for {target.name}", "make the plan again")
     graph = model.graph
-    builder = Builder(model.opset_imports[""], _names(graph), [str(node.name) for node in graph])
+    builder = Builder(model.opset_imports[""], value_names(graph), node_names(graph))
     context = Context(builder, graph, plan, target)
     inputs = [_lower_input(context, value, integer_input) for value in graph.inputs]
     used = [(node, value) for node in graph for value in node.inputs if value is not None]
@@ -147,11 +142,6 @@ def lower_integer(model: ir.Model, plan: Plan, target: Target, *, integer_input:
         proofs=tuple(context.proofs),
         notes=(*context.notes, *_proof_notes(context)),
     )
-
-
-def _names(graph: ir.Graph) -> set[str]:
-    values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
-    return {str(value.name) for value in values}
 
 
 def _lower_input(context: Context, value: ir.Value, integer_input: bool) -> onnx.ValueInfoProto:

@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
-from narrowcast.graph.units import constant_of
-from narrowcast.lower.integer.context import Context, dims
+from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.parameters import saturating_integer
 from narrowcast.lower.integer.rounding import requantize
 from narrowcast.lower.integer.values import Integers
+from narrowcast.ops.net import constant_of, dims
 
 __all__ = ["copy_node", "lower_concat", "lower_moving", "lower_pad"]
 

@@ -18,13 +18,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
-from narrowcast.graph.units import constant_of
 from narrowcast.graph.windows import window_counts, windows
-from narrowcast.lower.integer.context import Context, dims
+from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.products import window_sum
 from narrowcast.lower.integer.proof import EXACT
 from narrowcast.lower.integer.rounding import ratio, remove_zero_point, requantize, round_and_saturate
 from narrowcast.lower.integer.values import Integers
+from narrowcast.ops.net import dims, input_at, integers_at
 from narrowcast.plan.types import Encoding
 
 __all__ = ["lower_average_pool", "lower_global_average", "lower_reduce"]
@@ -111,10 +111,7 @@ def lower_reduce(context: Context, node: ir.Node) -> None:
 
 
 def _axes(node: ir.Node, rank: int) -> list[int]:
-    axes = node.attributes.get_ints("axes", None)
-    if axes is None and len(node.inputs) > 1 and node.inputs[1] is not None:
-        constant = constant_of(node.inputs[1])
-        if constant is None:
-            raise UserError(f"{node.name}: the axes of {node.op_type} are computed", "make them constant")
-        axes = [int(axis) for axis in constant.reshape(-1)]
-    return sorted(axis % rank for axis in axes) if axes is not None else list(range(rank))
+    given = integers_at(node, "axes", 1)
+    if given is None and input_at(node, 1) is not None:
+        raise UserError(f"{node.name}: the axes of {node.op_type} are computed", "make them constant")
+    return sorted(axis % rank for axis in given) if given is not None else list(range(rank))

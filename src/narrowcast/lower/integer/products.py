@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
-from narrowcast.graph.units import constant_of
-from narrowcast.lower.integer.context import Context, dims
+from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.parameters import bias_integers, constant_integers
 from narrowcast.lower.integer.sums import Array, Emit, Sum
 from narrowcast.lower.integer.values import Integers
+from narrowcast.ops.net import constant_of, dims
 
 __all__ = ["constant_product", "dynamic_product", "window_sum"]
 

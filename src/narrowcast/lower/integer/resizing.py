@@ -12,9 +12,10 @@ import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
 from narrowcast.graph.grids import LINEAR_GRIDS, linear_positions, resize_scales
-from narrowcast.lower.integer.context import Context, dims
+from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.rounding import ratio, remove_zero_point, round_and_saturate
 from narrowcast.lower.integer.values import Integers
+from narrowcast.ops.net import dims
 
 __all__ = ["lower_linear_resize"]
 

@@ -12,10 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
-from narrowcast.lower.integer.context import Context, dims
+from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.rounding import quantize
 from narrowcast.lower.integer.tables import look_up
 from narrowcast.lower.integer.values import Integers, Reals
+from narrowcast.ops.net import dims
 
 __all__ = ["lower_softmax"]
 

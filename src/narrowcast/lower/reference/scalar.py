@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.chips.schema import Target
-from narrowcast.graph.units import constant_of
+from narrowcast.ops.net import constant_of
 from narrowcast.plan.types import Encoding
 
 __all__ = ["is_scalar_function", "scalar_function", "tabulated"]

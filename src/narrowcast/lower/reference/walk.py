@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
-from narrowcast.graph.units import constant_of
 from narrowcast.lower.reference.arithmetic import (
     Accumulator,
     Steps,
@@ -29,6 +28,7 @@ from narrowcast.lower.reference.sums import (
     max_pool,
     window_totals,
 )
+from narrowcast.ops.net import constant_of
 from narrowcast.plan.types import Encoding, Plan, edge_key
 
 __all__ = ["run_reference"]

@@ -1,0 +1,1 @@
+"""What an operator is, said once; and how a graph is read."""
