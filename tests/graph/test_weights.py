@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import builders
 from builders import save, silu_net
 from narrowcast.analyze import analyze
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
@@ -162,3 +164,21 @@ def test_lowering_lets_go_of_the_sums_it_has_written(tmp_path: Path) -> None:
     finally:
         gc.enable()
     assert graph.proofs
+
+
+def test_lowering_a_large_weight_takes_little_memory(tmp_path: Path) -> None:
+    weight = builders.weights(np.random.default_rng(0), "w", 512, 512, 3, 3)
+    nodes = [onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="conv")]
+    model = load(save(builders.model(nodes, [weight], shape=(1, 512, 3, 3)), tmp_path / "m.onnx"))
+    target = load_target("onnx")
+    drafted = draft(model.ir.graph, target)
+    few = np.random.default_rng(1).normal(size=(2, 1, 512, 3, 3)).astype(np.float32)
+    plan = finish(drafted, collect(model.to_proto(), drafted.wanted_statistics(), few), "minmax")[0]
+    tracemalloc.start()
+    try:
+        graph = lower_integer(model.ir, plan, target)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert graph.proofs[0].products > 1
+    assert peak < 3.2 * len(weight.raw_data)

@@ -57,3 +57,16 @@ def test_impossible_encodings_are_refused(arguments: tuple[object, ...]) -> None
 def test_exponents_refuse_other_scales() -> None:
     with pytest.raises(ValueError, match="power of two"):
         _ = Encoding("int8", 0.3).exponents
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (7, 5, 3)])
+def test_quantizing_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).normal(0, 9, shape).astype(np.float32)
+    per_channel = Encoding("int8", (0.1, 0.25, 0.5), 3, len(shape) - 1) if shape else Encoding("int8", 0.25, 3)
+    for rounding in ("half-even", "half-up"):
+        whole = per_channel.quantize(x, rounding)
+        monkeypatch.setattr("narrowcast.plan.types._BLOCK", 16)
+        found = per_channel.quantize(x, rounding)
+        monkeypatch.undo()
+        assert found.dtype == whole.dtype and found.shape == whole.shape == shape
+        np.testing.assert_array_equal(found, whole)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DTYPES", "EIGHT_BITS", "Encoding", "Placement", "Plan", "edge_key", "split_edge_key"]
+__all__ = ["DTYPES", "EIGHT_BITS", "Encoding", "Placement", "Plan", "edge_key", "round_real", "split_edge_key"]
 
 #: Integer types with their smallest and largest value.
 DTYPES: dict[str, tuple[int, int]] = {
@@ -22,6 +22,19 @@ DTYPES: dict[str, tuple[int, int]] = {
     "int64": (-(2**63), 2**63 - 1),
 }
 EIGHT_BITS = ("int8", "uint8")
+#: Numbers that are quantized at once: a weight may be large, and float64 is eight times the result.
+_BLOCK = 1 << 18
+
+
+def round_real(x: NDArray[np.float64] | float, rounding: str) -> NDArray[np.float64]:
+    """Round real numbers to integers (still float64).
+
+    Args:
+        x: any finite values.
+        rounding: ``"half-even"``, or ``"half-up"``: floor(x + 1/2).
+    """
+    values = np.asarray(x, np.float64)
+    return np.asarray(np.rint(values) if rounding == "half-even" else np.floor(values + 0.5))
 
 
 @dataclass(frozen=True)
@@ -88,13 +101,18 @@ class Encoding:
         shape[self.axis] = -1
         return self.scales.reshape(shape)
 
-    def quantize(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Real values to integers: ``clip(round_half_even(x / scale) + zero_point)`` (DESIGN rule 1)."""
-        q = np.asarray(np.divide(x, self.broadcast(np.ndim(x)), dtype=np.float64))
-        np.rint(q, out=q)
-        q += self.zero_point
-        np.clip(q, self.qmin, self.qmax, out=q)
-        return q.astype(self.dtype)
+    def quantize(self, x: NDArray[Any], rounding: str = "half-even") -> NDArray[Any]:
+        """Real values to integers of the type: ``clip(round(x / scale) + zero_point)`` (DESIGN rule 1)."""
+        real = np.atleast_1d(x)
+        scale = np.broadcast_to(self.broadcast(real.ndim), real.shape)
+        result = np.empty_like(real, self.dtype)
+        rows = max(1, _BLOCK * len(real) // max(1, real.size))
+        for start in range(0, len(real), rows):
+            part = slice(start, start + rows)
+            q = round_real(np.divide(real[part], scale[part], dtype=np.float64), rounding)
+            q += self.zero_point
+            result[part] = np.clip(q, self.qmin, self.qmax, out=q)
+        return result.reshape(np.shape(x))
 
     def dequantize(self, q: NDArray[Any]) -> NDArray[np.float32]:
         """Integers to real values (float32): ``(q - zero_point) * scale``."""

@@ -32,9 +32,9 @@ from narrowcast.deploy.espdl.types import AttributeValue, EspdlTensor
 from narrowcast.lower.integer import constant_integers, full_table, stepped_table
 from narrowcast.lower.integer.clipping import clip_bounds, integer_bounds
 from narrowcast.lower.integer.functions import unary_function
-from narrowcast.lower.integer.parameters import round_real, saturating_integer
+from narrowcast.lower.integer.parameters import saturating_integer
 from narrowcast.ops.net import constant_of, dims
-from narrowcast.plan.types import Encoding
+from narrowcast.plan.types import Encoding, round_real
 
 __all__ = ["add_node"]
 

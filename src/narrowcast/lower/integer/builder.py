@@ -48,7 +48,7 @@ class Builder:
             self.initializers.append(numpy_helper.from_array(value, name))
         return self._constants[key]
 
-    def stored(self, integers: NDArray[np.int64], factor: NDArray[np.float64]) -> str:
+    def stored(self, integers: NDArray[Any], factor: NDArray[np.float64]) -> str:
         """Name of ``integers * factor`` in float32, kept in the file as integers of the smallest type that fits.
 
         onnxruntime computes the product once, when it opens the file, which so has a third of the size.

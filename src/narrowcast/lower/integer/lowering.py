@@ -130,7 +130,7 @@ def lower_integer(model: ir.Model, plan: Plan, target: Target, *, integer_input:
         _lower_node(context, node)
         for value in node.inputs:
             if value is not None and last.get(id(value)) is node:
-                context.values.pop(str(value.name), None)  # a sum has its weights in 64 bits
+                context.values.pop(str(value.name), None)  # a sum has its weights in 32 bits
     outputs = [_lower_output(context, value) for value in graph.outputs]
     context.values.clear()  # sums and context hold each other
     return IntegerGraph(

@@ -8,20 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.chips.schema import Target
-from narrowcast.plan.types import Encoding
+from narrowcast.plan.types import Encoding, round_real
 
-__all__ = ["bias_integers", "constant_integers", "round_real", "saturating_integer"]
-
-
-def round_real(x: NDArray[np.float64] | float, rounding: str) -> NDArray[np.float64]:
-    """Round real numbers to integers (still float64).
-
-    Args:
-        x: any finite values.
-        rounding: ``"half-even"``, or ``"half-up"``: floor(x + 1/2).
-    """
-    values = np.asarray(x, np.float64)
-    return np.asarray(np.rint(values) if rounding == "half-even" else np.floor(values + 0.5))
+__all__ = ["bias_integers", "constant_integers", "saturating_integer"]
 
 
 def constant_integers(values: NDArray[Any], encoding: Encoding, target: Target) -> NDArray[np.int64]:
@@ -35,11 +24,7 @@ def constant_integers(values: NDArray[Any], encoding: Encoding, target: Target) 
     Returns:
         int64 of the same shape, within the encoding's range.
     """
-    scaled = np.asarray(values, np.float64) / encoding.broadcast(np.ndim(values))
-    rounded = round_real(scaled, target.quantize_rounding)
-    del scaled  # a weight may be large
-    rounded += encoding.zero_point
-    return np.clip(rounded, encoding.qmin, encoding.qmax, out=rounded).astype(np.int64)
+    return encoding.quantize(values, target.quantize_rounding).astype(np.int64)
 
 
 def bias_integers(values: NDArray[Any], encoding: Encoding, target: Target, node_type: str) -> NDArray[np.int64]:

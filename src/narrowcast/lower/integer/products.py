@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
 from narrowcast.lower.integer.context import Context
-from narrowcast.lower.integer.parameters import bias_integers, constant_integers
+from narrowcast.lower.integer.parameters import bias_integers
 from narrowcast.lower.integer.sums import Array, Emit, Sum
 from narrowcast.lower.integer.values import Integers
 from narrowcast.ops.net import constant_of, dims
@@ -27,7 +27,8 @@ def constant_product(context: Context, node: ir.Node) -> Sum:
     encoding = context.plan.tensors.get(name)
     if encoding is None:
         raise UserError(f"the plan has no encoding for {name}, the weight of {node.name}", "make the plan again")
-    x, weight = context.integers(node, 0), constant_integers(values, encoding, context.target) - encoding.zero_point
+    x, weight = context.integers(node, 0), encoding.quantize(values, context.target.quantize_rounding).astype(np.int32)
+    weight -= encoding.zero_point
     axis, output_axis, emit = _LAYOUTS[node.op_type](context, node, weight)
     scale = x.encoding.scales * encoding.scales
     if encoding.axis is not None and encoding.axis % weight.ndim != axis:

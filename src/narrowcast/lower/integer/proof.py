@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
@@ -72,7 +72,7 @@ def digit_bounds(magnitude: int, digits: Digits) -> list[int]:
     return [*lower, -(-magnitude // 2 ** (digits.bits * (digits.count - 1)))]
 
 
-def static_digit(weight: NDArray[np.int64], digits: Digits, index: int) -> NDArray[np.int64]:
+def static_digit(weight: NDArray[Any], digits: Digits, index: int) -> NDArray[Any]:
     """One digit of a constant operand, 0 for the lowest, as a new array: all but the highest are >= 0."""
     digit = weight >> (digits.bits * index)
     if index < digits.count - 1:

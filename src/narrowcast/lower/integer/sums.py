@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.lower.integer.context import Context
-from narrowcast.lower.integer.parameters import round_real
 from narrowcast.lower.integer.proof import EXACT, Digits, Proof, digit_bounds, split, static_digit
 from narrowcast.lower.integer.rounding import remove_zero_point, round_and_saturate
 from narrowcast.lower.integer.values import Integers, Pending, Reals
-from narrowcast.plan.types import Encoding
+from narrowcast.plan.types import Encoding, round_real
 
 __all__ = ["Array", "Emit", "Sum"]
 
-Array = NDArray[np.int64]
+Array = NDArray[np.signedinteger[Any]]
 #: Makes the product node: activation, weights (a name or constant), bias or None -> output name.
 Emit = Callable[[str, str, str | None], str]
 
@@ -32,7 +32,8 @@ class Sum(Pending):
         node: name, for reports and names.
         emit: makes one product node.
         x: the activation.
-        weight: integers of a constant second operand, or the second activation.
+        weight: integers of a constant second operand, less their zero point (17 bits at most, held in 32), or the
+            second activation.
         channel_axis: axis of the weight with the output channels; ``None`` when one bound holds for all.
         bias: int64 (C,), or ``None``.
         scale: of one step of the accumulator, () or (C,).
@@ -88,7 +89,7 @@ class Sum(Pending):
 
     def _per_channel(self, weight: Array) -> Array:
         axes = tuple(axis for axis in range(weight.ndim) if axis != self.channel_axis)
-        sums = weight.sum(axis=axes)
+        sums = weight.sum(axis=axes, dtype=np.int64)
         groups = self.shape[self.output_axis] // len(sums)  # a grouped ConvTranspose repeats its channels
         return np.asarray(np.tile(sums, groups) if groups > 1 else sums)
 
@@ -215,7 +216,8 @@ class Sum(Pending):
         if bound <= EXACT:
             self.context.proofs.append(Proof(self.node, largest, 1, False))
             return self._single(factor, half), False
-        magnitude = self.weight.magnitude if isinstance(self.weight, Integers) else int(np.abs(self.weight).max())
+        weight = self.weight
+        magnitude = weight.magnitude if isinstance(weight, Integers) else int(max(-weight.min(), weight.max()))
         x_digits, w_digits = split(self.node, bound, (self.x.magnitude, magnitude), self.bounds)
         products = x_digits.count * w_digits.count
         self.context.proofs.append(Proof(self.node, largest, products, True))

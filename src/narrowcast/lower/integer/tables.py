@@ -21,10 +21,9 @@ from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Table16, Target
 from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.functions import Function, unary_function
-from narrowcast.lower.integer.parameters import round_real
 from narrowcast.lower.integer.rounding import round_and_saturate
 from narrowcast.lower.integer.values import Integers
-from narrowcast.plan.types import Encoding
+from narrowcast.plan.types import Encoding, round_real
 
 __all__ = ["full_table", "lower_table", "stepped_table"]
 
