@@ -24,8 +24,8 @@ from narrowcast.bundle.bench import bench
 from narrowcast.bundle.modify import modify
 from narrowcast.calibrate import images
 from narrowcast.calibrate.vendor_files import write_vendor_files
-from narrowcast.cli import quantize
 from narrowcast.cli.node_table import node_rows
+from narrowcast.cli.quantize import quantize
 from narrowcast.graph import load
 from narrowcast.vision.preprocess import read_image
 
@@ -105,7 +105,7 @@ def main() -> None:
         write_vendor_files(photos, folder / "calibration_f32", "float32")
         config = write_config(folder, file, options.kind)
         start = time.perf_counter()
-        quantize.run(config, {"effort": options.effort}, force=True, verbose=True, json=False, quiet=True)
+        quantize(config=config, effort=options.effort, force=True, verbose=True, quiet=True)
         print(f"\nfrom YAML to table: {time.perf_counter() - start:.1f} s for {options.images} images\n")
         bundle = open_bundle(folder / "out" / "pose")
         print_nodes(bundle, published(options.reference / "mapper_nodes.csv", "yolo11n_pose", "node"))

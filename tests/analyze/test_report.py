@@ -23,7 +23,7 @@ from narrowcast.analyze.report import render, write_report
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import images
-from narrowcast.cli.analyze import run
+from narrowcast.cli.analyze import analyze as run
 from narrowcast.deploy.analysis import subject_of
 from narrowcast.vision import Classification, Detections
 from narrowcast.zoo import sample

@@ -11,18 +11,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import narrowcast.base.writing as writing
+from file_faults import counted, fork, names
 from narrowcast.base.errors import UserError
 from narrowcast.base.writing import check_file, check_folder, inside, new_file, new_folder, write_file
 
 MARKER = "manifest.json"
 OLD, NEW = {MARKER: "old", "a": "old a", "gone": "x"}, {MARKER: "new", "a": "new a", "b": "new b"}
-fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
 
 
 def fill(folder: Path, content: dict[str, str]) -> Path:
@@ -39,33 +39,6 @@ def content(folder: Path) -> dict[str, str] | None:
 def replace(out: Path) -> None:
     with new_folder(check_folder(out, MARKER, force=True)) as folder:
         fill(folder, NEW)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
-
-
-@contextlib.contextmanager
-def counted(at: int, stop: Callable[[], None]) -> Iterator[list[int]]:
-    """Call ``stop`` before the file operation of a number, whichever it is; counts operations."""
-    count = [0]
-
-    def wrapped(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object, **more: object) -> object:
-            count[0] += 1
-            if count[0] == at:
-                stop()
-            return real(*arguments, **more)
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("open", "mkdir", "rename", "replace", "unlink", "rmdir", "lstat", "scandir"):
-            patch.setattr(os, name, wrapped(getattr(os, name)))
-        patch.setattr(writing, "_exchanged", wrapped(writing._exchanged))
-        patch.setattr(shutil, "rmtree", wrapped(shutil.rmtree))
-        patch.setattr("io.open", wrapped(open))
-        yield count
 
 
 def killed_at(at: int, work: Callable[[], None]) -> bool:

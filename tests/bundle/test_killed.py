@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import helper
-from test_writing import counted, fork, names
 
 import narrowcast.bundle.make as make
 from builders import model, save, weights
+from file_faults import counted, fork, names
 from narrowcast.base.writing import check_folder
 from narrowcast.bundle import open_bundle
 from narrowcast.cli import main

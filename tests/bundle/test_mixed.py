@@ -21,7 +21,7 @@ from narrowcast.bundle.modify import modify
 from narrowcast.bundle.remake import remake, state_of
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target
-from narrowcast.cli import run
+from narrowcast.cli.verify import run
 from narrowcast.deploy import deploy
 from narrowcast.graph import load
 from narrowcast.plan import Pins, draft
@@ -246,7 +246,7 @@ def test_ends_that_the_join_needs(tmp_path: Path) -> None:
 def test_run_prints_the_users_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = bundle_of(rotated(), tmp_path, "bayes-e")
     np.save(tmp_path / "one.npy", inputs()[:1])
-    run.run(bundle.path, "integer", tmp_path / "one.npy", None, False, True)
+    run(bundle.path, tmp_path / "one.npy", json=True)
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["tensor"] == "output0" and rows[0]["shape"] == [1, 8, 126]
     assert [row["tensor"] for row in rows[1:]] == ["box", "score", "angle"]

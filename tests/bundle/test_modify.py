@@ -16,7 +16,7 @@ from narrowcast.bundle.integer_input import chip_input, quantize_input
 from narrowcast.bundle.modify import modify
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target
-from narrowcast.cli.modify import run
+from narrowcast.cli.deploy import modify as run
 from narrowcast.graph import Model, load
 from narrowcast.lower.ends import with_integer_outputs
 from narrowcast.lower.integer import IntegerRunner
@@ -177,9 +177,9 @@ def test_rounding_of_accumulators() -> None:
 
 def test_the_command(pose: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "b"
-    run(pose.path, ["cls_s8,box_s8"], [], [], out, force=False, json=False)
+    run(pose.path, out, ["cls_s8,box_s8"])
     text = capsys.readouterr().out
     assert "int32" in text and "float32" in text
     assert open_bundle(out).manifest.modified["dequantize"] == ["box_s8", "cls_s8"]
     with pytest.raises(UserError, match="exists"):
-        run(pose.path, ["all"], [], [], out, force=False, json=True)
+        run(pose.path, out, ["all"], json=True)

@@ -18,7 +18,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
 from narrowcast.bundle.remake import state_of
 from narrowcast.calibrate import images
-from narrowcast.cli.verify import run
+from narrowcast.cli.verify import verify
 from narrowcast.deploy import deploy
 from narrowcast.graph import Model, load
 from narrowcast.plan import Pins
@@ -61,7 +61,7 @@ def test_improved_plans_keep_the_rules(net: Model, target: str, wider: bool, tmp
     assert made.violations == []
     assert min(row["sqnr_db"] for row in made.manifest.comparison) > 30
     assert not [note for note in made.manifest.notes if "exceed 32 bits" in note or "saturate" in note]
-    run(made.path, None, 1, False, True, True)
+    verify(made.path, limit=1, json=True)
 
 
 def edited(bundle: Bundle, folder: Path, change: Any) -> Bundle:
@@ -97,7 +97,7 @@ def test_a_wrong_plan_does_not_pass(
 ) -> None:
     wrong = edited(bundle, tmp_path / "b", change)
     with pytest.raises(typer.Exit) as stopped:
-        run(wrong.path, None, 1, False, False, True)
+        verify(wrong.path, limit=1, quiet=True)
     assert stopped.value.exit_code == 1
     assert words in " ".join(capsys.readouterr().out.split())
     for step in (
@@ -118,4 +118,4 @@ def test_a_plan_edited_by_hand_is_named_too(bundle: Bundle, tmp_path: Path) -> N
     path.write_text(json.dumps(document))
     assert any(line.startswith("conv1") for line in open_bundle(tmp_path / "b").violations)
     with pytest.raises(typer.Exit):
-        run(tmp_path / "b", None, 1, False, True, True)
+        verify(tmp_path / "b", limit=1, json=True)

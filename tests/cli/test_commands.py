@@ -181,7 +181,7 @@ def test_pictures_of_images_with_one_stem(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("module", ["typer", "narrowcast.cli.commands_accuracy", "numpy", "onnxruntime", "cv2"])
+@pytest.mark.parametrize("module", ["typer", "narrowcast.cli.analyze", "numpy", "onnxruntime", "cv2"])
 def test_ctrl_c_while_modules_load(tmp_path: Path, module: str) -> None:
     """One line and exit code 130, whatever is being imported."""
     code = (

@@ -15,9 +15,10 @@ from onnx import helper
 from builders import model, save, silu_net, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import open_bundle
-from narrowcast.cli import check, prepare, quantize
-from narrowcast.cli.model_info import tensor_info
+from narrowcast.cli.check import check, prepare
+from narrowcast.cli.inspect import tensor_info
 from narrowcast.cli.node_table import NODE_COLUMNS, node_rows
+from narrowcast.cli.quantize import quantize
 from narrowcast.graph import Model, load
 
 
@@ -51,7 +52,7 @@ def config(folder: Path, **changes: dict[str, Any]) -> Path:
 
 
 def run(file: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> str:
-    quantize.run(file, {"effort": "fast"}, force=True, verbose=False, json=False, quiet=True, **options)
+    quantize(config=file, effort="fast", force=True, quiet=True, **options)
     return capsys.readouterr().out
 
 
@@ -96,7 +97,7 @@ def test_intermediates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_tables(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quantize.run(config(folder), {"effort": "fast"}, force=True, verbose=True, json=False, quiet=True)
+    quantize(config=config(folder), effort="fast", force=True, verbose=True, quiet=True)
     text = capsys.readouterr().out
     for word in (*NODE_COLUMNS, "Chebyshev", "L2", "id(0)", "int8/int8"):
         assert word in text
@@ -126,20 +127,20 @@ def test_tables(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_mistakes(folder: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        quantize.run(config(folder, **changes), {"effort": "fast"}, force=True, verbose=False, json=True, quiet=True)
+        quantize(config=config(folder, **changes), effort="fast", force=True, json=True)
     assert "\n" not in str(caught.value)
 
 
 def test_wrong_sized_calibration_files(folder: Path) -> None:
     np.zeros(100, np.uint8).tofile(folder / "cal" / "bad.rgb")
     with pytest.raises(UserError, match=r"bad\.rgb"):
-        quantize.run(config(folder), {"effort": "fast"}, force=True, verbose=False, json=True, quiet=True)
+        quantize(config=config(folder), effort="fast", force=True, json=True)
 
 
 def test_odd_sides_cannot_be_nv12(folder: Path) -> None:
     save(silu_net(shape=(1, 3, 15, 16)), folder / "m.onnx")
     with pytest.raises(UserError, match="NV12 has even sides, the model's input is 15x16"):
-        quantize.run(config(folder), {"effort": "fast"}, force=True, verbose=False, json=True, quiet=True)
+        quantize(config=config(folder), effort="fast", force=True, json=True)
 
 
 def test_too_many_outputs(folder: Path) -> None:
@@ -149,11 +150,11 @@ def test_too_many_outputs(folder: Path) -> None:
     proto = model(nodes, [weights(rng, f"w{i}", 1, 3, 1, 1) for i in range(33)], outputs=names)
     file = save(proto, folder / "many.onnx")
     with pytest.raises(UserError, match="33 outputs are more than the 32 of bayes-e"):
-        check.run(file, "bayes-e", None, False, None, False, True)
+        check(file, "bayes-e", json=True)
 
 
 def test_opset_of_the_vendors_compiler(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    check.run(folder / "m.onnx", "bayes-e", None, False, None, False, True)
+    check(folder / "m.onnx", "bayes-e", json=True)
     notes = json.loads(capsys.readouterr().out)["notes"]
     assert any(note.startswith("opset 17: the compiler of") and "10 and 11" in note for note in notes)
 
@@ -162,7 +163,7 @@ def test_prepare(pose_model: Model, folder: Path, capsys: pytest.CaptureFixture[
     from narrowcast.zoo import sample
 
     out = folder / "prepared.onnx"
-    prepare.run(sample("pose").model, out, "rewrite", None, False, force=False, json=False)
+    prepare(sample("pose").model, out, "rewrite")
     text = capsys.readouterr().out
     assert "decode cut off after" in text and f"{out} written" in text
     proto = onnx.load(str(out))
@@ -176,4 +177,4 @@ def test_prepare(pose_model: Model, folder: Path, capsys: pytest.CaptureFixture[
         ((folder / "n.onnx", "no"), "use keep"),
     ):
         with pytest.raises(UserError, match=words):
-            prepare.run(sample("pose").model, *arguments, None, False, force=False, json=False)
+            prepare(sample("pose").model, *arguments)

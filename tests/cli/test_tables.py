@@ -10,10 +10,10 @@ import pytest
 from command_line import parse
 from narrowcast.base.progress import set_quiet
 from narrowcast.bundle import Bundle
-from narrowcast.cli.check import run as check
-from narrowcast.cli.inspect import run as inspect
+from narrowcast.cli.check import check, targets
+from narrowcast.cli.inspect import inspect
 from narrowcast.cli.quantize import after, wider
-from narrowcast.cli.tables import print_table, suggest, targets
+from narrowcast.cli.tables import print_table, suggest
 from narrowcast.zoo import sample
 
 NAME = "/model.19/cv3.0/cv3.0.1/cv3.0.1.1/conv/Conv_output_0"
@@ -62,7 +62,7 @@ def test_a_table_that_fits_keeps_its_frame(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_tables_of_commands(pose_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     targets(json=False)
-    check(sample("pose").model, "bayes-e", None, False, None, True, False)
+    check(sample("pose").model, "bayes-e", everything=True)
     inspect(pose_bundle.path, True, False)
     text = capsys.readouterr().out
     for line in text.splitlines():

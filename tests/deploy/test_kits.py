@@ -12,7 +12,7 @@ import pytest
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.chips import load_target, target_names
-from narrowcast.cli import deploy as cli
+from narrowcast.cli.deploy import deploy as command
 from narrowcast.deploy import KITS, deploy
 from narrowcast.deploy.espdl import EspdlRunner, read_espdl
 from narrowcast.zoo import sample
@@ -20,7 +20,7 @@ from narrowcast.zoo import sample
 
 def run(bundle: Path, kit: str | None, out: Path | None, **options: object) -> None:
     values = {"images": None, "limit": None, "test_vectors": 0, "runtime": None, "force": False, "json": False}
-    cli.run(bundle, kit, out, **{**values, "quiet": False, **options})  # type: ignore[arg-type]
+    command(bundle, kit, out, **{**values, "quiet": False, **options})  # type: ignore[arg-type]
 
 
 def test_every_kit_of_a_target_exists() -> None:

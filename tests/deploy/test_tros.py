@@ -17,7 +17,7 @@ from rdk_bundles import small_bundle
 from builders import model, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
-from narrowcast.cli import deploy as cli
+from narrowcast.cli.deploy import deploy as command
 from narrowcast.deploy import deploy
 from narrowcast.plan import Pins
 from narrowcast.vision import HeadSpec, Preprocess
@@ -100,7 +100,7 @@ def test_prototypes_of_another_size(tmp_path: Path) -> None:
 
 def run(bundle: Path, kit: str | None, out: Path | None, **options: object) -> None:
     values = {"images": None, "limit": None, "test_vectors": 0, "runtime": None, "force": False, "json": False}
-    cli.run(bundle, kit, out, **{**values, "quiet": True, **options})  # type: ignore[arg-type]
+    command(bundle, kit, out, **{**values, "quiet": True, **options})  # type: ignore[arg-type]
 
 
 def test_tros_for_a_classifier(rdk_classify: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,8 @@ from onnx import helper
 
 from builders import model, save, silu_net, weights
 from narrowcast.bundle import open_bundle
-from narrowcast.cli import check, quantize
+from narrowcast.cli.check import check
+from narrowcast.cli.quantize import quantize as quantize_command
 from narrowcast.graph import load
 from narrowcast.vision import Preprocess
 
@@ -68,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def said(folder: Path, capsys: pytest.CaptureFixture[str], config: Path | None = None, **options: Any) -> Any:
-    quantize.run(config, {"effort": "fast", **options}, force=True, verbose=False, json=True, quiet=True)
+    quantize_command(config=config, effort="fast", **options, force=True, json=True, quiet=True)
     return json.loads(capsys.readouterr().out)
 
 
@@ -100,5 +101,5 @@ def test_an_hb_mapper_file_says_all(folder: Path, capsys: pytest.CaptureFixture[
 
 
 def test_check_says_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    check.run(folder / "m.onnx", "bayes-e", None, False, None, False, False)
+    check(folder / "m.onnx", "bayes-e")
     assert "WARNING: preprocessing: m.onnx does not say how images become its input" in capsys.readouterr().out

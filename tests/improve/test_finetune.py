@@ -21,7 +21,7 @@ from narrowcast.bundle import Bundle, open_bundle
 from narrowcast.bundle.remake import remake, state_of
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
-from narrowcast.cli import finetune as command
+from narrowcast.cli.tune import finetune as command
 from narrowcast.graph import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune import Settings
@@ -391,7 +391,7 @@ def test_too_few_images_and_wrong_settings_end_in_one_line(tmp_path: Path, bundl
         finetune(bundle, few, out=tmp_path / "o")
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="holds no images"):
-        command.run(bundle.path, tmp_path / "none")
+        command(bundle.path, tmp_path / "none")
     for wrong in ({"steps": 0}, {"scope": "head"}, {"rate": 0.0}, {"batch": 0}):
         with pytest.raises(UserError):
             Settings(**wrong)
@@ -406,13 +406,13 @@ def test_too_few_images_and_wrong_settings_end_in_one_line(tmp_path: Path, bundl
 
 
 def test_the_command_prints_and_writes(tmp_path: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    command.run(bundle.path, tmp_path / "images", steps=6, batch=1, rate=0.05, threads=1, quiet=True)
+    command(bundle.path, tmp_path / "images", steps=6, batch=1, rate=0.05, threads=1, quiet=True)
     out = capsys.readouterr().out
     assert "that taught nothing, exact integers" in out
     made = open_bundle(tmp_path / "b-finetuned")
     assert made.manifest.command[:3] == ("narrowcast", "finetune", "--steps=6")
     with pytest.raises(UserError, match="exists"):
-        command.run(bundle.path, tmp_path / "images", quiet=True)
+        command(bundle.path, tmp_path / "images", quiet=True)
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +424,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, bundle: Bundle, monkeypatch: pyte
     monkeypatch.setattr(training._Training, "_step", stop)
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
-        command.run(bundle.path, tmp_path / "images", quiet=True)
+        command(bundle.path, tmp_path / "images", quiet=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 

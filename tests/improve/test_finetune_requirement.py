@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from narrowcast.base.errors import UserError
-from narrowcast.cli import finetune as command
+from narrowcast.cli.tune import finetune as command
 
 
 def test_without_torch_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match="finetune needs torch") as caught:
-        command.run(tmp_path, tmp_path)
+        command(tmp_path, tmp_path)
     assert "pip install 'narrowcast[finetune]'" in str(caught.value)
 
 

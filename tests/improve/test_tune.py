@@ -22,7 +22,8 @@ from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.bundle.remake import state_of
 from narrowcast.calibrate import ImageSet, collect, images
 from narrowcast.chips import load_target
-from narrowcast.cli.tune import _last, run
+from narrowcast.cli.tune import _last
+from narrowcast.cli.tune import tune as run
 from narrowcast.deploy.tune import Wish, tune
 from narrowcast.evaluate import imagenet
 from narrowcast.graph import Model, load

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-__all__ = ["is_quiet", "phase", "set_quiet", "track", "warn"]
+__all__ = ["Interrupted", "interrupt", "is_quiet", "on_interrupt", "phase", "set_quiet", "track", "warn"]
 
 Item = TypeVar("Item")
 _quiet = False
@@ -141,3 +141,25 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     finally:
         _counting = False
         _show()
+
+
+_interrupted = ["interrupted: nothing was written"]
+
+
+class Interrupted(BaseException):
+    """Ctrl-C. Not KeyboardInterrupt, which typer would turn into an exit code and message of its own."""
+
+
+def interrupt(*_: object) -> None:
+    """Signal handler."""
+    raise Interrupted(_interrupted[-1])
+
+
+@contextlib.contextmanager
+def on_interrupt(text: str) -> Iterator[None]:
+    """Inside the block, Ctrl-C says ``text``."""
+    _interrupted.append(text)
+    try:
+        yield
+    finally:
+        _interrupted.pop()

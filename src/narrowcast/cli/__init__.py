@@ -6,9 +6,7 @@ import signal
 import sys
 
 from narrowcast.base.errors import UserError, printable
-from narrowcast.cli.interrupt import Interrupted, interrupt
-
-__all__ = ["main"]
+from narrowcast.base.progress import Interrupted, interrupt
 
 #: Exit codes: of a person's mistake, and of Ctrl-C as shells have it.
 _MISTAKE, _INTERRUPTED = 2, 130

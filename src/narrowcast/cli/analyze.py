@@ -5,10 +5,12 @@ from __future__ import annotations
 import json as json_module
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from narrowcast.base.errors import UserError, printable
-from narrowcast.cli.options import beside
+from narrowcast.cli.options import BundleFolder, Force, Json, Quiet, StrictImages, Threads, app, beside
 from narrowcast.cli.quantize import wider
 from narrowcast.cli.tables import decibel, print_json, print_table, say, suggest
 
@@ -19,35 +21,39 @@ if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
     from narrowcast.calibrate import ImageSet
 
-__all__ = ["print_analysis", "run"]
-
 #: Rows of a table on the terminal; the report has all.
 _ROWS = 12
 #: Pictures in the report.
 _PICTURES = 4
 
 
-def run(
-    path: Path,
-    images: Path | None,
-    limit: int,
-    *,
-    graphwise: bool = False,
-    layerwise: bool = False,
-    ablate: bool = False,
-    sensitivity: bool = False,
-    evaluation: Path | None = None,
-    out: Path | None = None,
-    json: bool = False,
-    quiet: bool = False,
-    force: bool = False,
-    threads: int = 0,
-    strict: bool = False,
+@app.command()
+def analyze(
+    path: BundleFolder,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Images, not those of the calibration; no labels [embedded ones]."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="How many of them.", min=1)] = 8,
+    graphwise: Annotated[bool, typer.Option("--graphwise", help="Error of every tensor, all quantized.")] = False,
+    layerwise: Annotated[bool, typer.Option("--layerwise", help="Error of the outputs, one node quantized.")] = False,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Weights, activations, head, backbone, branches alone.")
+    ] = False,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="What 16 bits at one node buy and cost.")] = False,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Report of 'evaluate --json', for the verdict on top.")
+    ] = None,
+    strict_images: StrictImages = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file [<bundle>-report.html].")] = None,
+    force: Force = False,
+    threads: Threads = 0,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Measure, print, write the report.
+    """Say where the accuracy goes, and write an HTML report.
 
-    Without one of the four kinds named: cumulative error, ablation, and every convolution alone. ``layerwise`` takes
-    every quantized node instead of the convolutions only.
+    With what to do about it.
     """
     from narrowcast.base.progress import phase, set_quiet
 
@@ -65,7 +71,7 @@ def run(
     check_file(file, force)
     scores = _evaluation(evaluation)
     source = images or sample_for(bundle.manifest.task).validation
-    found = find_images(source, bundle.manifest.preprocess, strict=strict)
+    found = find_images(source, bundle.manifest.preprocess, strict=strict_images)
     chosen, notes = telling_images(bundle, found, limit)
     if images is None:
         notes = (*notes, "these are drawings that come with narrowcast: give photographs with --images")

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 # isort: off
-from narrowcast.cli import commands_job  # noqa: F401
-from narrowcast.cli import commands_accuracy  # noqa: F401
-from narrowcast.cli import commands_board  # noqa: F401
+from narrowcast.cli import demo  # noqa: F401
+from narrowcast.cli import check  # noqa: F401
+from narrowcast.cli import quantize  # noqa: F401
+from narrowcast.cli import inspect  # noqa: F401
+from narrowcast.cli import evaluate  # noqa: F401
+from narrowcast.cli import predict  # noqa: F401
+from narrowcast.cli import analyze  # noqa: F401
+from narrowcast.cli import tune  # noqa: F401
+from narrowcast.cli import verify  # noqa: F401
+from narrowcast.cli import bench  # noqa: F401
+from narrowcast.cli import deploy  # noqa: F401
 
 # isort: on
-from narrowcast.cli.root import app
+from narrowcast.cli.options import app
 
 __all__ = ["app"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from narrowcast.base.errors import UserError
-from narrowcast.cli.interrupt import on_interrupt
+from narrowcast.base.progress import on_interrupt
+from narrowcast.cli.options import BundleFolder, Engine, Json, Quiet, app
 from narrowcast.cli.tables import print_json, print_table, say, suggest
 
 if TYPE_CHECKING:
@@ -18,24 +21,25 @@ if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
     from narrowcast.bundle.bench import BenchResult, NodeTime
 
-__all__ = ["run"]
-
 #: Rows of the table of nodes.
-SHOWN = 25
+_SHOWN_NODES = 25
 
 
-def run(
-    path: Path,
-    threads: str,
-    frames: int,
-    image: Path | None,
-    engine: str | None,
-    *,
-    profile: bool,
-    json: bool,
-    quiet: bool,
+@app.command()
+def bench(
+    path: BundleFolder,
+    threads: Annotated[str, typer.Option(help="Frames in work at once, each on one thread; several runs: 1,2.")] = "1",
+    frames: Annotated[int, typer.Option(help="Measured frames of each run.", min=1)] = 200,
+    image: Annotated[Path | None, typer.Option(help="Image to run [an embedded one].")] = None,
+    engine: Engine = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Also the time of every node.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Measure and print; ``threads`` is a list such as ``1,2``."""
+    """Measure latency and frames per second on this machine.
+
+    Stage by stage: preprocessing, inference, decoding.
+    """
     from narrowcast.base.progress import phase, set_quiet, track
 
     set_quiet(quiet or json)
@@ -45,7 +49,7 @@ def run(
     counts = _counts(threads)
     bundle = open_bundle(path)
     chosen = engine or bundle.engines[0]
-    picture, source = _image(bundle, image)
+    picture, source = _picture(bundle, image)
     predictor = bundle.engine(chosen, 1)
     with on_interrupt("interrupted: nothing was measured to its end"):
         results = []
@@ -66,7 +70,7 @@ def run(
         return
     say(f"{path}, engine {chosen}, {source}: milliseconds on this computer, not on {bundle.manifest.target}")
     for result in results:
-        _print(result)
+        _print_run(result)
     if profile:
         _print_nodes(nodes)
     else:
@@ -80,7 +84,7 @@ def _counts(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _image(bundle: Bundle, image: Path | None) -> tuple[NDArray[np.uint8], str]:
+def _picture(bundle: Bundle, image: Path | None) -> tuple[NDArray[np.uint8], str]:
     from narrowcast.vision.preprocess import read_image
     from narrowcast.zoo import sample_for
 
@@ -106,7 +110,7 @@ def _profile(bundle: Bundle, engine: str, picture: NDArray[np.uint8], frames: in
     return profile(bundle.file(file), values, frames=min(frames, 20), level=level)
 
 
-def _print(result: BenchResult) -> None:
+def _print_run(result: BenchResult) -> None:
     rows = [
         (name, *(f"{value:.3f}" for value in (t.average, t.minimum, t.maximum, t.p50, t.p99)))
         for name, t in result.stages.items()
@@ -124,5 +128,5 @@ def _print_nodes(nodes: list[NodeTime]) -> None:
     kinds: Iterator[tuple[str, float]] = iter(sorted(by_type.items(), key=lambda entry: -entry[1]))
     rows = [(kind, f"{ms:.3f}", f"{ms / total:.1%}") for kind, ms in kinds]
     print_table("Operators, one thread", ("operator", "ms", "share"), rows)
-    slow = [(n.node, n.op_type, f"{n.average_ms:.3f}", f"{n.share:.1%}") for n in nodes[:SHOWN]]
+    slow = [(n.node, n.op_type, f"{n.average_ms:.3f}", f"{n.share:.1%}") for n in nodes[:_SHOWN_NODES]]
     print_table(f"The slowest {len(slow)} of {len(nodes)} nodes", ("node", "type", "ms", "share"), slow, 2)

@@ -1,15 +1,18 @@
-"""The command ``check``."""
+"""The command ``check``.
+
+The command ``prepare``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from narrowcast.cli.options import parse_size
-from narrowcast.cli.prepare import attention_choice
+from narrowcast.base.errors import UserError
+from narrowcast.cli.options import Attention, Force, Json, KeepHead, Runtime, Size, TargetName, app, parse_size
 from narrowcast.cli.tables import print_json, print_table, say, say_notes, suggest
 
 if TYPE_CHECKING:
@@ -19,20 +22,107 @@ if TYPE_CHECKING:
     from narrowcast.deploy.espdl import RuntimeRow
     from narrowcast.graph import Model
 
-__all__ = ["run"]
 
-
-def run(
-    model: Path,
-    target: str,
-    size: str | None,
-    keep_head: bool,
-    runtime: str | None,
-    everything: bool,
-    json: bool,
-    attention: str = "keep",
+@app.command()
+def prepare(
+    model: Annotated[Path, typer.Argument(help="ONNX file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="ONNX file to write.")],
+    attention: Attention = "keep",
+    size: Size = None,
+    keep_head: KeepHead = False,
+    force: Force = False,
+    json: Json = False,
 ) -> None:
-    """Print the placement; exit code 1 when the chip cannot run a node."""
+    """Write the tidied float graph that quantize works on.
+
+    The decode head is cut off, constants are folded, operators are stock ones.
+    """
+    from narrowcast.base.progress import phase
+
+    with phase("start"):
+        from narrowcast.base.writing import check_file, write_file
+        from narrowcast.bundle.contents import proto_bytes
+        from narrowcast.graph import load
+    if out.suffix != ".onnx":
+        raise UserError(f"{out} is no model name", "end it in .onnx")
+    check_file(out, force)
+    if out.exists() and out.resolve() == model.resolve():
+        raise UserError(f"{out} is the model itself", "choose another --out")
+    loaded = load(model, size=parse_size(size), keep_head=keep_head, attention=attention_choice(attention))
+    write_file(out, proto_bytes(loaded.to_stock()), force=force)
+    outputs = [(str(v.name), "x".join(str(d) for d in v.shape or ())) for v in loaded.ir.graph.outputs]
+    if json:
+        print_json(
+            {
+                "model": str(out),
+                "task": loaded.task,
+                "outputs": dict(outputs),
+                "notes": list(loaded.notes),
+                "difference": loaded.difference,
+            }
+        )
+        return
+    for note in loaded.notes:
+        say(f"- {note}")
+    worst = ", ".join(f"{name} {value:.2g}" for name, value in loaded.difference.items())
+    say(f"- largest difference to {loaded.source} on a random image: {worst}")
+    print_table("", ("output", "shape"), outputs, 2)
+    say(f"{out} written")
+    suggest(("narrowcast", "quantize", out, "--images", "FOLDER", "--out", out.with_suffix("")))
+
+
+def attention_choice(text: str) -> Literal["keep", "rewrite"]:
+    """``keep`` or ``rewrite``.
+
+    Raises:
+        UserError: anything else.
+    """
+    if text == "keep":
+        return "keep"
+    if text == "rewrite":
+        return "rewrite"
+    raise UserError(f"--attention {text} is unknown", "use keep or rewrite")
+
+
+@app.command()
+def targets(json: Json = False) -> None:
+    """List the chips."""
+    from narrowcast.chips import load_target, target_names
+
+    found = [load_target(name) for name in target_names()]
+    if json:
+        print_json([target.model_dump(mode="json") for target in found])
+        return
+    rows = [
+        (
+            target.name,
+            target.title,
+            f"{target.activation.scale}, {'symmetric' if target.activation.symmetric else 'asymmetric'}",
+            "per channel" if target.weight.per_channel else "per tensor",
+            target.outputs.type,
+            target.requantize.rounding,
+        )
+        for target in found
+    ]
+    print_table("", ("target", "chip", "activation scales", "weight scales", "outputs leave as", "rounding"), rows, 6)
+    suggest(("narrowcast", "check", "MODEL.onnx", "--target", found[0].name))
+
+
+@app.command()
+def check(
+    model: Annotated[Path, typer.Argument(help="ONNX file.")],
+    target: TargetName = "onnx",
+    size: Size = None,
+    keep_head: KeepHead = False,
+    attention: Attention = "keep",
+    runtime: Runtime = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every node, not only those that need attention.")] = False,
+    json: Json = False,
+) -> None:
+    """Say where every node will run on a chip.
+
+    Says what to do about those that cannot; takes a second.
+    """
     from narrowcast.base.progress import phase
 
     with phase("start"):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.writing import check_file, write_file
+from narrowcast.cli.options import Force, Quiet, TargetName, app
 from narrowcast.cli.quantize import report
 from narrowcast.cli.tables import print_table, say, suggest
 
@@ -14,14 +17,18 @@ if TYPE_CHECKING:
     from narrowcast.bundle import Bundle, Predictor
     from narrowcast.zoo import Sample
 
-__all__ = ["run"]
-
 #: What the manifests of the demo's bundles say.
 _COMMAND = ("narrowcast", "demo")
 
 
-def run(out: Path, target: str, force: bool, quiet: bool) -> None:
-    """Check, quantize, compare, measure and draw, for both samples."""
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for what the demo writes.")] = Path("narrowcast-demo"),
+    target: TargetName = "esp32p4",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do the whole job on embedded models and images, offline."""
     from narrowcast.base.progress import phase, set_quiet
 
     set_quiet(quiet)

@@ -8,8 +8,6 @@ from pathlib import Path
 from narrowcast.base.reading import reading
 from narrowcast.cli.tables import print_json, print_table, say
 
-__all__ = ["inspect_espdl"]
-
 
 def inspect_espdl(path: Path, nodes: bool, json: bool) -> None:
     """Inputs and outputs, operators and sizes; every node on request."""

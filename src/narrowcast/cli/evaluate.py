@@ -5,11 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from narrowcast.base.errors import UserError
-from narrowcast.cli.interrupt import on_interrupt
-from narrowcast.cli.options import change_preprocessing, labelled_images
+from narrowcast.base.progress import on_interrupt
+from narrowcast.cli.options import (
+    Annotations,
+    Color,
+    Force,
+    Fresh,
+    Json,
+    Labels,
+    Mean,
+    Quiet,
+    Resize,
+    Scale,
+    SkipMissing,
+    StrictImages,
+    Workers,
+    app,
+    change_preprocessing,
+    labelled_images,
+)
 from narrowcast.cli.quantize import wider
 from narrowcast.cli.tables import print_json, print_table, say, suggest
 
@@ -17,33 +36,46 @@ if TYPE_CHECKING:
     from narrowcast.bundle import Predictor
     from narrowcast.evaluate import Metrics, Report
 
-__all__ = ["print_report", "run"]
 
-
-def run(
-    path: Path,
-    images: Path,
-    annotations: Path | None,
-    labels: Path | None,
-    engines: list[str],
-    changes: Mapping[str, str | None],
-    *,
-    protocol: str,
-    conf: float | None,
-    iou: float | None,
-    max_detections: int | None,
-    limit: int | None,
-    seed: int,
-    skip_missing: bool,
-    workers: int | None,
-    fresh: bool,
-    save_predictions: Path | None,
-    force: bool,
-    strict: bool,
-    json: bool,
-    quiet: bool,
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, or a float ONNX file.")],
+    images: Annotated[Path, typer.Option(help="Folder of the labelled images.")],
+    annotations: Annotations = None,
+    labels: Labels = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Graph to score, several times: float, integer, qdq [float and integer].")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="ultralytics (score 0.001, NMS 0.7) or rdk (score 0.25, NMS 0.7).")
+    ] = "ultralytics",
+    conf: Annotated[float | None, typer.Option(help="Least score, instead of the protocol's.")] = None,
+    iou: Annotated[float | None, typer.Option(help="Overlap above which two boxes are one object.")] = None,
+    max_detections: Annotated[int | None, typer.Option(help="Detections an image at most [300].")] = None,
+    limit: Annotated[int | None, typer.Option(help="Score this many images, drawn at random.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw and of the intervals.", min=0)] = 0,
+    camera: Annotated[
+        str | None, typer.Option(help="What the board's camera format costs: rgb, nv12-full or nv12-studio.")
+    ] = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    color: Color = None,
+    resize: Resize = None,
+    skip_missing: SkipMissing = False,
+    workers: Workers = None,
+    fresh: Fresh = False,
+    save_predictions: Annotated[
+        Path | None, typer.Option(help="COCO result JSON to write; '-float' and so on is added for several graphs.")
+    ] = None,
+    strict_images: StrictImages = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Score, print."""
+    """Measure AP or top-1 on labelled images.
+
+    Float and quantized side by side, with 95 % intervals.
+    """
     from narrowcast.base.progress import phase, set_quiet
 
     set_quiet(quiet or json)
@@ -51,6 +83,7 @@ def run(
         from narrowcast.bundle import open_bundle
         from narrowcast.evaluate import CocoData
         from narrowcast.evaluate.protocol import choose
+    changes = {"camera": camera, "mean": mean, "scale": scale, "color": color, "resize": resize}
     chosen = choose(protocol, conf, iou, max_detections)
     data = labelled_images(images, annotations, labels, limit=limit, seed=seed, skip_missing=skip_missing)
     if data is None:
@@ -60,9 +93,9 @@ def run(
     assumption = _assumption(path, changes)
     if assumption and not json:
         say(assumption)
-    graphs = _changed(_graphs(path, engines), changes)
+    graphs = _changed(_graphs(path, engine or []), changes)
     common: dict[str, Any] = {"workers": workers, "seed": seed, "fresh": fresh, "save_predictions": save_predictions}
-    common |= {"force": force, "strict": strict}
+    common |= {"force": force, "strict": strict_images}
     with on_interrupt("interrupted: finished images are kept, the same command goes on from there"):
         if isinstance(data, CocoData):
             report = data.evaluate(graphs, protocol=chosen, **common)

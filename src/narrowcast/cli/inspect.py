@@ -1,32 +1,175 @@
-"""The command ``inspect``."""
+"""The command ``inspect``.
+
+Inputs and outputs of a bundle as ``hrt_model_exec model_info`` shows them.
+"""
 
 from __future__ import annotations
 
 import json as json_module
+import math
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from narrowcast.cli.model_info import describe_input, print_tensors, scale_text, tensor_info
+import typer
+
+from narrowcast.cli.options import Json, app
 from narrowcast.cli.quantize import distance_sentence
 from narrowcast.cli.tables import comparison_table, decibel, print_json, print_table, say, suggest
 
 if TYPE_CHECKING:
-    from narrowcast.bundle import Bundle
-
-__all__ = ["run"]
+    from narrowcast.bundle import Bundle, Manifest
 
 
-def run(path: Path, nodes: bool, json: bool) -> None:
-    """Show a bundle, what is known of a float model, or an .espdl file."""
+_BYTES = {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "float32": 4, "int64": 8}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output on the chip.
+
+    Attributes:
+        direction: ``"input"`` or ``"output"``.
+        name, shape, layout: as in the manifest; the chip aligns nothing at its ends, so this is the aligned shape too.
+        type: ``"int8"``, ``"int16"``, ``"int32"`` or ``"float32"``.
+        quanti_type: ``"NONE"``; ``"SHIFT"`` where every scale is a power of two; ``"SCALE"``.
+        scale_data: scales, one or one a channel; empty for floats.
+        zero_point: the integer that stands for 0.
+        quantize_axis: channel axis of the scales.
+        byte_size: of the whole tensor.
+        strides: bytes from one index to the next, by axis.
+    """
+
+    direction: str
+    name: str
+    shape: tuple[int, ...]
+    layout: str
+    type: str
+    quanti_type: str
+    scale_data: tuple[float, ...]
+    zero_point: int
+    quantize_axis: int | None
+    byte_size: int
+    strides: tuple[int, ...]
+
+
+def _info(
+    direction: str,
+    name: str,
+    shape: tuple[int, ...],
+    layout: str,
+    kind: str,
+    scale: float | Sequence[float] | None,
+    zero_point: int,
+    axis: int | None,
+) -> TensorInfo:
+    scales = () if scale is None else (float(scale),) if isinstance(scale, (int, float)) else tuple(map(float, scale))
+    shifts = bool(scales) and all(math.frexp(value)[0] == 0.5 for value in scales)
+    size = _BYTES[kind]
+    strides = tuple(size * math.prod(shape[index + 1 :]) for index in range(len(shape)))
+    quanti = "NONE" if not scales else "SHIFT" if shifts else "SCALE"
+    bytes_ = size * math.prod(shape)
+    return TensorInfo(direction, name, shape, layout, kind, quanti, scales, zero_point, axis, bytes_, strides)
+
+
+def tensor_info(manifest: Manifest) -> list[TensorInfo]:
+    """The input, then the outputs in order."""
+    coding = manifest.input_encoding
+    layout = manifest.preprocess.layout if len(manifest.input_shape) == 4 else ""
+    first = _info(
+        "input",
+        manifest.input_name,
+        manifest.input_shape,
+        layout,
+        str(coding["dtype"]) if coding else "float32",
+        coding["scale"] if coding else None,
+        int(coding["zero_point"]) if coding else 0,
+        None,
+    )
+    return [
+        first,
+        *(
+            _info("output", o.name, o.shape, o.layout, o.chip_dtype, o.scale, o.zero_point, o.axis)
+            for o in manifest.outputs
+        ),
+    ]
+
+
+def describe_input(manifest: Manifest) -> str:
+    """How an image becomes the input, in one line."""
+    spec = manifest.preprocess
+    camera = "" if spec.camera == "rgb" else f", through {spec.camera}"
+    return (
+        f"image  {spec.resize} {spec.height}x{spec.width}, {spec.color.upper()}, "
+        f"(pixel - {_numbers(spec.mean)}) * {_numbers(spec.scale)}{camera}"
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.6g}" for value in values)
+
+
+def scale_text(scale: float | Sequence[float] | None) -> str:
+    """A scale, or how many there are and between what."""
+    if scale is None or (not isinstance(scale, (int, float)) and not scale):
+        return "-"
+    if isinstance(scale, (int, float)):
+        return f"{scale:.6g}"
+    return f"{scale[0]:.6g}" if len(scale) == 1 else f"{len(scale)}: {min(scale):.3g} to {max(scale):.3g}"
+
+
+def _scale_cell(info: TensorInfo) -> str:
+    if not info.scale_data:
+        return "-"
+    low, high = min(info.scale_data), max(info.scale_data)
+    text = f"{low:.6g}" if len(info.scale_data) == 1 else f"{low:.2g}..{high:.2g}"
+    text += f", zero {info.zero_point}" if info.zero_point else ""
+    return text if info.quantize_axis is None else f"{text} axis {info.quantize_axis}"
+
+
+def print_tensors(manifest: Manifest) -> None:
+    """The table; at most 100 columns wide with names of ordinary length."""
+    rows = [
+        (
+            t.name,
+            "x".join(map(str, t.shape)),
+            t.layout or "-",
+            f"{t.type} {t.quanti_type}",
+            _scale_cell(t),
+            f"{t.byte_size}",
+            " ".join(map(str, t.strides)),
+        )
+        for t in tensor_info(manifest)
+    ]
+    columns = ("tensor", "shape", "layout", "type, quanti", "scale", "bytes", "strides, bytes")
+    print_table("Input and outputs on the chip", columns, rows, 5)
+    removed = manifest.modified.get("dequantize", ())
+    quantized = [out.name for out in manifest.outputs if out.scale is not None]
+    if quantized and len(removed) < len(quantized):
+        left = len(quantized) - len(removed)
+        say(f"qdq.onnx dequantizes {left} of {len(quantized)} integer outputs; 'narrowcast modify' removes that")
+    elif removed:
+        say("dequantize nodes are removed: every quantized graph gives these integers")
+    if "input_rounding" in manifest.modified:
+        say("the quantize node is removed: every quantized graph takes the image as these integers")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, float ONNX file, or any .espdl file.")],
+    nodes: Annotated[bool, typer.Option("--nodes", help="Also every node: unit, type, scale, noise.")] = False,
+    json: Json = False,
+) -> None:
+    """Show inputs, outputs, scales, placement and sizes."""
     if path.suffix == ".espdl":
         from narrowcast.cli.espdl import inspect_espdl
 
         inspect_espdl(path, nodes, json)
         return
     if path.suffix in (".onnx", ".pt"):
-        _model(path, json)
+        _print_model(path, json)
         return
     from narrowcast.bundle import open_bundle
 
@@ -35,13 +178,13 @@ def run(path: Path, nodes: bool, json: bool) -> None:
         tensors = [asdict(entry) for entry in tensor_info(bundle.manifest)]
         print_json({**json_module.loads(bundle.manifest.to_json()), "tensors": tensors})
         return
-    _bundle(bundle)
+    _print_bundle(bundle)
     if nodes:
-        _nodes(bundle)
+        _print_placements(bundle)
     suggest(("narrowcast", "verify", path), *((("narrowcast", "deploy", path),) if bundle.target.kits else ()))
 
 
-def _model(path: Path, json: bool) -> None:
+def _print_model(path: Path, json: bool) -> None:
     from narrowcast.graph import load
 
     model = load(path)
@@ -66,7 +209,7 @@ def _model(path: Path, json: bool) -> None:
     suggest(("narrowcast", "check", path))
 
 
-def _bundle(bundle: Bundle) -> None:
+def _print_bundle(bundle: Bundle) -> None:
     from narrowcast.bundle.store import PLAN_FILE
     from narrowcast.plan import read_plan
 
@@ -102,7 +245,7 @@ def _bundle(bundle: Bundle) -> None:
         say(distance_sentence(manifest.qdq_distance))
 
 
-def _nodes(bundle: Bundle) -> None:
+def _print_placements(bundle: Bundle) -> None:
     from narrowcast.bundle.store import FLOAT_FILE
 
     noise = bundle.noise

@@ -11,8 +11,6 @@ from narrowcast.cli.tables import decibel, print_table, say
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
 
-__all__ = ["NODE_COLUMNS", "node_rows", "node_table", "output_table", "search_table"]
-
 NODE_COLUMNS = ("Node", "ON", "Subgraph", "Type", "Cosine", "SQNR dB", "Threshold", "In/Out DataType")
 
 

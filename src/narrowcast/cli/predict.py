@@ -1,25 +1,113 @@
-"""The command ``predict``."""
+"""The command ``predict``.
+
+``predict`` on a video.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from narrowcast.base.errors import UserError
+from narrowcast.base.writing import check_file, new_file, write_file
+from narrowcast.cli.options import Engine, Force, Json, Quiet, StrictImages, app
 from narrowcast.cli.tables import print_json, print_table, say, suggest
-from narrowcast.cli.video import VIDEO_SUFFIXES, run_video
 
 if TYPE_CHECKING:
+    import cv2
     import numpy as np
     from numpy.typing import NDArray
 
     from narrowcast.bundle import Predictor
     from narrowcast.vision import Classification, Detections
 
-from narrowcast.base.writing import check_file, write_file
 
-__all__ = ["open_predictor", "run"]
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+
+
+def run_video(
+    predictor: Predictor, video: Path, out: Path | None, options: Mapping[str, Any], *, force: bool, json: bool
+) -> None:
+    """Predict frame by frame, write a drawn video, print a summary (or JSON with every frame)."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its complaints would stand beside ours
+    import cv2
+
+    from narrowcast.base.progress import track
+    from narrowcast.vision.draw import draw
+
+    file = _out_file(video, out, force)
+    capture = cv2.VideoCapture(str(video))
+    if not capture.isOpened():
+        raise UserError(f"{video} cannot be read as a video", "give an .mp4 or .avi that OpenCV can decode")
+    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) or None
+    rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+    frames: list[dict[str, Any]] = []
+    count, found = 0, 0
+    start = time.perf_counter()
+    writer: cv2.VideoWriter | None = None
+    with contextlib.ExitStack() as stack:
+        stack.callback(capture.release)
+        for number, frame in enumerate(track(_frames(capture), "predict", total=total)):
+            result = predictor.predict(frame, **options)
+            found += len(result)
+            if json:
+                entries = result.to_dict(predictor.classes)
+                frames.append({"frame": number, "seconds": round(number / rate, 3), "results": entries})
+            if file is not None:
+                writer = writer or _writer(stack, file, rate, frame, force)
+                writer.write(draw(frame, result, predictor.classes, predictor.skeleton))
+            count += 1
+        if not count:
+            raise UserError(f"{video} has no frames", "give another video")
+    seconds = time.perf_counter() - start
+    if json:
+        print_json({"video": str(video), "frames": frames})
+        return
+    say(f"{video}: {count} frames, {found} results, {count / seconds:.1f} frames/s")
+    if file is not None:
+        say(f"{file} written")
+
+
+def _frames(capture: cv2.VideoCapture) -> Iterator[NDArray[np.uint8]]:
+    while True:
+        good, frame = capture.read()
+        if not good:
+            return
+        yield frame
+
+
+def _out_file(video: Path, out: Path | None, force: bool) -> Path | None:
+    if out is None:
+        return None
+    file = out / f"{video.stem}.mp4" if out.is_dir() or not out.suffix else out
+    if file.suffix.lower() != ".mp4":
+        raise UserError(f"{file} is no video name", "end it in .mp4")
+    if file.resolve() == video.resolve():
+        raise UserError(f"{file} is the input video", "choose another --out")
+    check_file(file, force)
+    return file
+
+
+def _writer(
+    stack: contextlib.ExitStack, file: Path, rate: float, frame: NDArray[np.uint8], force: bool
+) -> cv2.VideoWriter:
+    """Writes an .mp4 that appears under its name when the stack closes without an exception."""
+    import cv2
+
+    partial = stack.enter_context(new_file(file, force=force, suffix=".mp4"))
+    size = frame.shape[1], frame.shape[0]
+    writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+    stack.callback(writer.release)
+    if not writer.isOpened():
+        raise UserError(f"{file} cannot be written", "choose another --out")
+    return writer
 
 
 def open_predictor(path: Path, engine: str | None) -> Predictor:
@@ -37,21 +125,26 @@ def open_predictor(path: Path, engine: str | None) -> Predictor:
     return bundle.quantized if engine is None else bundle.engine(engine)
 
 
-def run(
-    bundle: Path,
-    image: Path,
-    out: Path | None,
-    *,
-    conf: float,
-    iou: float,
-    top_k: int,
-    engine: str | None,
-    force: bool,
-    json: bool,
-    quiet: bool,
-    strict: bool = False,
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or a float ONNX file.")],
+    image: Annotated[Path, typer.Argument(help="Image, folder of images, or video.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Picture, folder of pictures or .mp4 to write.")
+    ] = None,
+    conf: Annotated[float, typer.Option(help="Least score, 0..1.")] = 0.25,
+    iou: Annotated[float, typer.Option(help="Overlap above which two boxes are one object.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Classes to show, for classifiers.", min=1)] = 5,
+    engine: Engine = None,
+    strict_images: StrictImages = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Predict, print, draw."""
+    """Detect or classify in images or a video.
+
+    Prints what is found, draws boxes, masks and skeletons with --out.
+    """
     from narrowcast.base.progress import phase, set_quiet, track, warn
 
     set_quiet(quiet or json)
@@ -78,20 +171,20 @@ def run(
             pixels = read_image(file)
         except ValueError as error:
             unreadable.append(str(error))
-            if strict or len(unreadable) == len(files):
+            if strict_images or len(unreadable) == len(files):
                 raise UserError(unreadable[0], "remove or replace the image") from error
             pictures.pop(file, None)
             continue
         found = predictor.predict(pixels, confidence=conf, iou=iou, top_k=top_k)
         results.append({"image": str(file), "results": found.to_dict(predictor.classes)})
         if file in pictures:
-            _draw(pixels, found, predictor, pictures[file], force)
+            _draw_picture(pixels, found, predictor, pictures[file], force)
     if unreadable:
         warn(f"{len(unreadable)} of {len(files)} files left out: {'; '.join(unreadable)}")
     if json:
         print_json(results if image.is_dir() else results[0])
         return
-    _print(results, predictor)
+    _print_results(results, predictor)
     for picture in pictures.values():
         say(f"{picture} written")
     if not pictures:
@@ -131,7 +224,7 @@ def _named(image: Path, files: list[Path], out: Path) -> dict[Path, Path]:
     return named
 
 
-def _draw(
+def _draw_picture(
     pixels: NDArray[np.uint8], found: Detections | Classification, predictor: Predictor, picture: Path, force: bool
 ) -> None:
     import cv2
@@ -146,7 +239,7 @@ def _draw(
     write_file(picture, data.tobytes(), force=force)
 
 
-def _print(results: list[dict[str, Any]], predictor: Predictor) -> None:
+def _print_results(results: list[dict[str, Any]], predictor: Predictor) -> None:
     for result in results:
         entries = result["results"]
         if predictor.task == "classify":

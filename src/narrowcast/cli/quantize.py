@@ -1,4 +1,7 @@
-"""The command ``quantize``."""
+"""The command ``quantize``.
+
+Settings of ``quantize`` that are carried out around it: wide types everywhere, and nodes removed at the ends.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,140 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from narrowcast.base.errors import UserError
 from narrowcast.cli.node_table import node_table, output_table, search_table
-from narrowcast.cli.options import change_preprocessing, parse_size
+from narrowcast.cli.options import (
+    Color,
+    Force,
+    Json,
+    KeepHead,
+    Limit,
+    Mean,
+    Quiet,
+    Resize,
+    Runtime,
+    Scale,
+    Size,
+    StrictImages,
+    app,
+    change_preprocessing,
+    parse_size,
+)
 from narrowcast.cli.tables import comparison_table, print_json, say, say_notes, suggest
-from narrowcast.cli.wishes import apply_removals, check_chip, wide_pins
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
     from narrowcast.calibrate import ImageSet
+    from narrowcast.chips import Target
     from narrowcast.config import QuantizeSettings
     from narrowcast.graph import Model
     from narrowcast.plan import Pins
     from narrowcast.vision import Preprocess
 
-__all__ = ["after", "distance_sentence", "report", "run", "wider"]
+
+def check_chip(settings: QuantizeSettings, chip: Target) -> None:
+    """Compare the settings with what the chip can.
+
+    Raises:
+        UserError: zero points, or 16 bits, on a chip without them; corrected biases with an effort that corrects none.
+    """
+    if settings.asymmetric and chip.activation.symmetric:
+        raise UserError(
+            f"asymmetric: activations of {chip.name} have no zero point, as far as its vendor says", "remove it"
+        )
+    if settings.bias_correction and settings.effort == "fast":
+        raise UserError("bias_correction: the effort 'fast' corrects nothing", "use --effort standard, which does")
+    if settings.all_int16 and "int16" not in chip.activation.types:
+        raise UserError(f"all_int16: {chip.name} has no 16-bit activations", "remove it")
 
 
-def run(
-    config: Path | None,
-    options: Mapping[str, Any],
-    *,
-    force: bool,
-    verbose: bool,
-    json: bool,
-    quiet: bool,
-    save_intermediates: Path | None = None,
-    strict: bool = False,
+def wide_pins(settings: QuantizeSettings, model: Model, chip: Target) -> Pins:
+    """``all_int16`` as pins of every node that the chip runs with 16 bits without being asked for the node."""
+    from narrowcast.chips.placement import place
+    from narrowcast.plan import Pins
+
+    if not settings.all_int16:
+        return Pins()
+    verdicts = place(model.ir.graph, chip, settings.runtime)
+    return Pins({name: "int16" for name, verdict in verdicts.items() if "int16" in verdict.types})
+
+
+def apply_removals(settings: QuantizeSettings, bundle: Bundle) -> Bundle:
+    """Take the nodes off the ends that ``remove`` and ``remove_nodes`` name; kinds that are not there are no mistake.
+
+    Raises:
+        UserError: ``remove_nodes`` names no node at an end.
+    """
+    from narrowcast.bundle.modify import modify
+
+    if not settings.remove and not settings.remove_nodes:
+        return bundle
+    return modify(
+        bundle, out=bundle.path, remove=settings.remove, nodes=settings.remove_nodes, force=True, lenient=True
+    )
+
+
+@app.command()
+def quantize(
+    model: Annotated[
+        Path | None, typer.Argument(help="Float model: ONNX file, or .pt with your own 'yolo' command.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Calibration images: a folder, a list file, or a .npy batch of model inputs.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with any of these settings; options win.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", help="Chip: a name (see 'targets') or a YAML file [onnx]."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Calibration: auto, minmax, mean-minmax, percentile, kl, mse or lp [auto].")
+    ] = None,
+    percentile: Annotated[float | None, typer.Option(help="For the method 'percentile' [99.99].")] = None,
+    limit: Limit = None,
+    strict_images: StrictImages = False,
+    plan: Annotated[Path | None, typer.Option(help="Edited plan.json whose types and pins are kept.")] = None,
+    int16: Annotated[list[str] | None, typer.Option(help="Node (or pattern with *) to run at 16 bits.")] = None,
+    float_: Annotated[list[str] | None, typer.Option("--float", help="Node (or pattern) to leave in float.")] = None,
+    size: Size = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    color: Color = None,
+    resize: Resize = None,
+    camera: Annotated[str | None, typer.Option(help="Simulate the board's camera: nv12-full or nv12-studio.")] = None,
+    keep_head: KeepHead = False,
+    attention: Annotated[
+        str | None, typer.Option(help="keep, or rewrite: Softmax as operators that stay on the chip [keep].")
+    ] = None,
+    effort: Annotated[
+        str | None, typer.Option(help="fast: ranges only; standard: corrected weights too; max: longer [standard].")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option(help="What the method auto tries: auto, or hb-mapper's candidates too [auto].")
+    ] = None,
+    output_factors: Annotated[
+        bool | None,
+        typer.Option("--output-factors", help="Outputs with a scale a channel [where the chip's readers can]."),
+    ] = None,
+    runtime: Runtime = None,
+    force: Force = False,
+    threads: Annotated[int | None, typer.Option(help="Threads of onnxruntime; 0 for all cores.", min=0)] = None,
+    save_intermediates: Annotated[
+        Path | None, typer.Option(help="Folder for the four models under hb_mapper's names.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print a table of all tensors.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Quantize and print the comparison."""
+    """Turn a float model into integers and compare the two.
+
+    Compared on images held back from calibration.
+    """
     from narrowcast.base.progress import phase, set_quiet
 
     set_quiet(quiet or json)
@@ -45,6 +152,13 @@ def run(
         from narrowcast.config import check_input, read_settings_with_notes
         from narrowcast.deploy import quantize
         from narrowcast.graph import load
+    options = {
+        "model": model, "images": images, "out": out, "target": target, "method": method, "percentile": percentile,
+        "limit": limit, "plan": plan, "int16": int16, "float": float_, "size": size, "mean": mean, "scale": scale,
+        "color": color, "resize": resize, "camera": camera, "keep_head": keep_head or None, "runtime": runtime,
+        "threads": threads, "attention": attention, "effort": effort, "search": search,
+        "output_factors": output_factors,
+    }  # fmt: skip
     start = time.perf_counter()
     settings, notes = read_settings_with_notes(config, options)
     chip = load_target(settings.target)  # a wrong name is said before anything slow
@@ -65,7 +179,7 @@ def run(
         check_input(settings, loaded.input_name, shape)
     bundle = quantize(
         loaded,
-        _images(settings, loaded.preprocess, strict),
+        _images(settings, loaded.preprocess, strict_images),
         settings.target,
         out=settings.out,
         method=settings.method,

@@ -18,10 +18,6 @@ from rich.table import Table
 from narrowcast.base.errors import printable
 from narrowcast.base.progress import is_quiet
 
-__all__ = [
-    "comparison_table", "console", "decibel", "print_json", "print_table", "say", "say_notes", "suggest", "targets",
-]  # fmt: skip
-
 #: How notes begin that nobody should miss.
 WARNING = "WARNING: "
 #: Lines of a cell in a table, and characters of a cell that shares its line in a paragraph; at most.
@@ -168,26 +164,3 @@ def comparison_table(title: str, entries: Iterable[Mapping[str, Any]], first: st
         for e in entries
     ]
     print_table(title, (first, "cosine", "SQNR dB", "mean |diff|", "max |diff|"), rows)
-
-
-def targets(json: bool) -> None:
-    """The command ``targets``."""
-    from narrowcast.chips import load_target, target_names
-
-    found = [load_target(name) for name in target_names()]
-    if json:
-        print_json([target.model_dump(mode="json") for target in found])
-        return
-    rows = [
-        (
-            target.name,
-            target.title,
-            f"{target.activation.scale}, {'symmetric' if target.activation.symmetric else 'asymmetric'}",
-            "per channel" if target.weight.per_channel else "per tensor",
-            target.outputs.type,
-            target.requantize.rounding,
-        )
-        for target in found
-    ]
-    print_table("", ("target", "chip", "activation scales", "weight scales", "outputs leave as", "rounding"), rows, 6)
-    suggest(("narrowcast", "check", "MODEL.onnx", "--target", found[0].name))

@@ -1,13 +1,34 @@
-"""The command ``tune``."""
+"""The command ``tune``.
+
+The command ``finetune``.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from narrowcast.base.errors import UserError
-from narrowcast.cli.interrupt import on_interrupt
-from narrowcast.cli.options import beside, labelled_images
+from narrowcast.base.progress import on_interrupt
+from narrowcast.cli.options import (
+    Annotations,
+    BundleFolder,
+    Force,
+    Fresh,
+    Json,
+    Labels,
+    Limit,
+    Quiet,
+    SkipMissing,
+    StrictImages,
+    Threads,
+    Workers,
+    app,
+    beside,
+    labelled_images,
+)
 from narrowcast.cli.quantize import after
 from narrowcast.cli.tables import print_json, print_table, say, suggest
 
@@ -15,33 +36,33 @@ if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
     from narrowcast.deploy.tune import Wish
 
-__all__ = ["print_tuned", "run"]
 
-
-def run(
-    path: Path,
-    images: Path,
-    *,
-    annotations: Path | None = None,
-    labels: Path | None = None,
-    max_drop: str = "1%",
-    int16_budget: str = "10%",
-    budget_unit: str = "convolutions",
-    metric: str | None = None,
-    out: Path | None = None,
-    limit: int = 200,
-    loss_images: int | None = None,
-    skip_missing: bool = False,
-    workers: int | None = None,
-    fresh: bool = False,
-    force: bool = False,
-    json: bool = False,
-    quiet: bool = False,
-    strict: bool = False,
+@app.command()
+def tune(
+    path: BundleFolder,
+    images: Annotated[Path, typer.Option(help="Images; no labels needed, better with them.")],
+    annotations: Annotations = None,
+    labels: Labels = None,
+    max_drop: Annotated[str, typer.Option(help="The most that the metric may drop against float.")] = "1%",
+    int16_budget: Annotated[str, typer.Option(help="What may run at 16 bits: a share or a count.")] = "10%",
+    budget_unit: Annotated[str, typer.Option(help="What the budget counts: convolutions or macs.")] = "convolutions",
+    metric: Annotated[str | None, typer.Option(help="keypoints.AP, box.AP, mask.AP or top1 [the task's own].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [<bundle>-tuned].")] = None,
+    limit: Annotated[int, typer.Option(help="Labelled images at most; half choose, half report.", min=2)] = 200,
+    loss_images: Annotated[
+        int | None, typer.Option(help="Images on which sets are compared [20 at 640x640, more below].", min=2)
+    ] = None,
+    skip_missing: SkipMissing = False,
+    strict_images: StrictImages = False,
+    workers: Workers = None,
+    fresh: Fresh = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Choose nodes for 16 bits, write the new bundle, print what each step bought.
+    """Give 16 bits to the nodes that gain most by it.
 
-    Options are those of the command; ``loss_images`` is how many images compare sets in task units.
+    As many as it takes until the drop is small enough, within a budget.
     """
     from narrowcast.base.progress import phase, set_quiet
 
@@ -59,7 +80,7 @@ def run(
     if limit < 2:
         raise UserError(f"a limit of {limit} labelled images cannot be halved", "give 2 or more")
     data = labelled_images(images, annotations, labels, limit=limit, skip_missing=skip_missing)
-    found = find_images(images, bundle.manifest.preprocess, strict=strict)
+    found = find_images(images, bundle.manifest.preprocess, strict=strict_images)
     command = ["narrowcast", "tune", "--max-drop", max_drop, "--int16-budget", int16_budget]
     command += ["--budget-unit", budget_unit, *(["--metric", metric] if metric is not None else [])]
     with on_interrupt("interrupted: measurements are kept, the same command goes on from there"):
@@ -116,12 +137,12 @@ def print_tuned(tuned: Bundle) -> None:
     images = len(record["images"]["choose"])
     columns = ("step", "of", "", "gain", "task loss", "drop", unit, "share")
     print_table(f"16 bits on {tuned.manifest.target}, chosen on {images} images", columns, rows, 3)
-    for text in (*record["image_notes"], *_report(record["report"])):
+    for text in (*record["image_notes"], *_reported(record["report"])):
         say(f"- {text}")
     say(_last(record))
 
 
-def _report(report: dict[str, Any]) -> list[str]:
+def _reported(report: dict[str, Any]) -> list[str]:
     """What the images say that chose nothing."""
     before, after = report["before"], report["after"]
     found = [f"on images that chose nothing the task loss goes from {before['loss']:.4f} to {after['loss']:.4f}"]
@@ -155,3 +176,82 @@ def _retention(report: dict[str, Any], name: str) -> float:
     row = next(row for row in report["metrics"]["rows"] if row["name"] == name)
     value = row["metrics"][0]["retention"]
     return 1.0 if value is None else float(value)
+
+
+#: Fields of a task error worth a row, with the digits that are shown.
+_ERRORS = {
+    "loss": 4, "oks_loss": 4, "mask_iou_loss": 4, "iou_loss": 4, "keypoint_pixels": 2, "box_pixels": 2,
+    "probability": 4, "candidate_probability": 4, "top1_disagreement": 4, "divergence": 4, "noise_ratio": 5,
+}  # fmt: skip
+
+
+@app.command()
+def finetune(
+    path: BundleFolder,
+    images: Annotated[Path, typer.Option(help="Images; no labels needed. 50 or more.")],
+    steps: Annotated[int | None, typer.Option(help="Steps of the optimizer [200].", min=1)] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step [4].", min=1)] = None,
+    scope: Annotated[str | None, typer.Option(help="all weights, or branches: those of one output each [all].")] = None,
+    rate: Annotated[float | None, typer.Option(help="Largest change of a weight in a step, in its steps.")] = None,
+    scale_rate: Annotated[float | None, typer.Option(help="The same for the logarithm of scales [0].")] = None,
+    limit: Limit = None,
+    strict_images: StrictImages = False,
+    seed: Annotated[int, typer.Option(help="Order of the images.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write [<bundle>-finetuned].")] = None,
+    force: Force = False,
+    threads: Threads = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Teach the quantized network with the float one.
+
+    On images without labels; needs PyTorch: pip install narrowcast[finetune].
+    """
+    from narrowcast.base.progress import phase, set_quiet
+
+    set_quiet(quiet or json)
+    with phase("start"):
+        from narrowcast.bundle import open_bundle
+        from narrowcast.bundle.folder import check_out
+        from narrowcast.calibrate import images as find_images
+        from narrowcast.deploy.finetune import finetune
+        from narrowcast.improve.finetune import Settings, require_torch
+    require_torch()
+    bundle = open_bundle(path)
+    given: dict[str, Any] = {"steps": steps, "batch": batch, "scope": scope, "rate": rate, "scale_rate": scale_rate}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = Settings(**chosen, seed=seed, device=device)
+    folder = out or beside(path, "-finetuned")
+    check_out(folder, force)
+    found = find_images(images, bundle.manifest.preprocess, limit=limit, strict=strict_images)
+    command = ["narrowcast", "finetune", *(f"--{name.replace('_', '-')}={value}" for name, value in chosen.items())]
+    options: dict[str, Any] = {"force": force, "threads": threads, "command": command}
+    with on_interrupt("interrupted: nothing was written"):
+        result = finetune(bundle, found, out=folder, settings=settings, **options)
+    if json:
+        print_json({"bundle": str(folder), **result.manifest.calibration["finetune"]})
+    else:
+        print_finetuned(result)
+        say(f"{folder} written")
+        suggest(*after(result))
+
+
+def print_finetuned(bundle: Bundle) -> None:
+    """Error before and after on the judging images, then the result in one line."""
+    record = bundle.manifest.calibration["finetune"]
+    before, after = record["before"], record["after"]
+    rows = [
+        [name.replace("_", " "), f"{before[name]:.{digits}f}", f"{after[name]:.{digits}f}"]
+        for name, digits in _ERRORS.items()
+        if before.get(name) is not None and after.get(name) is not None
+    ]
+    for note in record["image_notes"]:
+        say(f"- {note}")
+    count = len(record["images"]["judge"])
+    print_table(f"error on {count} images that taught nothing, {record['judged_by']}", ["", "before", "after"], rows)
+    if not record["kept_step"]:
+        say("nothing was better than the start: the weights are unchanged; try more images or another --rate")
+        return
+    change = after["loss"] / before["loss"] - 1 if before["loss"] else 0.0
+    say(f"loss {before['loss']:.4f} -> {after['loss']:.4f} ({change:+.0%}) after {record['kept_step']} steps")

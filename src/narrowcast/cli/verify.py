@@ -1,13 +1,20 @@
-"""The command ``verify``: the integer graph against the slow reference."""
+"""The command ``verify``: the integer graph against the slow reference.
+
+The command ``run``: raw outputs and every integer tensor, for comparing with a board.
+"""
 
 from __future__ import annotations
 
+import json as json_module
+import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from narrowcast.base.errors import UserError
+from narrowcast.cli.options import BundleFolder, Force, Json, Quiet, StrictImages, app
 from narrowcast.cli.quantize import after
 from narrowcast.cli.tables import print_json, print_table, say, suggest
 
@@ -16,8 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from narrowcast.bundle import Bundle
-
-__all__ = ["run"]
 
 
 def _some_inputs(
@@ -44,10 +49,20 @@ def _refuse(violations: list[str], json: bool) -> NoReturn:
     raise typer.Exit(1)
 
 
-def run(
-    path: Path, images: Path | None, limit: int, everything: bool, json: bool, quiet: bool, strict: bool = False
+@app.command()
+def verify(
+    path: BundleFolder,
+    images: Annotated[Path | None, typer.Option(help="Images to run [embedded ones].")] = None,
+    limit: Annotated[int, typer.Option(help="How many of them.", min=1)] = 3,
+    strict_images: StrictImages = False,
+    everything: Annotated[bool, typer.Option("--all", help="List every tensor, not only those that differ.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Check the plan, then compare every integer tensor; exit code 1 when the plan is wrong or a value differs."""
+    """Compare the integers with a slow independent reference.
+
+    Tensor by tensor, bit for bit.
+    """
     from narrowcast.base.progress import phase, set_quiet, track
 
     set_quiet(quiet or json)
@@ -60,7 +75,7 @@ def run(
         _refuse(bundle.violations, json)
     graph = bundle.integer_graph
     bundle.file(PLAN_FILE)  # the plan of these integers, not one that was edited since
-    inputs, notes = _some_inputs(bundle, images, limit, strict)
+    inputs, notes = _some_inputs(bundle, images, limit, strict_images)
     target = bundle.target
     rows = verify(bundle.prepared.ir, bundle.plan, target, graph, track(inputs, "verify", len(inputs)))
     wrong = [row for row in rows if row.differing]
@@ -87,3 +102,91 @@ def run(
             suggest(*after(bundle)[-1:])
     if wrong:
         raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    path: BundleFolder,
+    source: Annotated[Path, typer.Option("--input", help="Image, or .npy file with one model input.")],
+    engine: Annotated[str, typer.Option(help="integer, qdq or float.")] = "integer",
+    dump_dir: Annotated[
+        Path | None, typer.Option(help="Folder for every intermediate integer tensor, to compare with a board.")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Run one input and show the raw outputs."""
+    from narrowcast.base.progress import phase
+
+    with phase("start"):
+        from narrowcast.base.writing import check_folder, new_folder
+        from narrowcast.bundle import open_bundle
+    bundle = open_bundle(path)
+    place = None if dump_dir is None else check_folder(dump_dir, "index.json", force, "--dump-dir")
+    tensor = _one_input(bundle, source)
+    tensors, encodings = _tensors(bundle, engine, tensor, place is not None)
+    wanted = dict.fromkeys((*bundle.manifest.user_outputs, *(out.name for out in bundle.manifest.outputs)))
+    outputs = [name for name in wanted if name in tensors]
+    rows = [
+        {"tensor": name, "shape": list(tensors[name].shape), "dtype": str(tensors[name].dtype),
+         "min": tensors[name].min().item(), "max": tensors[name].max().item(), **encodings.get(name, {})}
+        for name in outputs
+    ]  # fmt: skip
+    if place is not None:
+        with new_folder(place, "--dump-dir") as folder:
+            _write_tensors(folder, tensors, encodings)
+    if json:
+        print_json(rows)
+        return
+    cells = [
+        (str(r["tensor"]), "x".join(map(str, r["shape"])), str(r["dtype"]), f"{r['min']:g}", f"{r['max']:g}")
+        for r in rows
+    ]
+    print_table(f"{path}, engine {engine}", ("output", "shape", "type", "least", "largest"), cells, 3)
+    if dump_dir is not None:
+        say(f"{len(tensors)} tensors written to {dump_dir} (index.json says what each holds)")
+    elif engine == "integer":
+        suggest(("narrowcast", "run", path, "--input", source, "--dump-dir", "tensors"), why="every integer tensor")
+
+
+def _one_input(bundle: Bundle, source: Path) -> NDArray[np.float32]:
+    from narrowcast.calibrate import images
+
+    if not source.exists():
+        raise UserError(f"{source} does not exist", "give an image, or a .npy file with one model input")
+    found = images(source, bundle.manifest.preprocess)
+    if len(found) != 1:
+        raise UserError(f"{source} holds {len(found)} inputs", "give one")
+    return next(iter(found))
+
+
+def _tensors(
+    bundle: Bundle, engine: str, tensor: NDArray[np.float32], everything: bool
+) -> tuple[dict[str, NDArray[Any]], dict[str, dict[str, Any]]]:
+    """Tensors by name, and how integers are read."""
+    if engine != "integer":
+        if everything:
+            raise UserError(f"only the engine integer gives every tensor, not {engine}", "leave --dump-dir out")
+        return bundle.engine(engine).run(tensor), {}
+    from dataclasses import asdict
+
+    from narrowcast.bundle.integer_input import chip_input
+    from narrowcast.lower.integer import IntegerRunner
+
+    graph, tensor = bundle.integer_graph, chip_input(tensor, bundle.manifest)
+    runner = IntegerRunner(graph, all_tensors=everything)
+    found = runner.run(tensor)
+    tensors = {**(runner.integers(tensor) if everything else {}), **found, **bundle.quantized.joined(found)}
+    known = {**graph.encodings, **{name: code for name, code in graph.outputs.items() if code is not None}}
+    return tensors, {name: asdict(code) for name, code in known.items() if name in tensors}
+
+
+def _write_tensors(folder: Path, tensors: dict[str, NDArray[Any]], encodings: dict[str, dict[str, Any]]) -> None:
+    import numpy as np
+
+    index = []
+    for number, (name, values) in enumerate(tensors.items()):
+        file = f"{number:04d}{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}.npy"
+        np.save(folder / file, values)
+        index.append({"tensor": name, "file": file, "shape": list(values.shape), **encodings.get(name, {})})
+    (folder / "index.json").write_text(json_module.dumps(index, indent=1) + "\n")
