@@ -83,9 +83,9 @@ def test_bad_files_end_in_one_line(kind: str, says: str, tmp_path: Path) -> None
 
 
 def test_a_newer_schema_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from narrowcast.deploy.espdl import encoder
+    from narrowcast.deploy.espdl import codec
 
-    monkeypatch.setattr(encoder, "_code", lambda dtype: 77)
+    monkeypatch.setattr(codec, "_code", lambda dtype: 77)
     with pytest.raises(UserError, match="newer schema"):
         decode_espdl(encode_espdl(tiny()))
 

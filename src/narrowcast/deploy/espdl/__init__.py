@@ -1,13 +1,11 @@
 """Espressif's model file: read, run, write, describe, and what the runtime can do."""
 
 from narrowcast.deploy.espdl.capability import FACTS, Fact, RuntimeRow, check_runtime
-from narrowcast.deploy.espdl.encoder import encode_espdl
-from narrowcast.deploy.espdl.inspection import Description, describe
+from narrowcast.deploy.espdl.codec import decode_espdl, encode_espdl, read_espdl
+from narrowcast.deploy.espdl.file import Description, EspdlFile, EspdlNode, EspdlTensor, EspdlValue, describe
 from narrowcast.deploy.espdl.kit import ESPDL_FILE, Origin, bundled_espdl, deploy_espdl
-from narrowcast.deploy.espdl.reader import decode_espdl, read_espdl
 from narrowcast.deploy.espdl.restore import Restored, restore
 from narrowcast.deploy.espdl.running import EspdlRunner, VectorCheck
-from narrowcast.deploy.espdl.types import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.deploy.espdl.writer import TestVector, build_espdl, make_test_vectors, write_espdl
 
 __all__ = [

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
+from narrowcast.deploy.espdl.file import AttributeValue, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.deploy.espdl.layouts import (
     CHANNELS_LAST,
     UNARY_TABLES,
@@ -28,7 +29,6 @@ from narrowcast.deploy.espdl.layouts import (
     reordered,
     then,
 )
-from narrowcast.deploy.espdl.types import AttributeValue, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.ops.net import all_names, constant_of, dims, input_at, node_names, unused
 from narrowcast.plan.types import Encoding, Plan, edge_key
 

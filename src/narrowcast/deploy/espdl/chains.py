@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from narrowcast.deploy.espdl.file import EspdlFile, EspdlNode
 from narrowcast.deploy.espdl.packing import pack_matrix
-from narrowcast.deploy.espdl.types import EspdlFile, EspdlNode
 
 __all__ = ["packing_source"]
 

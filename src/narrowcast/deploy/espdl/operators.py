@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.deploy.espdl.assembly import QUANT_TYPES, Assembly, Stored, exponents
+from narrowcast.deploy.espdl.file import AttributeValue, EspdlTensor
 from narrowcast.deploy.espdl.layouts import (
     Order,
     channels_last,
@@ -28,7 +29,6 @@ from narrowcast.deploy.espdl.products import (
     add_transposed_convolution,
     explicit_pads,
 )
-from narrowcast.deploy.espdl.types import AttributeValue, EspdlTensor
 from narrowcast.lower.integer import constant_integers, full_table, stepped_table
 from narrowcast.lower.integer.clipping import clip_bounds, integer_bounds
 from narrowcast.lower.integer.functions import unary_function

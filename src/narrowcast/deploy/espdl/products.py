@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.deploy.espdl.assembly import Assembly, Stored, exponents
+from narrowcast.deploy.espdl.file import AttributeValue, EspdlTensor
 from narrowcast.deploy.espdl.layouts import channels_last, identity, reordered
 from narrowcast.deploy.espdl.packing import filter_layout, pack_filter, pack_matrix
-from narrowcast.deploy.espdl.types import AttributeValue, EspdlTensor
 from narrowcast.graph.windows import windows
 from narrowcast.lower.integer import bias_integers, constant_integers
 from narrowcast.ops.net import constant_of, dims

@@ -20,6 +20,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.base.reading import reading
 from narrowcast.chips.schema import Target
 from narrowcast.deploy.espdl.chains import packing_source
+from narrowcast.deploy.espdl.file import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.deploy.espdl.layouts import (
     AXIS,
     BINARY,
@@ -34,7 +35,6 @@ from narrowcast.deploy.espdl.layouts import (
     then,
 )
 from narrowcast.deploy.espdl.packing import parse_layout, unpack_filter, unpack_matrix
-from narrowcast.deploy.espdl.types import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.plan.types import Encoding, Placement, Plan
 
 __all__ = ["Restored", "restore"]

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
+from narrowcast.deploy.espdl.file import EspdlFile
 from narrowcast.deploy.espdl.layouts import inverse
 from narrowcast.deploy.espdl.restore import Restored, restore
-from narrowcast.deploy.espdl.types import EspdlFile
 from narrowcast.lower.integer import IntegerRunner, constant_integers, full_table, lower_integer
 from narrowcast.lower.integer.functions import unary_function
 

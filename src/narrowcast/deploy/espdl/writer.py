@@ -14,11 +14,11 @@ import narrowcast
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
 from narrowcast.deploy.espdl.assembly import Assembly
-from narrowcast.deploy.espdl.encoder import encode_espdl
+from narrowcast.deploy.espdl.codec import encode_espdl
+from narrowcast.deploy.espdl.file import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.deploy.espdl.layouts import channels_last, identity
 from narrowcast.deploy.espdl.operators import add_node
 from narrowcast.deploy.espdl.products import fused_relu
-from narrowcast.deploy.espdl.types import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.plan.types import Plan
 
