@@ -15,6 +15,7 @@ import builders
 from builders import save, silu_net
 from narrowcast.analyze import analyze
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
+from narrowcast.bundle.compare import compare_tensors
 from narrowcast.bundle.contents import proto_bytes
 from narrowcast.calibrate import collect, images
 from narrowcast.chips import Target, load_target
@@ -182,3 +183,13 @@ def test_lowering_a_large_weight_takes_little_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert graph.proofs[0].products > 1
     assert peak < 3.2 * len(weight.raw_data)
+
+
+def test_a_comparison_lets_the_float_weights_rest_while_the_other_graph_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, all_held: None
+) -> None:
+    model = load(save(silu_net(), tmp_path / "m.onnx"))
+    proto, rested = model.to_proto(), []
+    monkeypatch.setattr(weights._Held, "rest", rested.append)
+    (found,) = compare_tensors(proto, proto, {"y": "y"}, [x[None] for x in X[:2]])
+    assert found.max_abs == 0 and len(rested) == 2 * len(list(weights.held_arrays(proto)))

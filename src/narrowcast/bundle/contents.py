@@ -25,7 +25,7 @@ from narrowcast.calibrate import ImageSet
 from narrowcast.chips import Target
 from narrowcast.graph.model import Model
 from narrowcast.graph.units import inline_units
-from narrowcast.graph.weights import with_data
+from narrowcast.graph.weights import rest, with_data
 from narrowcast.improve import State
 from narrowcast.lower.distance import qdq_distance
 from narrowcast.lower.factors import Factors, factored, undo_factors, with_factors
@@ -113,9 +113,10 @@ def make_contents(
         raise UserError(f"the plan breaks a rule of {target.name}: {wrong}", "please report the model")
     integers, why_not = integers_of(state, target)
     best = qdq if integers is None else dequantized(integers)
+    lowered_from = undo_factors(ir.to_proto(state.model), state.factors)
+    rest(lowered_from)  # lowering has read all weights
     names = {name: name for name in model.output_names}
     outputs = compare_tensors(floating, best, names, track(images, "compare", len(images)), threads)
-    lowered_from = undo_factors(ir.to_proto(state.model), state.factors)
     few = islice(images, _TENSOR_IMAGES)
     tensors = compare_tensors(lowered_from, qdq, _tensor_pairs(state.model.graph, state.plan), few, threads)
     watched = (images if watched is None else watched).spread(WATCHED_IMAGES)
