@@ -39,6 +39,11 @@ NETS = {
                            (weights(RNG, "k", 3, 4, 3, 3),), set()),
     "Resize by axes": ([node("Resize", ["x", "", "", "k"], ["y"], name="n", mode="linear", axes=[2, 3],
                              keep_aspect_ratio_policy="not_smaller")], (ints("k", 12, 20),), set()),
+    "Resize that keeps its centre": ([node("Resize", ["x", "", "k"], ["y"], name="n", mode="linear",
+                                           coordinate_transformation_mode="half_pixel_symmetric")],
+                                     (constant("k", np.float32([1, 1, 1.5, 2])),), set()),
+    "Resize that stays": ([node("Resize", ["x", "", "k"], ["r"], name="n"), node("Relu", ["r"], ["y"], name="r")],
+                          (constant("k", np.float32([1, 1, 1.1, 1])),), {"Resize"}),
     "Split in three": ([node("Split", ["x"], ["a", "b", "c"], name="n", axis=-1, num_outputs=3),
                         node("Concat", ["c", "a", "b"], ["y"], name="cat", axis=3)], (), set()),
 }  # fmt: skip
@@ -47,12 +52,13 @@ NETS = {
 @pytest.mark.parametrize("name", NETS)
 def test_one_form(name: str, tmp_path: Path) -> None:
     nodes, constants, gone = NETS[name]
-    proto = model(nodes, constants, shape=(1, 3, 8, 8), opset=18)
+    proto = model(nodes, constants, shape=(1, 3, 8, 8), opset=19 if name == "Resize that keeps its centre" else 18)
     loaded = load(save(proto, tmp_path / "net.onnx"), keep_head=True)
     assert not gone & {entry.op_type for entry in loaded.ir.graph}
     unwanted = {"alpha", "beta", "transA", "auto_pad", "output_shape", "axes", "num_outputs"}
     for entry in loaded.ir.graph:
         assert not unwanted & set(entry.attributes)
+        assert entry.attributes.get_string("coordinate_transformation_mode", "") != "half_pixel_symmetric"
         assert len(entry.inputs) == 2 or entry.op_type not in ("Max", "Min", "Add")
     tensor = np.random.default_rng(1).normal(size=(1, 3, 8, 8)).astype(np.float32)
     expected = Runner(proto, 1, "none").run(tensor)["y"]

@@ -158,6 +158,7 @@ def rules() -> list[tuple[onnx.NodeProto, list]]:
         rule("Transpose", perm=[0, 2, 3, 1]),
         rule("Clip", *bounds),
         rule("Resize", absent, twice, nearest_mode="floor", coordinate_transformation_mode="asymmetric"),
+        rule("Resize", absent, constant("scales", np.array([1, 1, 3, 0.7], np.float32)), nearest_mode="ceil"),
         rule("Resize", absent, twice, mode="linear"),
         rule("Slice", *ones),
         rule("ReduceMean", axes=[2, 3], keepdims=0),

@@ -3,7 +3,8 @@
     Gemm                 alpha, beta and transA folded or written out; a bias of several rows, or computed operands: Add
     Max, Min, Sum, Mean  of two operands (Sum as Add, Mean as Add and Mul)
     Pow                  exponent in float32
-    Resize               a factor for every axis, no ``axes``, no ``keep_aspect_ratio_policy``
+    Resize               a factor for every axis, no ``axes``, no ``keep_aspect_ratio_policy``; half_pixel_symmetric is
+                         half_pixel where no size was rounded; nothing where all sizes stay
     Split                sizes, no ``num_outputs``
     ConvTranspose        ``pads``, no ``auto_pad``, no ``output_shape``
 """
@@ -142,26 +143,29 @@ def _power(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _resize(graph: ir.Graph, node: ir.Node) -> None:
+    before, after = dims(node.inputs[0]), list(dims(node.outputs[0]))
     axes = node.attributes.get_ints("axes", None)
     policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
-    roi = constant_at(node, 1)
-    if (axes is None and policy == "stretch") or (roi is not None and roi.size):
+    grid = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    roi, given, sizes = (constant_at(node, index) for index in (1, 2, 3))
+    if list(before) == after and grid != "tf_crop_and_resize":  # onnxruntime copies then, with factors such as 1.1 too
+        put_in_place(graph, node, [ir.node("Identity", [node.inputs[0]], name=node.name)])
         return
-    before, after = dims(node.inputs[0]), list(dims(node.outputs[0]))
     chosen = [axis % len(before) for axis in axes] if axes is not None else list(range(len(before)))
-    factors = np.ones(len(before), np.float32)
-    given = constant_at(node, 2)
-    sizes = constant_at(node, 3)
+    factors, rounded = np.ones(len(before), np.float32), False
     if given is not None and given.size:
         factors[chosen] = given
     elif sizes is not None:
         ratios = [float(size) / before[axis] for axis, size in zip(chosen, sizes, strict=True)]
         pick = {"not_larger": min, "not_smaller": max}.get(policy)
         factors[chosen] = ratios if pick is None else [pick(ratios)] * len(ratios)
-        if [int(np.floor(float(f) * size)) for f, size in zip(factors, before, strict=True)] != after:
-            return  # a rounded size belongs to no factor that ONNX would floor to it
+        rounded = [int(np.floor(float(f) * size)) for f, size in zip(factors, before, strict=True)] != after
     else:
         return
+    if grid == "half_pixel_symmetric" and np.allclose(factors * np.asarray(before), after, rtol=1e-6, atol=0):
+        node.attributes.pop("coordinate_transformation_mode")  # the grid keeps its centre where nothing was cut off
+    if (axes is None and policy == "stretch") or (roi is not None and roi.size) or rounded:
+        return  # a rounded size belongs to no factor that ONNX would floor to it
     for name in ("axes", "keep_aspect_ratio_policy"):
         node.attributes.pop(name, None)
     node.resize_inputs(3)

@@ -10,6 +10,8 @@ from narrowcast.ops.net import constant_at
 
 __all__ = ["LINEAR_GRIDS", "floor_positions", "linear_positions", "nearest_positions", "resize_scales"]
 
+#: A position so near to the middle of two pixels is the middle, as in onnxruntime: float32 decides no tie.
+_TIE = 1e-6
 #: Values of ``coordinate_transformation_mode`` that :func:`linear_positions` knows.
 LINEAR_GRIDS = ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel")
 
@@ -66,7 +68,7 @@ def floor_positions(size: int, outputs: int, scale: float) -> NDArray[np.int64]:
 
 
 def nearest_positions(node: ir.Node, size: int, outputs: int, scale: float) -> NDArray[np.int64]:
-    """The pixel that mode nearest reads for every output along one axis, in float32, which decides ties.
+    """The pixel that mode nearest reads for every output along one axis, positions in float32.
 
     Args:
         node: a Resize with mode nearest.
@@ -85,16 +87,15 @@ def nearest_positions(node: ir.Node, size: int, outputs: int, scale: float) -> N
         place = place / factor
     elif transformation == "pytorch_half_pixel" and outputs == 1:
         place = np.zeros(1, np.float32)
-    elif transformation in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"):
+    elif transformation in ("half_pixel", "pytorch_half_pixel"):
         place = (place + half) / factor - half
-        if transformation == "half_pixel_symmetric":  # the grid keeps its centre where outputs were cut off
-            place = place + np.float32(size / 2 * (1 - outputs / (size * float(factor))))
     else:
         raise ValueError(transformation)
     rule = node.attributes.get_string("nearest_mode", "round_prefer_floor")
+    exact = place.astype(np.float64)
     index = {
-        "round_prefer_floor": np.ceil(place - half),
-        "round_prefer_ceil": np.floor(place + half),
+        "round_prefer_floor": np.ceil(exact - 0.5 - _TIE),
+        "round_prefer_ceil": np.floor(exact + 0.5 + _TIE),
         "floor": np.floor(place),
         "ceil": np.ceil(place),
     }[rule]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from torch.nn import functional
 
 from narrowcast.base.errors import UserError
+from narrowcast.graph.grids import nearest_positions, resize_scales
 from narrowcast.ops.net import dims, integers_at
 
 __all__ = [
@@ -132,16 +134,20 @@ def reshaped(node: ir.Node, x: list[Tensor]) -> Tensor:
 
 
 def resize(node: ir.Node, x: list[Tensor]) -> Tensor:
-    """ONNX Resize of the last two axes, nearest by whole factors or linear with half-pixel centres."""
+    """ONNX Resize, nearest along any axes or linear along the last two with half-pixel centres."""
     shape = list(dims(node.outputs[0]))
     mode = node.attributes.get_string("mode", "nearest")
     where = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    if mode == "nearest" and where != "tf_crop_and_resize":
+        result = x[0]
+        scales = resize_scales(node, tuple(result.shape), tuple(shape))
+        for axis, (old, new, scale) in enumerate(zip(x[0].shape, shape, scales, strict=True)):
+            if old != new:
+                places = torch.from_numpy(nearest_positions(node, old, new, scale))
+                result = result.index_select(axis, places.to(result.device))
+        return result
     if len(shape) != 4 or shape[:2] != list(x[0].shape[:2]):
         raise _refuse(node, "other axes than the last two")
-    whole = all(new % old == 0 for new, old in zip(shape[2:], x[0].shape[2:], strict=True))
-    if mode == "nearest" and whole and where in ("asymmetric", "half_pixel", "pytorch_half_pixel"):
-        factors = [new // old for new, old in zip(shape[2:], x[0].shape[2:], strict=True)]
-        return x[0].repeat_interleave(factors[0], 2).repeat_interleave(factors[1], 3)
     if mode == "linear" and where in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         return functional.interpolate(x[0], shape[2:], mode="bilinear", align_corners=where == "align_corners")
     raise _refuse(node, f"mode {mode}, {where}")

@@ -59,7 +59,11 @@ def evaluate_float(
 
 
 def nearest_resize(x: Array, node: ir.Node, scales: list[float], outputs: tuple[int, ...]) -> Array:
-    """Resize with mode nearest; positions are float32, which decides ties of odd scales such as 1.3."""
+    """Resize with mode nearest; positions are float32, and half a pixel is what is that within a millionth.
+
+    Raises:
+        ValueError: a transformation that no integers follow.
+    """
     transformation = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
     nearest = node.attributes.get_string("nearest_mode", "round_prefer_floor")
     for axis, (size, count, scale) in enumerate(zip(x.shape, outputs, scales, strict=True)):
@@ -70,11 +74,14 @@ def nearest_resize(x: Array, node: ir.Node, scales: list[float], outputs: tuple[
             place = place / factor
         elif transformation == "pytorch_half_pixel" and count == 1:
             place = np.zeros(1, np.float32)
-        else:
+        elif transformation in ("half_pixel", "pytorch_half_pixel"):
             place = (place + half) / factor - half
+        else:
+            raise ValueError(transformation)
+        exact = place.astype(np.float64)
         index = {
-            "round_prefer_floor": np.ceil(place - half),
-            "round_prefer_ceil": np.floor(place + half),
+            "round_prefer_floor": np.ceil(exact - 0.500001),
+            "round_prefer_ceil": np.floor(exact + 0.500001),
             "floor": np.floor(place),
             "ceil": np.ceil(place),
         }[nearest]
