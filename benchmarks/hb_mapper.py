@@ -23,7 +23,7 @@ from narrowcast.bundle import Bundle, open_bundle
 from narrowcast.bundle.bench import bench
 from narrowcast.bundle.modify import modify
 from narrowcast.calibrate import images
-from narrowcast.calibrate.vendor_files import write_vendor_files
+from narrowcast.chips.rdk.calibration import write_vendor_files
 from narrowcast.cli.node_table import node_rows
 from narrowcast.cli.quantize import quantize
 from narrowcast.graph import load

@@ -12,10 +12,10 @@ import pytest
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.journal import Journal
+from narrowcast.bundle.settings import read_settings
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target, read_target, write_target
 from narrowcast.cli.analyze import _evaluation
-from narrowcast.config import read_settings
 from narrowcast.evaluate import coco, imagenet
 from narrowcast.vision.preprocess import Preprocess
 

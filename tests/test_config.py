@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from narrowcast.base.errors import UserError
-from narrowcast.config import read_settings
+from narrowcast.bundle.settings import read_settings
 
 GIVEN = {"model": Path("m.onnx"), "images": Path("i"), "out": Path("o")}
 

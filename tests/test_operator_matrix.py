@@ -21,11 +21,11 @@ from narrowcast.base.errors import UserError
 from narrowcast.calibrate import collect
 from narrowcast.chips import Target, load_target
 from narrowcast.chips.placement import place
+from narrowcast.chips.rdk.opset import to_opset_11
 from narrowcast.chips.support import support
 from narrowcast.deploy.check import check
 from narrowcast.deploy.espdl import EspdlRunner, decode_espdl, make_test_vectors, write_espdl
 from narrowcast.deploy.make import quantize
-from narrowcast.deploy.rdk import to_opset_11
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.exposure import remove_unused
 from narrowcast.graph.units import inline_units

@@ -19,13 +19,14 @@ from builders import model, save, weights
 from narrowcast.analyze import analyze
 from narrowcast.analyze.report import render
 from narrowcast.base.errors import printable
+from narrowcast.base.yaml_files import read_yaml
 from narrowcast.bundle import Bundle, quantize
 from narrowcast.calibrate import ImageSet, images
+from narrowcast.chips.rdk.export import prefix
+from narrowcast.chips.rdk.hb_mapper import parse_hb_mapper
 from narrowcast.cli.tables import print_json, print_table, say
-from narrowcast.config import read_hb_mapper
 from narrowcast.deploy import deploy
 from narrowcast.deploy.analysis import subject_of
-from narrowcast.deploy.rdk.settings import prefix
 from narrowcast.graph import Model, load
 from narrowcast.plan import Pins
 from narrowcast.vision import Preprocess
@@ -86,7 +87,7 @@ def test_nothing_of_a_name_runs_in_the_build_script(tmp_path: Path) -> None:
     removed = [modifier[index + 1] for index, entry in enumerate(modifier) if entry == "-r"]
     assert len(removed) == 2 and all("touch pwned" in name for name in removed[1:])
     assert not list(tmp_path.rglob("pwned"))
-    config = read_hb_mapper(package / "hb_mapper.yaml")
+    config = parse_hb_mapper(read_yaml(package / "hb_mapper.yaml")[0])
     assert config.input_parameters.input_name == (NAMES[0],)
     assert "\x1b" not in (package / "README.md").read_text()
 

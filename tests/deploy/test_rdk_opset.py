@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from builders import constant, model, silu_net, weights
 from narrowcast.base.errors import UserError
-from narrowcast.deploy.rdk import to_opset_11
+from narrowcast.chips.rdk.opset import to_opset_11
 from narrowcast.graph.run import Runner
 
 

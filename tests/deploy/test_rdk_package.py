@@ -16,12 +16,14 @@ from rdk_bundles import sample_images, small_bundle
 
 from builders import model, silu_net, weights
 from narrowcast.base.errors import UserError
+from narrowcast.base.yaml_files import read_yaml
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.modify import modify
+from narrowcast.bundle.settings import pinned_types, read_settings
 from narrowcast.chips import load_target
-from narrowcast.config import pinned_types, read_hb_mapper, read_settings
+from narrowcast.chips.rdk.export import export, verify
+from narrowcast.chips.rdk.hb_mapper import parse_hb_mapper
 from narrowcast.deploy import deploy
-from narrowcast.deploy.rdk import export, verify
 from narrowcast.graph import load
 from narrowcast.plan import Pins, draft
 from narrowcast.plan.files import TensorPin
@@ -52,7 +54,7 @@ def test_the_model_is_the_bundles_float_graph(rdk_pose: Bundle, package: Path) -
 
 
 def test_the_settings_are_valid_and_say_the_input(rdk_pose: Bundle, package: Path) -> None:
-    config = read_hb_mapper(package / "hb_mapper.yaml")
+    config = parse_hb_mapper(read_yaml(package / "hb_mapper.yaml")[0])
     assert config.march == "bayes-e"
     assert config.input_parameters.input_type_rt == ("nv12",)
     assert config.input_parameters.input_space_and_range == ("bt601_video",)
@@ -82,7 +84,7 @@ if [ "$(basename "$0")" = hb_model_modifier ]; then touch "${{1%.bin}}_modified.
 
 
 def test_the_script_runs_the_tools_in_order(package: Path, tmp_path: Path) -> None:
-    name = read_hb_mapper(package / "hb_mapper.yaml").model_parameters.output_model_file_prefix
+    name = parse_hb_mapper(read_yaml(package / "hb_mapper.yaml")[0]).model_parameters.output_model_file_prefix
     tools = tmp_path / "tools"
     tools.mkdir()
     log = tmp_path / "log"
@@ -164,7 +166,8 @@ def test_model_inputs_instead_of_pictures_are_float32(tmp_path: Path) -> None:
     batch = np.random.default_rng(0).random((2, 3, 16, 16)).astype(np.float32)
     np.save(tmp_path / "batch.npy", batch)
     deploy(bundle, "rdk-x5", tmp_path / "package", images=tmp_path / "batch.npy")
-    assert read_hb_mapper(tmp_path / "package/hb_mapper.yaml").calibration_parameters.cal_data_type == ("float32",)
+    config = parse_hb_mapper(read_yaml(tmp_path / "package/hb_mapper.yaml")[0])
+    assert config.calibration_parameters.cal_data_type == ("float32",)
     files = sorted((tmp_path / "package/calibration_data_f32").iterdir())
     np.testing.assert_allclose(np.fromfile(files[0], np.float32).reshape(batch[0].shape) / 255, batch[0], atol=1e-6)
 
@@ -235,7 +238,7 @@ def test_an_unknown_name_is_said(tmp_path: Path) -> None:
     bundle = small_bundle(ends_net(), tmp_path, SPEC)
     found = sample_images("classify", bundle.manifest.preprocess, 2)
     deploy(bundle, "rdk-x5", tmp_path / "package", images=found)
-    name = read_hb_mapper(tmp_path / "package/hb_mapper.yaml").model_parameters.output_model_file_prefix
+    name = parse_hb_mapper(read_yaml(tmp_path / "package/hb_mapper.yaml")[0]).model_parameters.output_model_file_prefix
     tools = tmp_path / "tools"
     tools.mkdir()
     for tool in ("hb_mapper", "hb_model_modifier"):

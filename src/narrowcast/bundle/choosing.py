@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 import onnx
 
 from narrowcast.analyze.task_error import combine
-from narrowcast.base.errors import UserError
+from narrowcast.base.errors import UserError, nearest
 from narrowcast.base.progress import phase, track
 from narrowcast.bundle.compare import compare_tensors, mean_sqnr
 from narrowcast.calibrate import METHODS, ImageSet, TensorStatistics
+from narrowcast.chips.vendors import offers
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, Planner, State, recover, refine_ranges, split
-from narrowcast.improve.hb_search import HbSearch, hb_search
 from narrowcast.improve.judge import judged_pairs, loss_of
 from narrowcast.ops.net import with_outputs
 from narrowcast.plan import Draft, Plan, finish
@@ -112,17 +112,34 @@ def check_effort(effort: str) -> None:
         raise UserError(f"unknown effort {effort!r}", f"use fast, {', '.join(EFFORTS)}")
 
 
+@dataclass(frozen=True)
+class Searched:
+    """What a vendor's own search tried; vendors' folders offer ``SEARCHES``: pairs of a name and a function of a job.
+
+    Attributes:
+        plans: further candidates for the method ``"auto"``, with notes for a person, by name.
+        record: for the manifest.
+    """
+
+    plans: dict[str, tuple[Plan, list[str]]]
+    record: dict[str, Any]
+
+
 @phase("search")
-def vendor_search(job: Job) -> HbSearch:
-    """What the vendor's own search would choose."""
-    first = next(iter(job.calibration))
-    return hb_search(
-        job.model.ir, job.drafted, job.statistics, job.float_model, first, job.pairs, threads=job.threads
-    )  # fmt: skip
+def vendor_search(job: Job, name: str) -> Searched:
+    """What a vendor's own search would choose from.
+
+    Raises:
+        UserError: there is no such search.
+    """
+    searches: dict[str, Callable[[Job], Searched]] = dict(offers("SEARCHES"))
+    if name not in searches:
+        raise UserError(f"unknown search {name!r}", nearest(name, ("auto", *searches)))
+    return searches[name](job)
 
 
 @phase("choose")
-def choose(job: Job, effort: str, vendor: HbSearch | None = None) -> Choice:
+def choose(job: Job, effort: str, vendor: Searched | None = None) -> Choice:
     """The plan of the asked method, or of the best one, improved as far as the effort goes.
 
     Args:

@@ -111,7 +111,7 @@ def quantize(
     statistics = _statistics(model, float_model, drafted, calibration, threads)
     spread = chip.outputs.factors if output_factors is None else output_factors
     job = Job(model, float_model, drafted, statistics, calibration, held, method, percentile, threads, spread)
-    vendor = vendor_search(job) if search != "auto" else None
+    vendor = vendor_search(job, search) if search != "auto" else None
     choice = choose(job, effort, vendor)
     chosen = choice.candidate
     compared = held if len(held) else calibration
@@ -130,7 +130,7 @@ def quantize(
         "images": calibration.hashes(),
         "held_back": held.hashes(),
         "seed": 0,
-        **({"hb_search": vendor.to_dict()} if vendor is not None else {}),
+        **(vendor.record if vendor is not None else {}),
     }
     said = [model.assumption] if model.assumption else []
     manifest = replace(

@@ -168,7 +168,7 @@ app.add_typer(config_app, name="config")
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of narrowcast's YAML."""
-    from narrowcast.config import settings_schema
+    from narrowcast.bundle.settings import settings_schema
 
     sys.stdout.write(settings_schema().rstrip("\n") + "\n")
 
@@ -180,7 +180,7 @@ def config_convert(
     force: Force = False,
 ) -> None:
     """Turn hb_mapper's YAML into narrowcast's, or the other way."""
-    from narrowcast.config import convert
+    from narrowcast.chips.rdk.hb_mapper import convert
 
     converted = convert(file)
     if out is None:

@@ -36,9 +36,9 @@ from narrowcast.cli.tables import comparison_table, print_json, say, say_notes, 
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
+    from narrowcast.bundle.settings import QuantizeSettings
     from narrowcast.calibrate import ImageSet
     from narrowcast.chips import Target
-    from narrowcast.config import QuantizeSettings
     from narrowcast.graph import Model
     from narrowcast.plan import Pins
     from narrowcast.vision import Preprocess
@@ -148,8 +148,8 @@ def quantize(
     set_quiet(quiet or json)
     with phase("start"):
         from narrowcast.bundle.folder import check_out
+        from narrowcast.bundle.settings import check_input, read_settings_with_notes
         from narrowcast.chips import load_target
-        from narrowcast.config import check_input, read_settings_with_notes
         from narrowcast.deploy import quantize
         from narrowcast.graph import load
     options = {
@@ -250,15 +250,16 @@ def _command(arguments: Sequence[str]) -> list[str]:
 
 
 def _images(settings: QuantizeSettings, spec: Preprocess, strict: bool) -> ImageSet:
-    from narrowcast.calibrate import images, vendor_files
+    from narrowcast.calibrate import images
+    from narrowcast.chips.rdk.calibration import vendor_images
 
     if settings.calibration_data == "images":
         return images(settings.images, spec, limit=settings.limit, strict=strict)
-    return vendor_files.vendor_images(settings.images, spec, settings.calibration_data, limit=settings.limit)
+    return vendor_images(settings.images, spec, settings.calibration_data, limit=settings.limit)
 
 
 def _pins(settings: QuantizeSettings, model: Model) -> Pins:
-    from narrowcast.config import pinned_types
+    from narrowcast.bundle.settings import pinned_types
     from narrowcast.plan import Pins, TensorPin, read_pins
 
     base = read_pins(settings.plan) if settings.plan is not None else Pins()

@@ -11,8 +11,8 @@ import numpy as np
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate import TensorStatistics
 from narrowcast.chips import CheckRow, Target, check_rows, load_target
+from narrowcast.chips.rdk.opset import to_opset_11
 from narrowcast.deploy.espdl import RuntimeRow, build_espdl, check_runtime
-from narrowcast.deploy.rdk import to_opset_11
 from narrowcast.graph import Model, load
 from narrowcast.graph.units import inline_units
 from narrowcast.lower.integer import lower_integer

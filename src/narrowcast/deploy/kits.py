@@ -12,11 +12,11 @@ from narrowcast.base.progress import phase
 from narrowcast.bundle import Bundle, Manifest
 from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
+from narrowcast.chips.rdk.package import deploy_rdk
+from narrowcast.chips.rdk.tros import deploy_tros
 from narrowcast.deploy.delivery import Delivery
 from narrowcast.deploy.espdl import deploy_espdl
 from narrowcast.deploy.espdl.parsers import parser_notes
-from narrowcast.deploy.rdk import deploy_rdk
-from narrowcast.deploy.tros import deploy_tros
 
 __all__ = ["KITS", "Kit", "chosen_kit", "deploy", "recorded_images"]
 

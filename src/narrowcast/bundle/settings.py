@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from narrowcast.base.errors import UserError, nearest
 from narrowcast.base.reading import reading
 from narrowcast.base.yaml_files import read_yaml
+from narrowcast.chips.vendors import offers
 
-__all__ = ["QuantizeSettings", "check_input", "explained", "pinned_types", "read_settings", "read_settings_with_notes"]
+__all__ = [
+    "Dialect", "QuantizeSettings", "check_input", "explained", "pinned_types", "read_settings",
+    "read_settings_with_notes", "settings_schema", "settings_text",
+]  # fmt: skip
 
 #: Settings that hold a path; relative ones are relative to the file that says them.
 PATHS = ("model", "images", "out", "plan")
@@ -94,6 +101,54 @@ class QuantizeSettings(BaseModel):
     )
     runtime: str | None = Field(default=None, description="version of the chip's runtime")
     threads: int = Field(default=0, ge=0, description="threads of onnxruntime; 0 for all cores")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A vendor's form of settings files, which ``quantize`` takes as it is; vendors' folders offer ``DIALECTS``.
+
+    Attributes:
+        recognises: whether a file's content has this form.
+        read: our settings, and what a person should know, from the content of a file whose relative paths are relative
+            to it. The names of settings that come from elsewhere and win are given too.
+        page: where it is described.
+    """
+
+    recognises: Callable[[Mapping[str, Any]], bool]
+    read: Callable[[Mapping[str, Any], Path, frozenset[str]], tuple[dict[str, Any], tuple[str, ...]]]
+    page: str
+
+
+def settings_schema() -> str:
+    """JSON schema of ``narrowcast.yaml``, as text.
+
+    Nothing is required in it, because whatever the file does not say may be given on the command line.
+    """
+    schema: dict[str, Any] = QuantizeSettings.model_json_schema(by_alias=True)
+    schema.pop("required", None)
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "narrowcast.yaml",
+        "description": "Settings of narrowcast quantize",
+    }
+    for name, entry in schema["properties"].items():
+        entry.pop("title", None)
+        if "format" in entry and entry["format"] == "path":  # no format that editors know
+            del entry["format"]
+        entry.setdefault("description", name)
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def settings_text(settings: QuantizeSettings) -> str:
+    """The settings as YAML, without what is the default."""
+    data: dict[str, Any] = {}
+    for name, field in QuantizeSettings.model_fields.items():
+        value = getattr(settings, name)
+        if field.is_required() or value != field.default:
+            plain = value.as_posix() if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            data[field.alias or name] = plain
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110))
 
 
 def pinned_types(
@@ -179,11 +234,11 @@ def read_settings_with_notes(file: Path | None, options: Mapping[str, Any]) -> t
     """Settings from a YAML file with the command line's options on top.
 
     Args:
-        file: YAML, ours or hb_mapper's (recognised by its groups); its relative paths are relative to the file.
+        file: YAML, ours or of a vendor's dialect; its relative paths are relative to the file.
         options: by field name (``float`` for nodes left in float); ``None`` and empty lists are not given.
 
     Returns:
-        The settings, and what a person should know about keys of hb_mapper that have no influence here.
+        The settings, and what a person should know about a vendor's keys that have no influence here.
 
     Raises:
         UserError: an unknown key (with the nearest known one), an impossible value, something missing.
@@ -215,14 +270,13 @@ def _check_supported(settings: QuantizeSettings, file: Path | None) -> None:
 
 
 def _from_file(file: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    from narrowcast.config.hb_mapper import is_hb_mapper, parse_hb_mapper
-    from narrowcast.config.hb_translate import to_values
-
     data, written = read_yaml(file)
-    if is_hb_mapper(data):
-        with reading(file, "see docs/rdk-x5.md", "is not understood"):
-            values, notes = to_values(parse_hb_mapper(data, str(file)), file.parent, str(file), frozenset(given))
-        return values, (*written, *notes)
+    dialects: tuple[Dialect, ...] = offers("DIALECTS")
+    for dialect in dialects:
+        if dialect.recognises(data):
+            with reading(file, f"see {dialect.page}", "is not understood"):
+                values, notes = dialect.read(data, file, frozenset(given))
+            return values, (*written, *notes)
     for key in PATHS:
         if isinstance(data.get(key), str):
             data[key] = file.parent / data[key]

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from narrowcast.base.errors import UserError
-from narrowcast.config import QuantizeSettings, convert, parse_hb_mapper, read_settings, settings_schema
+from narrowcast.bundle.settings import QuantizeSettings, read_settings, settings_schema
+from narrowcast.chips.rdk.hb_mapper import convert, parse_hb_mapper
 
 OURS: dict[str, Any] = {
     "model": "net.onnx",

@@ -1,4 +1,4 @@
-"""Calibration data as hb_mapper reads them: one file an image, numbers only, no header.
+"""Calibration as hb_mapper does it: its data, one file an image, numbers only, no header; and its search for ranges.
 
 A file holds exactly as many elements as the model's input, in the colour and layout of training, pixels 0..255 that
 are **not** normalised: mean and scale are applied by the first node. "RGB" means that red comes first; a published
@@ -16,14 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
+from narrowcast.bundle.choosing import Job, Searched
 from narrowcast.calibrate.images import SUFFIXES, ImageSet, Source, spread
+from narrowcast.graph.run import Runner
+from narrowcast.lower.qdq import lower_qdq
+from narrowcast.ops.net import with_outputs
+from narrowcast.plan import Draft, finish
+from narrowcast.plan.types import Plan
 from narrowcast.vision.preprocess import Preprocess, preprocess
 
-__all__ = ["DTYPES", "VendorImages", "read_raw", "vendor_images", "write_vendor_files"]
+__all__ = [
+    "DTYPES", "STOP", "VendorImages", "finished", "hb_search", "picture", "read_raw", "vendor_images",
+    "write_vendor_files",
+]  # fmt: skip
 
 DTYPES = ("float32", "uint8", "int32", "int16", "int8")
 #: Pixels resized by another program may overshoot 0..255 a little.
 _OVERSHOOT = 16.0
+#: Mean output cosine at which the search ends.
+STOP = 0.995
+#: Name as the vendor's log prints it, our method, its percentile in percent.
+_METHODS = (("max-percentile 0.99995", "percentile", 99.995), ("max", "minmax", 100.0), ("kl", "kl", 100.0))
 
 
 @dataclass(frozen=True)
@@ -139,14 +152,19 @@ def _normalized(pixels: NDArray[np.float32], spec: Preprocess, file: Path) -> ND
             "mean and scale are applied by the first node: write pixels, or set norm_type: no_preprocess",
         )
     if spec.camera != "rgb":
-        return preprocess(_picture(pixels, spec), replace(spec, resize="stretch"))[0]
+        return preprocess(picture(pixels, spec), replace(spec, resize="stretch"))[0]
     shape = (1, -1, 1, 1) if spec.layout == "NCHW" else (1, 1, 1, -1)
     mean, scale = (np.asarray(entry, np.float32).reshape(shape) for entry in (spec.mean, spec.scale))
     return np.asarray((pixels - mean) * scale, np.float32)
 
 
-def _picture(pixels: NDArray[np.float32], spec: Preprocess) -> NDArray[np.uint8]:
-    """Back to uint8 (H, W, 3) BGR, as a camera would see it."""
+def finished(source: Source) -> bool:
+    """Whether an image is a model input already, not a picture whose pixels are whole numbers."""
+    return source.dtype != np.uint8 if isinstance(source, np.ndarray) else source.suffix == ".npy"
+
+
+def picture(pixels: NDArray[np.float32], spec: Preprocess) -> NDArray[np.uint8]:
+    """Pixels 0..255 of a model input as uint8 (H, W, 3) BGR, as a camera would see them."""
     planes = pixels[0].transpose(1, 2, 0) if spec.layout == "NCHW" else pixels[0]
     if spec.color == "rgb":
         planes = planes[..., ::-1]
@@ -197,6 +215,58 @@ def _pixels(images: ImageSet) -> Iterator[NDArray[Any]]:
     shape = (1, -1, 1, 1) if spec.layout == "NCHW" else (1, 1, 1, -1)
     mean, scale = (np.asarray(entry, np.float64).reshape(shape) for entry in (spec.mean, spec.scale))
     for source, tensor in zip(images.sources, replace(images, preprocess=plain), strict=True):
-        finished = isinstance(source, np.ndarray) and source.dtype != np.uint8
-        finished = finished or (isinstance(source, Path) and source.suffix == ".npy")
-        yield tensor / scale + mean if finished else tensor
+        yield tensor / scale + mean if finished(source) else tensor
+
+
+def hb_search(job: Job) -> Searched:
+    """Search as hb_mapper's ``calibration_type: default`` does, within what the target allows.
+
+    It tries {max, kl} x max_percentile {0.99995, 1.0} x per_channel x asymmetric for the whole model, judges by the
+    cosine similarity of the outputs for the FIRST calibration sample, and stops at the first candidate that reaches
+    0.995. This is from its logs and documents; inferred: the order (the candidate that 12 of 15 published logs chose
+    comes first), and that the cosines of several outputs are averaged. The cosine of one image hides most of what costs
+    accuracy, so ``auto`` measures otherwise.
+
+    Returns:
+        The plans that were tried, and a record that names the one selected and all candidates in order: the cosine of
+        every output and their mean (``None`` where it was not tried), and why one was skipped.
+    """
+    first, ends = next(iter(job.calibration)), job.pairs
+    expected = Runner(with_outputs(job.float_model, list(ends)), job.threads, "basic").run(first, list(ends))
+    tried: list[dict[str, Any]] = []
+    plans: dict[str, tuple[Plan, list[str]]] = {}
+    best, selected = -1.0, ""
+    for name, method, percentile, drafted, skipped in _candidates(job.drafted):
+        if not skipped and best >= STOP:
+            skipped = f"an earlier one reached {STOP}"
+        tried.append({"name": name, "cosine": None, "outputs": {}, "skipped": skipped})
+        if skipped:
+            continue
+        plans[name] = finish(drafted, job.statistics, method, percentile)
+        graph = with_outputs(lower_qdq(job.model.ir, plans[name][0])[0], list(ends.values()))
+        actual = Runner(graph, job.threads, "basic").run(first, list(ends.values()))
+        cosines = {key: round(_cosine(expected[key], actual[other]), 6) for key, other in ends.items()}
+        mean = round(float(np.mean(list(cosines.values()))), 6)
+        tried[-1] |= {"cosine": mean, "outputs": cosines}
+        if not selected or mean > best:
+            best, selected = mean, name
+    return Searched(plans, {"hb_search": {"selected": selected, "stop": STOP, "candidates": tried}})
+
+
+def _candidates(drafted: Draft) -> Iterator[tuple[str, str, float, Draft, str]]:
+    """(name as in the vendor's log, method, percentile, draft, why it is skipped) in the order of the search."""
+    target = drafted.target
+    symmetric = target.model_copy(update={"activation": target.activation.model_copy(update={"symmetric": True})})
+    for per_channel, asymmetric in ((False, False), (False, True), (True, False), (True, True)):
+        for method in _METHODS:
+            name = ", ".join([method[0], *["per_channel"] * per_channel, *["asymmetric"] * asymmetric])
+            why = "an activation has one scale here, not one a channel" if per_channel else ""
+            if asymmetric and not per_channel and target.activation.symmetric:
+                why = f"activations of {target.name} have no zero point"
+            yield name, *method[1:], drafted if asymmetric else replace(drafted, target=symmetric), why
+
+
+def _cosine(x: NDArray[Any], y: NDArray[Any]) -> float:
+    a, b = x.reshape(-1).astype(np.float64), y.reshape(-1).astype(np.float64)
+    norm = float(np.sqrt(np.dot(a, a) * np.dot(b, b)))
+    return float(np.dot(a, b)) / norm if norm else float(np.array_equal(a, b))

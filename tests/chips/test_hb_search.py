@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,20 +11,32 @@ import pytest
 from builders import save, silu_net
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
+from narrowcast.chips.rdk import calibration as module
+from narrowcast.chips.rdk.calibration import hb_search
 from narrowcast.graph import Runner, load
-from narrowcast.improve import hb_search as module
-from narrowcast.improve.hb_search import HbSearch, hb_search
 from narrowcast.lower import lower_qdq
 from narrowcast.plan import draft
 
 
-def search(tmp_path: Path, target: str) -> tuple[HbSearch, list[np.ndarray], object]:
+def search(tmp_path: Path, target: str) -> tuple[SimpleNamespace, list[np.ndarray], object]:
     net = load(save(silu_net(), tmp_path / "m.onnx"))
     inputs = list(np.random.default_rng(0).normal(0, 1, (5, 1, 3, 16, 16)).astype(np.float32))
     drafted = draft(net.ir.graph, load_target(target))
     proto = net.to_proto()
     statistics = collect(proto, drafted.wanted_statistics(), inputs)
-    return hb_search(net.ir, drafted, statistics, proto, inputs[0], {"y": "y"}, threads=1), inputs, net
+    job = SimpleNamespace(
+        model=net,
+        drafted=drafted,
+        statistics=statistics,
+        float_model=proto,
+        calibration=inputs,
+        pairs={"y": "y"},
+        threads=1,
+    )  # fmt: skip
+    found = hb_search(job)  # type: ignore[arg-type]
+    record = found.record["hb_search"]
+    entries = [SimpleNamespace(**entry) for entry in record["candidates"]]
+    return SimpleNamespace(plans=found.plans, selected=record["selected"], candidates=entries), inputs, net
 
 
 def test_symmetric_chip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +60,7 @@ def test_it_stops_at_the_first_good_one(tmp_path: Path) -> None:
     found, _, _ = search(tmp_path, "bayes-e")
     assert [e.name for e in found.candidates if not e.skipped] == ["max-percentile 0.99995"] == list(found.plans)
     assert found.candidates[1].skipped == "an earlier one reached 0.995"
-    assert found.to_dict()["selected"] == "max-percentile 0.99995"
+    assert found.selected == "max-percentile 0.99995"
 
 
 def test_zero_points_where_the_chip_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,17 +10,8 @@ import pytest
 import yaml
 
 from narrowcast.base.errors import UserError
-from narrowcast.config import (
-    HbMapperConfig,
-    check_input,
-    parse_hb_mapper,
-    pinned_types,
-    read_hb_mapper,
-    read_settings,
-    read_settings_with_notes,
-    to_settings,
-    write_hb_mapper,
-)
+from narrowcast.bundle.settings import check_input, pinned_types, read_settings, read_settings_with_notes
+from narrowcast.chips.rdk.hb_mapper import HbMapperConfig, parse_hb_mapper, to_settings, write_hb_mapper
 
 SOFTMAX = "/model.10/m/m.0/attn/Softmax"
 BASE: dict[str, dict[str, Any]] = {
@@ -119,10 +110,7 @@ def test_node_info_in_both_spellings() -> None:
     assert values["int16"] == (SOFTMAX,) and values["float"] == ("head",) and values["int8"] == ("max",)
     assert values["int16_inputs"] == (SOFTMAX, "add#1")
     config = parse_hb_mapper(model(node_info="a:b:int16; c:int8;"))
-    assert {name: info.output for name, info in config.model_parameters.node_info.items()} == {
-        "a:b": "int16",
-        "c": "int8",
-    }
+    assert config.model_parameters.node_info == {"a:b": {"OutputType": "int16"}, "c": {"OutputType": "int8"}}
     assert settings_of(model(set_node_data_type="a:int16"))[0]["int16"] == ("a",)
 
 
@@ -330,7 +318,7 @@ def test_quantize_recognises_the_file(tmp_path: Path) -> None:
     assert settings.model == tmp_path / "net.onnx" and settings.out == Path("o") and settings.method == "kl"
     assert settings.calibration_data == "float32" and notes
     assert read_settings(file, {"images": Path("photos")}).calibration_data == "images"
-    assert read_hb_mapper(file).march == "bayes-e"
+    assert settings.target == "bayes-e"
 
 
 def test_skip_takes_images_from_the_command_line(tmp_path: Path) -> None:

@@ -1,39 +1,86 @@
-"""The package for the vendor's image and the board."""
+"""The package for the vendor's image and the board: the model, its settings and data, texts, the board's program."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import cv2
+import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from narrowcast import vision
-from narrowcast.base.errors import UserError
+from narrowcast.base.errors import UserError, printable
 from narrowcast.base.writing import check_folder, new_folder
-from narrowcast.bundle import Bundle
+from narrowcast.bundle import Bundle, Manifest
 from narrowcast.calibrate import ImageSet
-from narrowcast.calibrate.vendor_files import write_vendor_files
-from narrowcast.config import QuantizeSettings
+from narrowcast.chips.rdk import board
+from narrowcast.chips.rdk.board.run import JOINING, joined
+from narrowcast.chips.rdk.calibration import finished, picture, write_vendor_files
+from narrowcast.chips.rdk.export import (
+    WORKING_DIR,
+    Exported,
+    ExportedOutput,
+    check_camera,
+    export,
+    hb_settings,
+    hb_yaml,
+    prefix,
+    verify,
+)
+from narrowcast.chips.rdk.opset import IR_VERSION, OPSET
 from narrowcast.deploy.delivery import Delivery
-from narrowcast.deploy.rdk import board
-from narrowcast.deploy.rdk.board.run import JOINING, joined
-from narrowcast.deploy.rdk.heads import Exported, ExportedOutput, export, verify
-from narrowcast.deploy.rdk.settings import check_camera, hb_settings, hb_yaml, prefix
-from narrowcast.deploy.rdk.texts import CONFIG_FILE, MODEL_FILE, Facts, build_script, readme
 from narrowcast.graph.join import Join
-from narrowcast.vision.preprocess import Preprocess
 
-__all__ = ["deploy_rdk", "removable"]
+__all__ = ["deploy_rdk", "removable", "removal_script"]
 
+MODEL_FILE, CONFIG_FILE = "model.onnx", "hb_mapper.yaml"
+_FEEDS = {
+    "nv12-full": "NV12, full range (`input_space_and_range: regular`)",
+    "nv12-studio": "NV12, BT.601 studio range (`input_space_and_range: bt601_video`)",
+}
+#: What the plan may ask of a node, and the setting that holds it.
+_ASKED = {"output int16": "int16", "on the BPU": "int8", "on the CPU": "float_", "input int16": "int16_inputs"}
 DATA_FOLDER, SAMPLE_FILE, CONSTANTS_FILE = "calibration_data", "sample.png", "join.npz"
 #: Images with which the converted model is compared with the bundle's.
 VERIFIED_IMAGES = 2
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("narrowcast.chips.rdk"),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    undefined=jinja2.StrictUndefined,
+)
+_TEMPLATES.filters |= {
+    "quote": shlex.quote,
+    "cell": lambda text: escape(printable(text).replace("|", "\\|"), quote=False),  # of a table, without markup
+}
+
+
+def removal_script(name: str, removed: Sequence[ExportedOutput], *, strict: bool = False) -> str:
+    """Lines of bash that let outputs leave a compiled model as integers, and say so where one does not.
+
+    Args:
+        name: of the compiled model, without suffix.
+        removed: the outputs.
+        strict: an output that stays float ends the script.
+    """
+    return _TEMPLATES.get_template("remove.sh.j2").render(name=name, removed=removed, strict=strict).rstrip()
+
+
+def _scale(scale: float | tuple[float, ...] | None) -> str:
+    if scale is None:
+        return "-"
+    if isinstance(scale, tuple) and len(set(scale)) > 1:
+        return f"{len(scale)} values, {min(scale):.4g} to {max(scale):.4g}"
+    return f"{scale[0] if isinstance(scale, tuple) else scale:.4g}"
 
 
 def removable(bundle: Bundle, exported: Exported) -> tuple[ExportedOutput, ...]:
@@ -63,24 +110,27 @@ def deploy_rdk(bundle: Bundle, out: Path, images: ImageSet, *, force: bool = Fal
         UserError: an input, operator or number of outputs that the vendor's tool does not take; a folder that exists.
     """
     place = check_folder(out, CONFIG_FILE, force)
-    check_camera(bundle.manifest.preprocess)
+    manifest = bundle.manifest
+    check_camera(manifest.preprocess)
     exported = export(bundle)
     join, constants = _board_join(bundle.join) if bundle.join is not None else ({}, {})
     few = [tensor for tensor, _ in zip(images, range(VERIFIED_IMAGES), strict=False)]
     difference = verify(bundle, exported, few)
-    dtype, data = ("uint8", DATA_FOLDER) if _pictures(images) else ("float32", f"{DATA_FOLDER}_f32")
+    dtype, data = ("float32", f"{DATA_FOLDER}_f32") if any(map(finished, images.sources)) else ("uint8", DATA_FOLDER)
     settings, notes = hb_settings(bundle, MODEL_FILE, data, dtype)
-    nodes = tuple(f"{node}: {what}" for what, entries in _asked(settings).items() for node in entries)
+    nodes = [f"{node}: {what}" for what, key in _ASKED.items() for node in getattr(settings, key)]
     removed = removable(bundle, exported)
-    facts = Facts(prefix(bundle), exported.outputs, removed, data, len(images), dtype, difference, nodes)
+    facts = {
+        "name": prefix(bundle), "outputs": exported.outputs, "removed": removed, "data": data, "count": len(images),
+        "dtype": dtype, "difference": difference, "nodes": nodes,
+    }  # fmt: skip
     with new_folder(place) as folder:
         (folder / MODEL_FILE).write_bytes(exported.proto.SerializeToString(deterministic=True))
         (folder / CONFIG_FILE).write_text(hb_yaml(settings, notes), encoding="utf-8")
         write_vendor_files(images, folder / data, dtype)
-        script = folder / "build.sh"
-        script.write_text(build_script(bundle.manifest, facts), encoding="utf-8")
-        script.chmod(0o755)
-        (folder / "README.md").write_text(readme(bundle.manifest, facts), encoding="utf-8")
+        for name in ("build.sh", "README.md"):
+            (folder / name).write_text(_text(name, manifest, facts), encoding="utf-8")
+        (folder / "build.sh").chmod(0o755)
         _write_board(folder / "board", bundle, exported, images, join)
         if join:
             with (folder / "board" / CONSTANTS_FILE).open("wb") as file:
@@ -90,38 +140,34 @@ def deploy_rdk(bundle: Bundle, out: Path, images: ImageSet, *, force: bool = Fal
         f"{out}/build.sh  (inside the vendor's OpenExplorer image)",
         "python3 run.py --check  (on the board, in a copy of the folder board)",
     )
-    return Delivery(out, files, steps, (*notes, *_advice(bundle)), _summary(facts))
-
-
-def _summary(facts: Facts) -> dict[str, Any]:
-    return {
-        "largest difference to the bundle's float graph": facts.difference,
-        "calibration images": facts.count,
-        "nodes with a request": list(facts.nodes) or "none",
-        "outputs that leave as integers": [output.name for output in facts.removed] or "none",
+    if manifest.preprocess.camera == "rgb":
+        what = "the board is fed RGB bytes; for its camera's NV12 quantize with --camera nv12-full or nv12-studio"
+        notes = (*notes, what)
+    summary = {
+        "largest difference to the bundle's float graph": difference,
+        "calibration images": len(images),
+        "nodes with a request": nodes or "none",
+        "outputs that leave as integers": [output.name for output in removed] or "none",
     }
+    return Delivery(out, files, steps, notes, summary)
 
 
-def _advice(bundle: Bundle) -> tuple[str, ...]:
-    if bundle.manifest.preprocess.camera != "rgb":
-        return ()
-    return ("the board is fed RGB bytes; for its camera's NV12 quantize with --camera nv12-full or nv12-studio",)
-
-
-def _asked(settings: QuantizeSettings) -> dict[str, Sequence[str]]:
-    return {
-        "output int16": settings.int16,
-        "on the BPU": settings.int8,
-        "on the CPU": settings.float_,
-        "input int16": settings.int16_inputs,
-    }
-
-
-def _pictures(images: ImageSet) -> bool:
-    """Whether every image is a picture, so that its pixels are whole numbers."""
-    return all(
-        source.dtype == np.uint8 if isinstance(source, np.ndarray) else source.suffix != ".npy"
-        for source in images.sources
+def _text(name: str, manifest: Manifest, facts: dict[str, Any]) -> str:
+    """build.sh, for the vendor's image, or README.md, with the numbers to expect."""
+    spec = manifest.preprocess
+    return _TEMPLATES.get_template(f"{name}.j2").render(
+        manifest=manifest,
+        spec=spec,
+        model=MODEL_FILE,
+        config=CONFIG_FILE,
+        folder=WORKING_DIR,
+        opset=OPSET,
+        ir=IR_VERSION,
+        feed=_FEEDS.get(spec.camera, f"{spec.color.upper()} bytes, {spec.layout}"),
+        removals=removal_script(facts["name"], facts["removed"]) if facts["removed"] else "",
+        known={entry.name: entry for entry in manifest.outputs},
+        scale=_scale,
+        **facts,
     )
 
 
@@ -185,18 +231,9 @@ def _write_board(folder: Path, bundle: Bundle, exported: Exported, images: Image
 def _sample(images: ImageSet) -> NDArray[np.uint8]:
     """A picture to try the board with: the first one, or the first model input turned back into one."""
     source = images.sources[0]
-    if isinstance(source, np.ndarray) and source.dtype == np.uint8:
-        return source
-    if isinstance(source, Path) and source.suffix != ".npy":
-        return vision.read_image(source)
-    return _picture(next(iter(images)), images.preprocess)
-
-
-def _picture(tensor: NDArray[np.float32], spec: Preprocess) -> NDArray[np.uint8]:
-    """A model input as uint8 (H, W, 3) BGR."""
-    planes = tensor[0] if spec.layout == "NCHW" else tensor[0].transpose(2, 0, 1)
-    shape = (-1, 1, 1)
+    if not finished(source):
+        return source if isinstance(source, np.ndarray) else vision.read_image(source)
+    spec = images.preprocess
+    shape = (1, -1, 1, 1) if spec.layout == "NCHW" else (1, 1, 1, -1)
     scale, mean = (np.asarray(entry, np.float32).reshape(shape) for entry in (spec.scale, spec.mean))
-    pixels = np.clip(np.rint(planes / scale + mean), 0, 255).astype(np.uint8)
-    pixels = pixels.repeat(3, axis=0) if len(pixels) == 1 else pixels
-    return np.ascontiguousarray(pixels[:: -1 if spec.color == "rgb" else 1].transpose(1, 2, 0))
+    return picture(next(iter(images)) / scale + mean, spec)

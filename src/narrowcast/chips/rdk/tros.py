@@ -17,10 +17,9 @@ from typing import Any
 from narrowcast.base.errors import UserError
 from narrowcast.base.writing import check_folder, new_folder
 from narrowcast.bundle import Bundle, Manifest
+from narrowcast.chips.rdk.export import WORKING_DIR, Exported, check_camera, export, prefix
+from narrowcast.chips.rdk.package import removal_script
 from narrowcast.deploy.delivery import Delivery
-from narrowcast.deploy.rdk.heads import Exported, export
-from narrowcast.deploy.rdk.settings import WORKING_DIR, check_camera, prefix
-from narrowcast.deploy.rdk.texts import removal_script
 
 __all__ = ["PARSERS", "deploy_tros", "parser_settings"]
 

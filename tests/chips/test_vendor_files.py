@@ -11,7 +11,7 @@ import pytest
 
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate import images
-from narrowcast.calibrate.vendor_files import read_raw, vendor_images, write_vendor_files
+from narrowcast.chips.rdk.calibration import read_raw, vendor_images, write_vendor_files
 from narrowcast.vision.preprocess import Preprocess
 
 SPEC = Preprocess(height=16, width=24, mean=(10.0, 20.0, 30.0), scale=(0.1, 0.2, 0.3))

@@ -1,0 +1,340 @@
+"""A prepared float model in the dialect of hb_mapper: opset 11, IR 7, static shapes, constants as initializers.
+
+ONNX's own converter cannot step back over several of these operators (ReduceMean, Resize, Softmax, LayerNormalization),
+so each change between opset 11 and 22 that a prepared graph can meet has a rule here. Sources: the operator changelog
+of ONNX. What has no equivalent is refused with the node's name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from narrowcast.base.errors import UserError
+from narrowcast.graph.weights import with_data
+
+__all__ = ["IR_VERSION", "OPSET", "to_opset_11"]
+
+OPSET, IR_VERSION = 11, 7
+_OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+#: Tensor of a recipe: ``x`` for the input, one of an earlier step, or the name and value of a constant.
+Operand = str | tuple[str, float]
+#: Operator, names, operands, attributes: see :func:`_step`.
+Step = tuple[str, str, tuple[Operand, ...], dict[str, Any]]
+
+
+def _step(op_type: str, names: str, *operands: Operand, **attributes: Any) -> Step:
+    """A node of a recipe, for what opset 11 says in several.
+
+    Args:
+        op_type: operator.
+        names: what its tensor and the node itself are called behind the names of the whole: ``a``, or ``a:b`` for two
+            names; the tensor without a name is the result.
+        operands: what it reads.
+        attributes: of the node.
+    """
+    return op_type, names, operands, attributes
+
+
+@dataclass
+class _Graph:
+    """The graph under conversion.
+
+    Attributes:
+        constants: initializers by name.
+        shapes: static shapes by value name.
+        nodes: the result so far.
+    """
+
+    constants: dict[str, NDArray[Any]]
+    shapes: dict[str, tuple[int, ...]]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    count: int = 0
+
+    def constant(self, stem: str, array: NDArray[Any]) -> str:
+        """A new initializer."""
+        self.count += 1
+        name = f"{stem}_opset11_{self.count}"
+        self.constants[name] = array
+        return name
+
+    def given(self, node: onnx.NodeProto, index: int) -> NDArray[Any] | None:
+        """The constant at a node's input, ``None`` where the input is absent."""
+        if len(node.input) <= index or not node.input[index]:
+            return None
+        if node.input[index] not in self.constants:
+            raise _refused(node, f"a computed input {index}")
+        return self.constants[node.input[index]]
+
+    def again(self, node: onnx.NodeProto, inputs: Iterable[str], attributes: dict[str, Any]) -> None:
+        """The node with these inputs and attributes."""
+        self.nodes.append(helper.make_node(node.op_type, list(inputs), list(node.output), name=node.name, **attributes))
+
+    def write(self, node: onnx.NodeProto, *steps: Step, **tensors: str) -> None:
+        """A recipe in the place of a node; ``tensors`` are operands besides ``x``."""
+        known = {"x": node.input[0], **tensors}
+        for op_type, names, operands, attributes in steps:
+            stem, _, own = names.partition(":")
+            own = own if ":" in names else stem
+            known[stem] = f"{node.output[0]}_{stem}" if stem else node.output[0]
+            name = f"{node.name}_{own}" if own else node.name
+            inputs = [
+                known[o] if isinstance(o, str) else self.constant(o[0], np.asarray(o[1], np.float32)) for o in operands
+            ]
+            self.nodes.append(helper.make_node(op_type, inputs, [known[stem]], name=name, **attributes))
+
+
+Rule = Callable[[_Graph, onnx.NodeProto, dict[str, Any]], None]
+
+
+def to_opset_11(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrite a model so that it computes the same at opset 11.
+
+    Args:
+        proto: standard operators only (local functions written out), opset 11 to 22, static shapes; not changed.
+
+    Returns:
+        A new model, opset 11 and IR 7, with the same input and output names, valid under ``onnx.checker``.
+
+    Raises:
+        UserError: an operator that opset 11 cannot express, or numbers that are not float32.
+    """
+    for node in proto.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise UserError(f"{node.name or node.op_type} is of the domain {node.domain}", "export standard operators")
+    inferred = onnx.shape_inference.infer_shapes(with_data(proto))
+    values = [*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info]
+    _refuse_other_floats(inferred.graph, values)
+    graph = _Graph(
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in inferred.graph.initializer},
+        {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values},
+    )
+    for node in inferred.graph.node:
+        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        for name, default in _YOUNGER.get(node.op_type, {}).items():
+            value = attributes.pop(name, default)
+            if not (all(entry == 1 for entry in value) if isinstance(value, list) else value == default):
+                raise _refused(node, f"{node.op_type} with {name}")
+        if node.op_type in _RULES:
+            _RULES[node.op_type](graph, node, attributes)
+        elif node.op_type in _YOUNGER:
+            graph.again(node, node.input, attributes)
+        else:
+            _check_known(node)
+            graph.nodes.append(node)
+    return _assembled(inferred, graph)
+
+
+def _refuse_other_floats(graph: onnx.GraphProto, values: Iterable[onnx.ValueInfoProto]) -> None:
+    """hb_mapper quantizes float32 models only."""
+    kinds = {value.name: value.type.tensor_type.elem_type for value in values}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in graph.node:
+        for name in (*node.input, *node.output):
+            if kinds.get(name) in _OTHER_FLOATS:
+                kind = onnx.TensorProto.DataType.Name(kinds[name]).lower()
+                what = f"{node.name or node.op_type} ({node.op_type}) computes with {kind}: {name}"
+                raise UserError(what, "export the model in float32")
+
+
+def _assembled(source: onnx.ModelProto, graph: _Graph) -> onnx.ModelProto:
+    used = {name for node in graph.nodes for name in node.input}
+    constants = [numpy_helper.from_array(array, name) for name, array in graph.constants.items() if name in used]
+    inputs = [value for value in source.graph.input if value.name not in graph.constants]
+    body = helper.make_graph(graph.nodes, source.graph.name or "model", inputs, list(source.graph.output), constants)
+    model = helper.make_model(
+        body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="narrowcast"
+    )
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the model cannot be written at opset {OPSET}: {reason}", "change that operator") from error
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def _refused(node: onnx.NodeProto, what: str) -> UserError:
+    remedy = f"rewrite the model without it, or export it at opset {OPSET}"
+    return UserError(f"{node.name or node.op_type}: {what} does not exist at opset {OPSET}", remedy)
+
+
+def _check_known(node: onnx.NodeProto) -> None:
+    """A node without a rule is copied, so opset 11 must know its operator and attributes."""
+    if not onnx.defs.has(node.op_type, max_inclusive_version=OPSET):
+        raise _refused(node, node.op_type)
+    known = onnx.defs.get_schema(node.op_type, OPSET).attributes
+    for entry in node.attribute:
+        if entry.name not in known:
+            raise _refused(node, f"{node.op_type} with {entry.name}")
+
+
+def _axes_to_attribute(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    """Squeeze, Unsqueeze and reductions: the axes were an attribute."""
+    axes = graph.given(node, 1)
+    empty_is_identity = attributes.pop("noop_with_empty_axes", 0)
+    if axes is None and empty_is_identity and "axes" not in attributes:
+        graph.write(node, _step("Identity", "", "x"))
+        return
+    if axes is not None:
+        rank = len(graph.shapes.get(node.input[0], ()))
+        rank += len(axes) if node.op_type == "Unsqueeze" else 0
+        attributes["axes"] = [int(axis) + rank * (axis < 0) for axis in axes]
+    graph.again(node, node.input[:1], attributes)
+
+
+def _split(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    attributes.pop("num_outputs", None)
+    sizes = graph.given(node, 1)
+    if sizes is not None:
+        attributes["split"] = [int(size) for size in sizes]
+    elif "split" not in attributes:
+        attributes["split"] = [graph.shapes[name][int(attributes.get("axis", 0))] for name in node.output]
+    graph.again(node, node.input[:1], attributes)
+
+
+def _softmax(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    """Before opset 13 all axes from ``axis`` on were one: move the axis to the end where that makes a difference."""
+    shape = graph.shapes[node.input[0]]
+    last = len(shape) - 1
+    axis = int(attributes.get("axis", -1)) % len(shape)
+    if all(size == 1 for size in shape[axis + 1 :]):
+        graph.again(node, node.input, {"axis": axis})
+        return
+    order = [index for index in range(len(shape)) if index != axis] + [axis]
+    back = [order.index(index) for index in range(len(shape))]
+    graph.write(
+        node,
+        _step("Transpose", "last:to_last", "x", perm=order),
+        _step(node.op_type, "done:", "last", axis=last),
+        _step("Transpose", ":from_last", "done", perm=back),
+    )
+
+
+def _resize(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    """Sizes become factors where these give them, and an absent region an empty tensor, as exporters wrote it then."""
+    if attributes.get("coordinate_transformation_mode") in (b"half_pixel_symmetric", b"tf_crop_and_resize"):
+        raise _refused(node, "this coordinate_transformation_mode of Resize")
+    scales = graph.given(node, 2)
+    before, after = (np.asarray(graph.shapes[name]) for name in (node.input[0], node.output[0]))
+    if scales is None or not scales.size:
+        scales = after / before
+    factors, sizes = scales.astype(np.float32), []
+    if not np.array_equal(np.floor(before * factors), after):  # 10 * 1.4 in float32 is not 14
+        factors, sizes = np.zeros(0, np.float32), [graph.constant("sizes", after.astype(np.int64))]
+    region = graph.constant("roi", np.zeros(0, np.float32))
+    graph.again(node, [node.input[0], region, graph.constant("scales", factors), *sizes], attributes)
+
+
+def _reshape(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    target = graph.given(node, 1)
+    if attributes.pop("allowzero", 0) and target is not None and (target == 0).any():
+        raise _refused(node, "Reshape to an empty tensor")
+    graph.again(node, node.input, attributes)
+
+
+def _pad(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    """Before opset 18 all axes were padded."""
+    inputs = list(node.input)
+    axes = graph.given(node, 3)
+    if axes is not None:
+        rank = len(graph.shapes[node.input[0]])
+        given = graph.given(node, 1)
+        if given is None:
+            raise _refused(node, "Pad without widths")
+        widths = np.zeros((2, rank), np.int64)
+        widths[:, [int(axis) % rank for axis in axes]] = given.reshape(2, -1)
+        inputs[1] = graph.constant("pads", widths.reshape(-1))
+    if attributes.get("mode") == b"wrap":
+        raise _refused(node, "Pad with mode wrap")
+    graph.again(node, inputs[:3], attributes)
+
+
+def _constant(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    ((name, value),) = attributes.items()
+    kind = np.float32 if "float" in name else np.int64
+    graph.constants[node.output[0]] = numpy_helper.to_array(value) if name == "value" else np.asarray(value, kind)
+
+
+def _gelu(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    """x / 2 * (1 + erf(x / sqrt(2))), or by tanh: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))."""
+    if attributes.get("approximate", b"none") == b"none":
+        inner = [_step("Div", "scaled", "x", ("scaled", math.sqrt(2))), _step("Erf", "erf", "scaled")]
+    else:
+        inner = [
+            _step("Mul", "square", "x", "x"),
+            _step("Mul", "cube", "square", "x"),
+            _step("Mul", "cubic", "cube", ("cubic", 0.044715)),
+            _step("Add", "sum", "x", "cubic"),
+            _step("Mul", "scaled", "sum", ("scaled", math.sqrt(2 / math.pi))),
+            _step("Tanh", "tanh", "scaled"),
+        ]
+    graph.write(
+        node,
+        *inner,
+        _step("Add", "gate", inner[-1][1], ("gate", 1.0)),
+        _step("Mul", "product", "x", "gate"),
+        _step("Mul", "", "product", ("half", 0.5)),
+    )
+
+
+def _layer_normalization(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    """(x - mean) / sqrt(mean((x - mean)^2) + epsilon) * scale + bias over the last axes."""
+    if len([name for name in node.output if name]) > 1:
+        raise _refused(node, "LayerNormalization with statistics as outputs")
+    rank = len(graph.shapes[node.input[0]])
+    over = {"axes": list(range(int(attributes.get("axis", -1)) % rank, rank)), "keepdims": 1}
+    tensors = dict(zip(("scale", "bias"), (name for name in node.input[1:] if name), strict=False))
+    biased = "bias" in tensors
+    graph.write(
+        node,
+        _step("ReduceMean", "mean", "x", **over),
+        _step("Sub", "centred", "x", "mean"),
+        _step("Mul", "squared", "centred", "centred"),
+        _step("ReduceMean", "variance", "squared", **over),
+        _step("Add", "padded", "variance", ("epsilon", attributes.get("epsilon", 1e-5))),
+        _step("Sqrt", "deviation", "padded"),
+        _step("Div", "normal", "centred", "deviation"),
+        _step("Mul", "scaled:" if biased else "", "normal", "scale"),
+        *([_step("Add", ":bias", "scaled", "bias")] if biased else []),
+        **tensors,
+    )
+
+
+def _recipe(*steps: Step) -> Rule:
+    return lambda graph, node, attributes: graph.write(node, *steps)
+
+
+#: Attributes that opset 11 does not know, and the value of each that means what opset 11 does.
+_YOUNGER: dict[str, dict[str, Any]] = {
+    "ArgMax": {"select_last_index": 0},
+    "ArgMin": {"select_last_index": 0},
+    "AveragePool": {"dilations": [1]},
+    "BatchNormalization": {"training_mode": 0},
+    "Cast": {"saturate": 1},
+    "Resize": {"antialias": 0, "axes": None, "keep_aspect_ratio_policy": b"stretch"},
+}
+_REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
+               "ReduceProd", "ReduceSum", "ReduceSumSquare")  # fmt: skip
+#: Operators whose form changed between opset 11 and 22. All others are copied, and the checker has the last word.
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys((*_REDUCTIONS, "Squeeze", "Unsqueeze"), _axes_to_attribute),
+    **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
+    "Constant": _constant,
+    "Gelu": _gelu,
+    "HardSwish": _recipe(_step("HardSigmoid", "gate", "x", alpha=1 / 6, beta=0.5), _step("Mul", "", "x", "gate")),
+    "LayerNormalization": _layer_normalization,
+    "Mish": _recipe(
+        _step("Softplus", "softplus", "x"), _step("Tanh", "tanh", "softplus"), _step("Mul", "", "x", "tanh")
+    ),
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "Resize": _resize,
+    "Split": _split,
+}
