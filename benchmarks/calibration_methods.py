@@ -11,11 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from narrowcast.bundle.compare import compare_tensors, mean_sqnr
 from narrowcast.calibrate import METHODS, collect, images
 from narrowcast.chips import load_target
 from narrowcast.graph import load
 from narrowcast.lower import lower_qdq
+from narrowcast.lower.noise import compare_tensors, mean_sqnr
 from narrowcast.plan import draft, finish
 
 MODELS = ("yolo11n-pose.onnx", "yolo11n-seg.onnx", "yolov8n.onnx", "mobilenet_v2_1.0_224.onnx")
@@ -42,7 +42,7 @@ def main() -> None:
             scores = []
             for method in METHODS:
                 proto, _ = lower_qdq(model.ir, finish(drafted, statistics, method)[0])
-                scores.append(mean_sqnr(compare_tensors(model.to_proto(), proto, pairs, held)))
+                scores.append(mean_sqnr(compare_tensors(model.to_proto(), proto, pairs, held).values()))
             best = max(scores)
             cells = [f"**{score:.1f}**" if score == best else f"{score:.1f}" for score in scores]
             print(f"| {name.removesuffix('.onnx')} | {target} | {' | '.join(cells)} |", flush=True)

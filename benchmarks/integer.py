@@ -69,14 +69,14 @@ def measure(model: Model, inputs: list[Image], plan: Plan, rounds: int, check: b
     seconds = interleaved([floating.run, usual.run, exact.run], inputs, rounds)
     ms, ratio = np.median(seconds, axis=0) * 1000, float(np.median(seconds[:, 2] / seconds[:, 0]))
     rows = qdq_distance(graph, qdq, inputs)
-    share = sum(row.differing for row in rows) / sum(row.total for row in rows)
-    largest = max(rows, key=lambda row: row.largest)
+    share = sum(row.differing for row in rows) / sum(row.noise.count for row in rows)
+    largest = max(rows, key=lambda row: row.noise.max_abs)
     split = sum(proof.double for proof in graph.proofs)
     print(
         f"{plan.target:9} float {ms[0]:6.1f} ms, QDQ {ms[1]:6.1f} ms, integers {ms[2]:6.1f} ms = {ratio:.2f}x float; "
         f"lowered in {lowered:.2f} s, {split} of {len(graph.proofs)} sums in float64, "
         f"file {len(integer_bytes(graph)) / 1e6:.2f} MB; QDQ differs in {share:.1%} of output values, "
-        f"at most by {largest.largest:.4g} {largest.unit} ({largest.tensor})"
+        f"at most by {largest.noise.max_abs:.4g} {largest.unit} ({largest.tensor})"
     )
     if check:
         found = verify(model.ir, plan, target, graph, inputs)

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from narrowcast.bundle.compare import compare_tensors
 from narrowcast.bundle.make import quantize
 from narrowcast.calibrate import ImageSet, collect, images
 from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.units import inline_units
+from narrowcast.lower.noise import compare_tensors
 from narrowcast.plan import draft
 
 TARGETS = ("onnx", "bayes-e", "esp32p4")
@@ -74,7 +74,7 @@ def static(model: Model, found: ImageSet, held: ImageSet, method: str) -> tuple[
         seconds = time.perf_counter() - start
         quantized = onnx.load(str(result))
     pairs = {name: name for name in model.output_names}
-    return seconds, {e.name: e.sqnr_db for e in compare_tensors(model.to_proto(), quantized, pairs, held)}
+    return seconds, {n: e.sqnr_db for n, e in compare_tensors(model.to_proto(), quantized, pairs, held).items()}
 
 
 def main() -> None:

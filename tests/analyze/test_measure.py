@@ -16,15 +16,11 @@ from builders import model as build
 from builders import silu_net, weights
 from command_line import parse
 from narrowcast.analyze import Subject, analyze
-from narrowcast.analyze.ablation import ablate
 from narrowcast.analyze.findings import _reason, pattern
 from narrowcast.analyze.images import telling, unseen
-from narrowcast.analyze.incremental import Variant, digests, run_variants
-from narrowcast.analyze.measure import measure, reference
-from narrowcast.analyze.metrics import NoiseSums
-from narrowcast.analyze.regions import BACKBONE, macs, regions
-from narrowcast.analyze.sensitivity import choose, sensitivity, wider_plan
-from narrowcast.analyze.subject import subplan
+from narrowcast.analyze.measure import Variant, digests, measure, reference, run_variants
+from narrowcast.analyze.parts import ablate, choose, sensitivity, wider_plan
+from narrowcast.analyze.subject import BACKBONE, macs, regions, subplan
 from narrowcast.analyze.tensors import graphwise
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
@@ -33,6 +29,7 @@ from narrowcast.chips import load_target
 from narrowcast.deploy.analysis import subject_of
 from narrowcast.graph.prepare import tidy
 from narrowcast.graph.run import Runner
+from narrowcast.lower.noise import Noise
 from narrowcast.plan import Plan, draft, finish
 from narrowcast.zoo import sample
 
@@ -46,7 +43,9 @@ def small(target: str = "esp32p4") -> Subject:
     drafted = draft(model.graph, chip)
     found = collect(ir.to_proto(model), drafted.wanted_statistics(), INPUTS)
     plan, _ = finish(drafted, found, "minmax")
-    return Subject(model, plan, chip, "generic", None, False, INPUTS, (16, 16))
+    return Subject(
+        model, plan, chip, task="generic", head=None, softmax_missing=False, inputs=INPUTS, input_size=(16, 16)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +59,11 @@ def whole(subject: Subject, plan: Plan, index: int) -> Mapping[str, np.ndarray]:
 
 
 def test_noise_as_esp_ppq_defines_it() -> None:
-    sums = NoiseSums()
+    sums = Noise()
     pairs = [(RNG.normal(0, 1, 50), RNG.normal(0, 1, 50)) for _ in range(3)]
     for x, y in pairs:
         sums.add(x, y)
-    found = sums.result()
+    found = sums
     assert found.ratio == pytest.approx(np.mean([((y - x) ** 2).sum() / ((x**2).sum() + 1e-7) for x, y in pairs]))
     signal, noise = sum((x**2).sum() for x, _ in pairs), sum(((y - x) ** 2).sum() for x, y in pairs)
     assert found.sqnr_db == pytest.approx(10 * math.log10(signal / noise), rel=1e-5)
@@ -140,12 +139,12 @@ def test_effects_equal_a_slow_computation(pose: Subject) -> None:
     plans = {"node": subplan(few, [name]), "all": few.plan}
     found = measure(few, references, plans, few.float_graph, title="")
     for key, plan in plans.items():
-        sums = {output: NoiseSums() for output in few.output_names}
+        sums = {output: Noise() for output in few.output_names}
         for index in range(2):
             expected, actual = whole(few, Plan(few.plan.target), index), whole(few, plan, index)
             for output in few.output_names:
                 sums[output].add(expected[output], actual[output])
-        ratio = np.mean([entry.result().ratio for entry in sums.values()])
+        ratio = np.mean([entry.ratio for entry in sums.values()])
         assert found[key].noise_ratio == pytest.approx(ratio, rel=1e-3)
     assert found["node"].task.loss < found["all"].task.loss
 
@@ -164,7 +163,7 @@ def test_corrected_weights_and_factors_are_undone_where_nothing_is_quantized() -
             value.const_value = ir.tensor(array, name=value.name)
     subject = replace(plain, model=changed, source=plain.model, factors={"y": factors})
     found, expected = reference(subject), reference(plain)
-    for one, other in zip(found.outputs, expected.outputs, strict=True):
+    for one, other in zip(found.references, expected.references, strict=True):
         np.testing.assert_allclose(one["y"], other["y"], atol=1e-5)
     effects = measure(
         subject, found, {"none": Plan("x"), "conv2": subplan(subject, ["conv2"])}, subject.float_graph, title=""

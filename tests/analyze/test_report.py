@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 
 from narrowcast.analyze import Analysis, Subject, analyze
-from narrowcast.analyze.history import history, tuned_scores
-from narrowcast.analyze.pictures import match, pair
-from narrowcast.analyze.report import render, write_report
+from narrowcast.analyze.drawing import match, pair
+from narrowcast.analyze.report import history, render, tuned_scores, write_report
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import images

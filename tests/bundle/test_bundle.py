@@ -15,11 +15,12 @@ from narrowcast.base.errors import UserError
 from narrowcast.base.writing import new_folder
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
 from narrowcast.bundle import make as making
-from narrowcast.bundle.compare import compare_tensors
-from narrowcast.bundle.folder import check_out
+from narrowcast.bundle.choosing import AUTO_METHODS
+from narrowcast.bundle.manifest import check_out
 from narrowcast.calibrate import ImageSet, images
 from narrowcast.chips import load_target
 from narrowcast.graph import Model, load
+from narrowcast.lower.noise import compare_tensors
 from narrowcast.lower.verify import verify
 from narrowcast.vision import Detections
 from narrowcast.zoo import sample
@@ -90,15 +91,15 @@ def test_comparison_numbers_against_plain_numpy(net: Model, batch: ImageSet, tmp
     assert entry["sqnr_db"] == pytest.approx(10 * np.log10((x**2).sum() / ((x - y) ** 2).sum()), abs=1e-3)
     assert entry["cosine"] == pytest.approx((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()), abs=1e-6)
     assert entry["max_abs"] == pytest.approx(np.abs(x - y).max(), rel=1e-5)
-    same = compare_tensors(net.to_proto(), net.to_proto(), {"y": "y"}, held)[0].to_dict()
+    same = compare_tensors(net.to_proto(), net.to_proto(), {"y": "y"}, held)["y"].row("y")
     assert same["sqnr_db"] is None and same["cosine"] == pytest.approx(1)
 
 
 def test_auto_keeps_the_best_method(net: Model, batch: ImageSet, tmp_path: Path) -> None:
     record = quantize(net, batch, "esp32p4", out=tmp_path / "b", effort="fast").manifest.calibration
     scores = record["mean_output_sqnr_db"]
-    assert set(scores) - {"refined"} == set(making.AUTO_METHODS)
-    best = max(making.AUTO_METHODS, key=lambda name: scores[name])
+    assert set(scores) - {"refined"} == set(AUTO_METHODS)
+    best = max(AUTO_METHODS, key=lambda name: scores[name])
     assert record["method"].split(",")[0] == best and max(scores, key=lambda name: scores[name]) in (best, "refined")
     assert "steps" not in record
 

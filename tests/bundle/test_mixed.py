@@ -16,9 +16,9 @@ from builders import constant, model, save, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.bundle.columns import channel_axes
+from narrowcast.bundle.make import remake
 from narrowcast.bundle.mixed import part
 from narrowcast.bundle.modify import modify
-from narrowcast.bundle.remake import remake, state_of
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target
 from narrowcast.cli.verify import run
@@ -320,7 +320,7 @@ def test_more_parts_than_the_chip_takes(tmp_path: Path) -> None:
 
 def test_a_bundle_made_again_keeps_its_join(tmp_path: Path) -> None:
     bundle = bundle_of(rotated(), tmp_path, "bayes-e")
-    again = remake(bundle, state_of(bundle), {}, images(tmp_path / "inputs.npy", SPEC), out=tmp_path / "again")
+    again = remake(bundle, bundle.network, {}, images(tmp_path / "inputs.npy", SPEC), out=tmp_path / "again")
     assert again.manifest.join == bundle.manifest.join
     tensor = inputs()[:1]
     np.testing.assert_array_equal(again.run(tensor)["output0"], bundle.run(tensor)["output0"])

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from builders import constant, model, save, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
-from narrowcast.bundle.integer_input import chip_input, quantize_input
 from narrowcast.bundle.modify import modify
+from narrowcast.bundle.store import chip_input, quantize_input
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target
 from narrowcast.cli.deploy import modify as run

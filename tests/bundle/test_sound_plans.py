@@ -16,7 +16,6 @@ from onnx import helper
 from builders import constant, model, save, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
-from narrowcast.bundle.remake import state_of
 from narrowcast.calibrate import images
 from narrowcast.cli.verify import verify
 from narrowcast.deploy import deploy
@@ -101,7 +100,7 @@ def test_a_wrong_plan_does_not_pass(
     assert stopped.value.exit_code == 1
     assert words in " ".join(capsys.readouterr().out.split())
     for step in (
-        lambda: state_of(wrong),
+        lambda: wrong.network,
         lambda: deploy(wrong, out=tmp_path / "f.espdl"),
         lambda: modify(wrong, out=tmp_path / "m", remove=["Quantize"]),
     ):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narrowcast.calibrate import METHODS, RangeSpec, TensorStatistics, choose_range
-from narrowcast.calibrate.ranges import quantization_error
+from narrowcast.calibrate.statistics import quantization_error
 from narrowcast.calibrate.unary import UNARY, unary, unary_name
 
 

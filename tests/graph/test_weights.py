@@ -15,7 +15,6 @@ import builders
 from builders import save, silu_net
 from narrowcast.analyze import analyze
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
-from narrowcast.bundle.compare import compare_tensors
 from narrowcast.bundle.contents import proto_bytes
 from narrowcast.calibrate import collect, images
 from narrowcast.chips import Target, load_target
@@ -25,6 +24,7 @@ from narrowcast.graph import Runner, load, run, weights
 from narrowcast.graph.run import open_session
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.lower.integer.sums import Sum
+from narrowcast.lower.noise import compare_tensors
 from narrowcast.plan import Plan, draft, finish
 from narrowcast.zoo import sample
 
@@ -190,6 +190,6 @@ def test_a_comparison_lets_the_float_weights_rest_while_the_other_graph_runs(
 ) -> None:
     model = load(save(silu_net(), tmp_path / "m.onnx"))
     proto, rested = model.to_proto(), []
-    monkeypatch.setattr(weights._Held, "rest", rested.append)
-    (found,) = compare_tensors(proto, proto, {"y": "y"}, [x[None] for x in X[:2]])
+    monkeypatch.setattr(weights._Held, "rest", lambda held: rested.append(held))
+    (found,) = compare_tensors(proto, proto, {"y": "y"}, [x[None] for x in X[:2]]).values()
     assert found.max_abs == 0 and len(rested) == 2 * len(list(weights.held_arrays(proto)))

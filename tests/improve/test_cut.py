@@ -9,9 +9,9 @@ from builders import save, silu_net
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
-from narrowcast.improve.cut import cut
-from narrowcast.improve.trial import Trial
+from narrowcast.improve.ranges import Trial
 from narrowcast.lower import lower_qdq
+from narrowcast.lower.cutting import cut_behind
 from narrowcast.plan import draft, finish
 
 
@@ -48,6 +48,6 @@ def test_only_the_end_runs_again(net: Model) -> None:
     plan, _ = finish(drafted, collect(net.to_proto(), drafted.wanted_statistics(), inputs()), "mse")
     index = len(drafted.structure.groups) - 1
     proto, _ = lower_qdq(net.ir, plan, dict.fromkeys(drafted.structure.groups[index].values, "last"))
-    parts = cut(proto, ["scale of last", "zero point of last"], ["y"])
-    assert not {node.op_type for node in parts.after.graph.node} & {"MaxPool", "Concat"}
-    assert len(parts.before.graph.node) + len(parts.after.graph.node) >= len(proto.graph.node)
+    before, after = cut_behind(proto, ["scale of last", "zero point of last"], ["y"])
+    assert not {node.op_type for node in after.graph.node} & {"MaxPool", "Concat"}
+    assert len(before.graph.node) + len(after.graph.node) >= len(proto.graph.node)

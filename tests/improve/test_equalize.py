@@ -15,8 +15,9 @@ from builders import model as build
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
-from narrowcast.improve import Judge, State
-from narrowcast.improve.equalize import equalize, equalizing_factors, find_pairs
+from narrowcast.improve import Judge
+from narrowcast.improve.factors import equalize, equalizing_factors, find_pairs
+from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.plan import draft, finish
 
 
@@ -66,7 +67,7 @@ def test_better_in_integers_with_one_scale_a_weight(tmp_path: Path) -> None:
     for model in (net.ir, equalize(net.ir)[0]):
         statistics = collect(ir.to_proto(model), drafted.wanted_statistics(), inputs())
         plan, _ = finish(drafted.on(model.graph), statistics, "mse")
-        losses.append(judge.error_of(State(model, plan).lower()[0]).loss)
+        losses.append(judge.error_of(QuantizedNetwork(model, plan, drafted.target).qdq()[0]).loss)
     assert losses[1] < losses[0] / 4
 
 

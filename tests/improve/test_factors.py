@@ -11,11 +11,10 @@ from builders import save, weights
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
-from narrowcast.improve.factors import best_steps, output_factors, scale_outputs, steady
-from narrowcast.improve.relevance import relevant
-from narrowcast.improve.state import State
+from narrowcast.improve.factors import best_steps, output_factors, relevant, scale_outputs, steady
 from narrowcast.lower.factors import factored, undo_factors, with_factors
 from narrowcast.lower.integer import IntegerRunner, dequantized, lower_integer
+from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.plan import Encoding, Plan, draft, finish
 from narrowcast.vision.heads import HeadSpec
 
@@ -43,14 +42,14 @@ def inputs(count: int = 4) -> list[np.ndarray]:
     return [rng.normal(0, 1, (1, 3, 16, 16)).astype(np.float32) for _ in range(count)]
 
 
-def with_them(net: Model) -> tuple[State, State]:
+def with_them(net: Model) -> tuple[QuantizedNetwork, QuantizedNetwork]:
     drafted = draft(net.ir.graph, load_target("esp32p4"))
     statistics = collect(net.to_proto(), drafted.wanted_statistics(), inputs())
 
-    def planner(state: State) -> tuple[Plan, list[str]]:
+    def planner(state: QuantizedNetwork) -> tuple[Plan, list[str]]:
         return finish(drafted.on(state.model.graph), statistics, "mse", chosen=state.chosen)
 
-    before = State(net.ir, Plan("")).planned(planner)
+    before = QuantizedNetwork(net.ir, Plan(""), drafted.target).planned(planner)
     runner = Runner(net.to_proto())
     return before, output_factors(before, drafted, None, [runner.run(tensor) for tensor in inputs()], planner)
 
@@ -79,7 +78,7 @@ def test_every_channel_gets_its_own_range(net: Model) -> None:
     plain = Runner(net.to_proto())
     noise = []
     for state in (before, after):
-        runner, total = Runner(state.lower()[0], level="basic"), np.zeros(6)
+        runner, total = Runner(state.qdq()[0], level="basic"), np.zeros(6)
         for tensor in inputs():
             expected = plain.run(tensor)["y"].astype(np.float64)
             total += np.square(runner.run(tensor)["y"] - expected).sum(axis=(0, 2, 3)) / np.square(expected).sum(
@@ -100,7 +99,7 @@ def test_integers_mean_what_the_qdq_graph_gives(net: Model) -> None:
     integers = IntegerRunner(graph).run(inputs()[0])["y"]
     assert integers.dtype == np.int8
     np.testing.assert_allclose(encoding.dequantize(integers), real, rtol=1e-6)
-    qdq = Runner(after.lower()[0], level="basic").run(inputs()[0])["y"]
+    qdq = Runner(after.qdq()[0], level="basic").run(inputs()[0])["y"]
     assert (np.abs(qdq - real) / encoding.broadcast(4)).max() < 1.5
 
 

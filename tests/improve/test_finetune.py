@@ -18,13 +18,14 @@ from builders import constant, model, save, silu_net, weights
 from narrowcast.analyze.task_units import TaskJudge
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle
-from narrowcast.bundle.remake import remake, state_of
+from narrowcast.bundle.make import remake
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.cli.tune import finetune as command
 from narrowcast.graph import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune import Settings
+from narrowcast.improve.finetune.regions import features, region, tie
 from narrowcast.lower import lower_qdq
 from narrowcast.plan import Pins, Plan, draft, finish
 from narrowcast.vision.heads import HeadSpec
@@ -36,9 +37,7 @@ from narrowcast.deploy.finetune import finetune  # noqa: E402
 from narrowcast.improve.finetune.losses import ClassLoss, HeadLoss, noise  # noqa: E402
 from narrowcast.improve.finetune.network import Network, Scales, Weight  # noqa: E402
 from narrowcast.improve.finetune.operators import compute  # noqa: E402
-from narrowcast.improve.finetune.regions import features, region  # noqa: E402
-from narrowcast.improve.finetune.scales import tie  # noqa: E402
-from narrowcast.improve.finetune.views import views  # noqa: E402
+from narrowcast.improve.finetune.training import views  # noqa: E402
 from narrowcast.plan.types import Encoding  # noqa: E402
 
 TARGETS = ("onnx", "esp32p4", "bayes-e")
@@ -103,7 +102,7 @@ def bundle(tmp_path: Path) -> Bundle:
     loaded = nc.load(save(two_heads(), tmp_path / "m.onnx"))
     images = nc.images(str(image_folder(tmp_path / "images", 16)), loaded.preprocess)
     plain = nc.quantize(loaded, images.spread(12), "esp32p4", out=tmp_path / "plain", method="minmax", effort="fast")
-    start = state_of(plain)
+    start = plain.network
     graph, rng = start.model.clone(), np.random.default_rng(4)
     for name in ("b1", "b2", "w2"):
         value = graph.graph.initializers[name]

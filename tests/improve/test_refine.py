@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from builders import save, silu_net
-from narrowcast.bundle.compare import compare_tensors, mean_sqnr
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
 from narrowcast.improve import refine_ranges
 from narrowcast.lower import lower_qdq
+from narrowcast.lower.noise import compare_tensors, mean_sqnr
 from narrowcast.plan import Draft, Encoding, Pins, Plan, TensorPin, draft, finish
 
 TARGETS = ("onnx", "bayes-e", "esp32p4")
@@ -45,7 +45,7 @@ def test_the_trial_graph_scores_like_the_real_lowering(net: Model, target: str) 
     drafted, plan = planned(net, target, "mse")
     _, before, after = refined(net, drafted, plan, [], 10)
     proto, _ = lower_qdq(net.ir, plan)
-    expected = mean_sqnr(compare_tensors(net.to_proto(), proto, {"y": "y"}, inputs()))
+    expected = mean_sqnr(compare_tensors(net.to_proto(), proto, {"y": "y"}, inputs()).values())
     assert before == after == pytest.approx(expected, abs=0.3)  # biases are float in the trial
 
 

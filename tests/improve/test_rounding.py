@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrowcast.improve.rounding import nearest, round_rows
+from narrowcast.improve.reconstruct import nearest, round_rows
 
 
 def problem(seed: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

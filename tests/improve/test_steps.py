@@ -14,9 +14,10 @@ from builders import save, silu_net
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.graph import Model, load
-from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, State, reconstruct, recover, split
+from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, reconstruct, recover, split
 from narrowcast.improve.judge import loss_of
 from narrowcast.improve.steps import Recovery
+from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.plan import Draft, Plan, draft, finish
 
 
@@ -34,10 +35,10 @@ def planned(net: Model, target: str, method: str = "mse"):  # type: ignore[no-un
     drafted = draft(net.ir.graph, load_target(target))
     statistics = collect(net.to_proto(), drafted.wanted_statistics(), inputs(0))
 
-    def planner(state: State) -> tuple[Plan, list[str]]:
+    def planner(state: QuantizedNetwork) -> tuple[Plan, list[str]]:
         return finish(drafted.on(state.model.graph), {**statistics, **state.statistics}, method, chosen=state.chosen)
 
-    return drafted, planner, State(net.ir, Plan("")).planned(planner)
+    return drafted, planner, QuantizedNetwork(net.ir, Plan(""), drafted.target).planned(planner)
 
 
 @given(st.integers(LEAST_IMAGES, 300), st.sampled_from(sorted(EFFORTS)))
@@ -53,20 +54,20 @@ def test_never_worse_on_the_judging_images(net: Model, target: str) -> None:
     drafted, planner, state = planned(net, target)
     others = [planned(net, target, "minmax")[2].plan]
     teachers, judge = (Judge(net, {"y": "y"}, inputs(seed)) for seed in (1, 2))
-    before = judge.error_of(state.lower()[0]).loss
+    before = judge.error_of(state.qdq()[0]).loss
     better, steps = recover(net, state, drafted, planner, others, teachers, judge, Effort(6, 6, 12))
-    assert judge.error_of(better.lower()[0]).loss <= before
+    assert judge.error_of(better.qdq()[0]).loss <= before
     assert steps[0].loss_before == before and all(step.kept == (step.loss_after < step.loss_before) for step in steps)
     reporter = Judge(net, {"y": "y"}, inputs(3))
     again, told = recover(net, state, drafted, planner, others, teachers, judge, Effort(6, 6, 12), reporter=reporter)
     assert _bytes(again) == _bytes(better)  # what is reported decides nothing
     assert [replace(step, held_before=None, held_after=None) for step in told] == steps
-    assert told[0].held_before == loss_of(reporter.error_of(state.lower()[0]))
+    assert told[0].held_before == loss_of(reporter.error_of(state.qdq()[0]))
     last = [step.held_after for step in told if step.kept]
-    assert not last or last[-1] == loss_of(reporter.error_of(better.lower()[0]))
+    assert not last or last[-1] == loss_of(reporter.error_of(better.qdq()[0]))
 
 
-def _bytes(state: State) -> bytes:
+def _bytes(state: QuantizedNetwork) -> bytes:
     return bytes(ir.to_proto(state.model).SerializeToString(deterministic=True)) + repr(state.plan).encode()
 
 
@@ -75,13 +76,13 @@ def test_a_bad_step_is_dropped(net: Model) -> None:
     judge = Judge(net, {"y": "y"}, inputs(2))
     recovery = Recovery(state, judge)
 
-    def ruin(before: State) -> State:
+    def ruin(before: QuantizedNetwork) -> QuantizedNetwork:
         coarse = {0: replace(before.plan.tensors["x"], scale=4.0)}
         return replace(before, chosen=coarse).planned(planner)
 
     recovery.attempt("ruin", ruin)
     recovery.attempt("nothing", lambda before: before)
-    assert recovery.state is state and [step.kept for step in recovery.steps] == [False]
+    assert recovery.network is state and [step.kept for step in recovery.steps] == [False]
 
 
 @pytest.mark.parametrize("target", ["bayes-e", "esp32p4", "esp32s3"])
@@ -96,4 +97,4 @@ def test_corrected_weights_lie_on_the_grid_and_help(net: Model, target: str) -> 
             np.testing.assert_allclose(encoding.dequantize(encoding.quantize(array)), array, rtol=1e-6)
     judge = Judge(net, {"y": "y"}, inputs(2))
     changed = replace(state, model=found.model)
-    assert judge.error_of(changed.lower()[0]).loss < judge.error_of(state.lower()[0]).loss
+    assert judge.error_of(changed.qdq()[0]).loss < judge.error_of(state.qdq()[0]).loss

@@ -19,7 +19,6 @@ from onnx import helper
 from builders import model, save, silu_net, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
-from narrowcast.bundle.remake import state_of
 from narrowcast.calibrate import ImageSet, collect, images
 from narrowcast.chips import load_target
 from narrowcast.cli.tune import _last
@@ -27,11 +26,11 @@ from narrowcast.cli.tune import tune as run
 from narrowcast.deploy.tune import Wish, tune
 from narrowcast.evaluate import imagenet
 from narrowcast.graph import Model, load
-from narrowcast.improve import State, tune_meter
+from narrowcast.improve import tune as tune_meter
 from narrowcast.improve.tune import Budget, Nodes, first_that_meets, members, parse_share, search, sure_gain
-from narrowcast.improve.tune_candidates import Candidate, Costs, candidates
-from narrowcast.improve.tune_plan import Widener, wide_products
+from narrowcast.improve.wider import Candidate, Costs, Widener, candidates, wide_products
 from narrowcast.lower.integer import lower_integer
+from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.lower.verify import verify
 from narrowcast.plan import DTYPES, Pins, draft, finish
 
@@ -56,7 +55,7 @@ def bundles(net: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, B
 
 def widener(net: Model, bundle: Bundle) -> Widener:
     ranges = collect(net.to_proto(), Widener.tensors(net.ir.graph), list(tensors(4)[:, None]))
-    return Widener(state_of(bundle), load_target(bundle.manifest.target), ranges)
+    return Widener(bundle.network, ranges)
 
 
 def others(bundle: Bundle, count: int = 8) -> ImageSet:
@@ -72,7 +71,7 @@ def test_a_node_whose_weights_widen_goes_back_to_its_own(net: Model, bundles: di
         graph = made.graph
         own = {name: graph.initializers[name].const_value.numpy() + np.float32(0.5) for name in ("w1", "b1")}
         made.uncorrected = own
-        state = made.state(["conv1"])
+        state = made.network(["conv1"])
         for name in ("w0", "w1", "b1", "w2"):
             found = state.model.graph.initializers[name].const_value.numpy()
             expected = own[name] if widens and name in own else graph.initializers[name].const_value.numpy()
@@ -130,7 +129,7 @@ def test_the_plan_is_what_planning_with_these_pins_gives(net: Model, target: str
     statistics = collect(net.to_proto(), Widener.tensors(net.ir.graph), list(tensors(4)[:, None]))
     base = finish(draft(net.ir.graph, chip), statistics, "minmax")[0]
     expected = finish(draft(net.ir.graph, chip, Pins({"conv1": "int16"})), statistics, "minmax")[0]
-    found = Widener(State(net.ir, base), chip, statistics).plan(["conv1"])
+    found = Widener(QuantizedNetwork(net.ir, base, chip), statistics).plan(["conv1"])
     assert {name: code.dtype for name, code in found.tensors.items()} == {
         name: code.dtype for name, code in expected.tensors.items()
     }

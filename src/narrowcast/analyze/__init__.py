@@ -1,6 +1,6 @@
 """Where the accuracy goes: noise, error in task units, sensitivity, and the report."""
 
-from narrowcast.analyze.result import Analysis, analyze
+from narrowcast.analyze.findings import Analysis, analyze
 from narrowcast.analyze.subject import Subject
 from narrowcast.analyze.task_units import TaskError, TaskJudge, combine, pixels_per_lsb
 

@@ -1,24 +1,21 @@
-"""From numbers to sentences: what costs accuracy, why, and the option that helps."""
+"""The whole analysis: what was measured, what costs accuracy, why, and the option that helps."""
 
 from __future__ import annotations
 
 import fnmatch
 import shlex
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
-from narrowcast.analyze.ablation import OUTPUTS, WEIGHTS, Ablation
-from narrowcast.analyze.measure import Effect
-from narrowcast.analyze.regions import BACKBONE, regions
-from narrowcast.analyze.resolution import Resolution
-from narrowcast.analyze.sensitivity import Sensitivity, choose
-from narrowcast.analyze.subject import Subject
-from narrowcast.analyze.tensors import Tensor
+from narrowcast.analyze.measure import Effect, measure, plain, reference
+from narrowcast.analyze.parts import EVERYTHING, OUTPUTS, WEIGHTS, Ablation, Sensitivity, ablate, choose, sensitivity
+from narrowcast.analyze.resolution import Resolution, pixels_per_lsb
+from narrowcast.analyze.subject import BACKBONE, Subject, macs, regions, subplan
+from narrowcast.analyze.tensors import Tensor, graphwise
+from narrowcast.base.progress import phase
 from narrowcast.chips import support
-
-__all__ = ["Finding", "Measured", "findings", "pattern"]
 
 #: One step of an output matters from here on.
 _LEAST_PIXELS, _LEAST_PROBABILITY = 1.0, 0.02
@@ -53,55 +50,92 @@ class Finding:
         """As one line, without the command."""
         return f"{self.what}: {self.why}. {self.remedy}".strip()
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Measured:
-    """What findings are drawn from; lists are empty where that was not measured."""
+class Analysis:
+    """What :func:`analyze` found.
 
-    subject: Subject
+    Attributes:
+        task: that was judged by; ``"generic"`` where the float model found nothing.
+        images: how many.
+        detections: that the float model found in them.
+        everything: effect of the whole plan.
+        resolution: what one step of every output is worth.
+        findings: the costliest first.
+        tensors: cumulative error and fit, in graph order; empty where not asked for.
+        layers: effect of single nodes, in graph order; empty where not asked for.
+        ablation: effect of parts; empty where not asked for.
+        sensitivity: gain of 16 bits; empty where not asked for.
+        regions: node to part of the network.
+        macs: node to multiplications, where there are any.
+        notes: one sentence each.
+    """
+
+    task: str
+    images: int
+    detections: int
     everything: Effect
-    resolution: Sequence[Resolution]
-    tensors: Sequence[Tensor]
-    layers: Sequence[Effect]
-    ablation: Sequence[Ablation]
-    sensitivity: Sequence[Sensitivity]
+    resolution: list[Resolution]
+    findings: list[Finding] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    layers: list[Effect] = field(default_factory=list)
+    ablation: list[Ablation] = field(default_factory=list)
+    sensitivity: list[Sensitivity] = field(default_factory=list)
+    regions: dict[str, str] = field(default_factory=dict)
+    macs: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        found = f"task loss {self.loss:.4f}, {len(self.findings)} findings"
+        return f"<Analysis on {self.images} images: {self.task}, {found}>"
+
+    @property
+    def chosen(self) -> list[Sensitivity]:
+        """Nodes worth 16 bits, by gain per cost, within a tenth of the multiplications."""
+        return choose(self.sensitivity)
 
     @property
     def loss(self) -> float:
-        """Of everything quantized."""
+        """In task units, of everything quantized."""
         return self.everything.task.loss
 
     def part(self, name: str) -> Ablation | None:
         """A part of the ablation."""
         return next((entry for entry in self.ablation if entry.part == name), None)
 
+    def layer_cost(self, node: str) -> float:
+        """Task loss of a node alone, 0 where that was not measured."""
+        return next((effect.task.loss for effect in self.layers if effect.name == node), 0.0)
 
-def findings(measured: Measured) -> list[Finding]:
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        found = {entry.name: plain(getattr(self, entry.name)) for entry in fields(self)}
+        last = {name: found.pop(name) for name in ("regions", "macs", "notes")}
+        return {**found, "chosen": [entry.name for entry in self.chosen], **last}
+
+
+def findings(subject: Subject, measured: Analysis) -> list[Finding]:
     """Everything worth saying, the costliest first."""
     found = [
-        *_resolution(measured),
-        *_branches(measured),
-        *_weights(measured),
-        *_layers(measured),
-        *_fits(measured),
-        *_sixteen(measured),
+        *_resolution(subject, measured),
+        *_branches(subject, measured),
+        *_weights(subject, measured),
+        *_layers(subject, measured),
+        *_fits(subject, measured),
+        *_sixteen(subject, measured),
     ]
     order = sorted(range(len(found)), key=lambda index: (-found[index].cost, index))
-    few = measured.everything.task.detections < _FEW and measured.subject.head is not None
-    return [found[index] for index in order] + ([_few(measured)] if few else [])
+    few = measured.everything.task.detections < _FEW and subject.head is not None
+    return [found[index] for index in order] + ([_few(subject, measured)] if few else [])
 
 
-def _few(measured: Measured) -> Finding:
+def _few(subject: Subject, measured: Analysis) -> Finding:
     what = f"the float model finds {measured.everything.task.detections} objects in these images"
-    command = f"narrowcast analyze {shlex.quote(measured.subject.bundle)} --images FOLDER --limit 32 --force"
+    command = f"narrowcast analyze {shlex.quote(subject.bundle)} --images FOLDER --limit 32 --force"
     return Finding(0.0, what, "means over so few are mostly chance", "Give more images:", "", command)
 
 
-def _resolution(measured: Measured) -> list[Finding]:
+def _resolution(subject: Subject, measured: Analysis) -> list[Finding]:
     """Always the first thing checked: is one step of an output already more than the task forgives?"""
     coarse: dict[str, list[Resolution]] = {}
     for row in measured.resolution:
@@ -118,12 +152,12 @@ def _resolution(measured: Measured) -> list[Finding]:
     result = []
     for quantity, rows in coarse.items():
         steps = ", ".join(f"{_amount(row)} in {row.name}" for row in rows)
-        makers = _makers(measured.subject, [row.name for row in rows])
+        makers = _makers(subject, [row.name for row in rows])
         alone = measured.part(f"{quantity} {OUTPUTS}")
         cost = alone.only.task.loss if alone is not None else 0.0
         what = f"One step of the {quantity} output is worth {steps}"
         why = f"{rows[0].dtype} has too few steps for its range, however good its noise ratio looks"
-        command = _wider(measured.subject, makers)
+        command = _wider(subject, makers)
         remedy = "Let the last convolutions leave wider:" if command else ""
         result.append(Finding(cost, what, why, remedy, rows[-1].name, command))
     return result
@@ -139,9 +173,9 @@ def _makers(subject: Subject, outputs: Sequence[str]) -> list[str]:
     return [name for name in makers if subject.plan.nodes[name].type == "int8"]
 
 
-def _branches(measured: Measured) -> list[Finding]:
+def _branches(subject: Subject, measured: Analysis) -> list[Finding]:
     """Parts of the network that cost much by themselves."""
-    where = regions(measured.subject)
+    where = measured.regions
     result = []
     for entry in measured.ablation:
         members = [name for name, region in where.items() if region == entry.part]
@@ -150,11 +184,11 @@ def _branches(measured: Measured) -> list[Finding]:
         gain = measured.loss - entry.without.task.loss
         if gain < _LEAST_SHARE * measured.loss:
             continue
-        nodes = [name for name in measured.subject.products() if name in set(members)]
-        command = _wider(measured.subject, nodes)
+        nodes = [name for name in subject.products() if name in set(members)]
+        command = _wider(subject, nodes)
         remedy = "Run it at 16 bits:" if command else ""
         if entry.part == BACKBONE:
-            remedy, command = _longer(measured.subject)
+            remedy, command = _longer(subject)
         why = f"alone it costs {entry.only.task.loss:.3f}, its noise is {_parts(entry.only)}"
         what = f"Quantizing the {entry.part} costs {gain:.3f} of the task loss of {measured.loss:.3f}"
         result.append(Finding(gain, what, why, remedy, entry.part, command))
@@ -196,17 +230,17 @@ def _parts(effect: Effect) -> str:
     return ", ".join(text.format(value) for value, text in words if value is not None)
 
 
-def _weights(measured: Measured) -> list[Finding]:
+def _weights(subject: Subject, measured: Analysis) -> list[Finding]:
     part = measured.part(WEIGHTS)
     if part is None or part.only.task.loss < 0.4 * measured.loss:
         return []
     why = f"quantizing only them leaves {_parts(part.only)}"
     what = f"Weights cost {part.only.task.loss:.3f} of {measured.loss:.3f}"
-    remedy, command = _longer(measured.subject)
+    remedy, command = _longer(subject)
     return [Finding(part.only.task.loss, what, why, remedy, WEIGHTS, command)]
 
 
-def _layers(measured: Measured) -> list[Finding]:
+def _layers(subject: Subject, measured: Analysis) -> list[Finding]:
     """The single nodes that cost most."""
     tensors = {entry.node: entry for entry in measured.tensors}
     worst = sorted(measured.layers, key=lambda effect: (-effect.task.loss, effect.name))[:3]
@@ -215,8 +249,8 @@ def _layers(measured: Measured) -> list[Finding]:
         if effect.task.loss < _LEAST_SHARE / 3 * measured.loss or effect.task.loss == 0:
             continue
         what = f"{effect.name} alone costs {effect.task.loss:.3f} ({_parts(effect)})"
-        command = _wider(measured.subject, [effect.name])
-        why = _reason(effect.name, tensors.get(effect.name), measured.subject)
+        command = _wider(subject, [effect.name])
+        why = _reason(effect.name, tensors.get(effect.name), subject)
         result.append(Finding(effect.task.loss, what, why, "Try 16 bits:" if command else "", effect.name, command))
     return result
 
@@ -236,7 +270,7 @@ def _reason(name: str, tensor: Tensor | None, subject: Subject) -> str:
     return f"its 8-bit {coarse} too coarse for what later layers make of it"
 
 
-def _fits(measured: Measured) -> list[Finding]:
+def _fits(subject: Subject, measured: Analysis) -> list[Finding]:
     """Scales that do not fit their tensors, the worst of each kind.
 
     Clipping is often right: methods other than minmax clip rare values so that the usual ones get finer steps, and what
@@ -244,17 +278,17 @@ def _fits(measured: Measured) -> list[Finding]:
     """
     least = _LEAST_SHARE / 3 * measured.loss
     result = []
-    clipped = [t for t in measured.tensors if t.clipped > 0.005 and _layer_cost(measured, t.node) > least]
+    clipped = [t for t in measured.tensors if t.clipped > 0.005 and measured.layer_cost(t.node) > least]
     if clipped:
-        worst = max(clipped, key=lambda entry: (_layer_cost(measured, entry.node), entry.clipped))
+        worst = max(clipped, key=lambda entry: (measured.layer_cost(entry.node), entry.clipped))
         many = "tensors that cost accuracy lose" if len(clipped) > 1 else "tensor that costs accuracy loses"
         what = f"{len(clipped)} {many} more than 0.5 % of values to clipping, most {worst.name}"
         why = f"{worst.clipped:.1%} of it is beyond {worst.low:.3g} to {worst.high:.3g}"
         remedy = "Calibrate on more, more varied images."
-        result.append(Finding(_layer_cost(measured, worst.node), what, why, remedy, worst.name))
+        result.append(Finding(measured.layer_cost(worst.node), what, why, remedy, worst.name))
     waste = [
         t for t in measured.tensors
-        if t.unused_bits > 1.0 and t.dtype in ("int8", "uint8") and _layer_cost(measured, t.node) > least
+        if t.unused_bits > 1.0 and t.dtype in ("int8", "uint8") and measured.layer_cost(t.node) > least
     ]  # fmt: skip
     if waste:
         worst = max(waste, key=lambda entry: entry.unused_bits)
@@ -262,34 +296,30 @@ def _fits(measured: Measured) -> list[Finding]:
         what = f"{len(waste)} {many} more than one bit of the range unused, most {worst.name}"
         why = f"it fills {worst.minimum:.3g} to {worst.maximum:.3g} of {worst.low:.3g} to {worst.high:.3g}"
         remedy = "Let the methods be measured:"
-        if any(word.startswith("--method") for word in measured.subject.command):
-            command = _again(measured.subject, "--method", "auto")
+        if any(word.startswith("--method") for word in subject.command):
+            command = _again(subject, "--method", "auto")
         else:
             remedy, command = "Calibrate on images like those that the chip will see.", ""
-        result.append(Finding(_layer_cost(measured, worst.node), what, why, remedy, worst.name, command))
+        result.append(Finding(measured.layer_cost(worst.node), what, why, remedy, worst.name, command))
     return result
 
 
-def _layer_cost(measured: Measured, node: str) -> float:
-    return next((effect.task.loss for effect in measured.layers if effect.name == node), 0.0)
-
-
-def _sixteen(measured: Measured) -> list[Finding]:
+def _sixteen(subject: Subject, measured: Analysis) -> list[Finding]:
     """The set of nodes that 16 bits pay for."""
-    chosen = choose(measured.sensitivity)
+    chosen = measured.chosen
     groups = [entry for entry in measured.sensitivity if entry.group and entry.gain > 0]
     result = []
     if groups:
         best = max(groups, key=lambda entry: (entry.gain, entry.name))
         what = f"The {best.name} at 16 bits ({best.cost:.1%} of the multiplications) takes off {best.gain:.3f}"
-        command = _wider(measured.subject, best.nodes)
+        command = _wider(subject, best.nodes)
         remedy = "To do so:" if command else ""
         result.append(Finding(best.gain, what, f"{_parts(best.effect)} are left", remedy, best.name, command))
     if chosen:
         gain, cost = sum(entry.gain for entry in chosen), sum(entry.cost for entry in chosen)
         what = f"{len(chosen)} nodes at 16 bits ({cost:.1%} of the multiplications) gain {gain:.3f} one by one"
         first = ", ".join(entry.name for entry in sorted(chosen, key=lambda entry: (-entry.gain, entry.name))[:3])
-        command = f"narrowcast tune {shlex.quote(measured.subject.bundle)} --images FOLDER --int16-budget 10%"
+        command = f"narrowcast tune {shlex.quote(subject.bundle)} --images FOLDER --int16-budget 10%"
         remedy = "Such a set is picked and measured again by:"
         about = chosen[0].name
         result.append(Finding(min(gain, measured.loss), what, f"most from {first}", remedy, about, command))
@@ -320,3 +350,56 @@ def _prefix(names: Sequence[str]) -> str:
     first, last = min(names), max(names)
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return first[:same]
+
+
+@phase("analyze")
+def analyze(
+    subject: Subject,
+    *,
+    graph: bool = True,
+    layers: str = "products",
+    parts: bool = True,
+    wide: bool = False,
+    threads: int = 0,
+    notes: tuple[str, ...] = (),
+) -> Analysis:
+    """Find where the accuracy goes.
+
+    Args:
+        subject: the model and its images.
+        graph: cumulative error of every tensor.
+        layers: which single nodes: ``"products"`` (convolutions and the like), ``"all"`` or ``"none"``.
+        parts: weights, activations, backbone, branches alone.
+        wide: what 16 bits would buy.
+        threads: at most; 0 for all cores.
+        notes: about the images, to be kept with the result.
+    """
+    judge = reference(subject, threads)
+    whole = ablate(subject, judge, threads) if parts else []
+    if whole:
+        everything = whole[0].only
+    else:
+        plans = {EVERYTHING: subject.plan}
+        everything = measure(subject, judge, plans, subject.float_graph, title="whole", workers=threads)[EVERYTHING]
+    tensors = graphwise(subject, threads) if graph else []
+    names = {"products": subject.products, "all": subject.quantized_nodes, "none": list[str]}[layers]()
+    single = {name: subplan(subject, [name]) for name in names}
+    effects = measure(subject, judge, single, subject.float_graph, title="layerwise", workers=threads)
+    gains = sensitivity(subject, judge, everything, workers=threads, threads=threads) if wide else []
+    resolution = pixels_per_lsb(subject.head, subject.output_encodings)
+    measured = Analysis(
+        judge.kind,
+        len(subject.inputs),
+        everything.task.detections,
+        everything,
+        resolution,
+        [],
+        tensors,
+        list(effects.values()),
+        whole,
+        gains,
+        regions(subject),
+        {name: count for name, node in subject.nodes.items() if (count := macs(node))},
+        notes,
+    )
+    return replace(measured, findings=findings(subject, measured))

@@ -1,12 +1,14 @@
-"""report.html: one file that needs no network, from an analysis."""
+"""report.html: one file that needs no network, from an analysis and the bundle's history."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,80 @@ import jinja2
 from markupsafe import Markup
 
 from narrowcast import __version__
-from narrowcast.analyze import charts
-from narrowcast.analyze.history import history, tuned_scores
+from narrowcast.analyze.drawing import Pair, depth, histogram, scatter
+from narrowcast.analyze.findings import Analysis
 from narrowcast.analyze.measure import Effect
-from narrowcast.analyze.pictures import Pair
-from narrowcast.analyze.result import Analysis
 from narrowcast.analyze.tensors import Tensor
 from narrowcast.base.progress import phase
 from narrowcast.base.writing import write_file
 from narrowcast.plan.types import Plan
 
-__all__ = ["render", "write_report"]
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """One step.
+
+    Attributes:
+        command: that took it.
+        step: its name.
+        outcome: whether it is in the bundle.
+        before, after: task loss on the images that decided; ``None`` where nothing was measured there. Commands weigh
+            the parts of the loss differently, so compare within one.
+        held_before, held_after: the same on images that decided nothing; ``None`` where that was not measured.
+    """
+
+    command: str
+    step: str
+    outcome: str
+    before: float | None
+    after: float | None
+    held_before: float | None = None
+    held_after: float | None = None
+
+
+def history(calibration: Mapping[str, Any]) -> list[HistoryRow]:
+    """Steps of ``quantize``, ``finetune`` and ``tune``, in the order in which they were taken.
+
+    Args:
+        calibration: of the manifest.
+    """
+    rows = [
+        HistoryRow(
+            "quantize", step["step"], "kept" if step["kept"] else "not kept", step["loss_before"], step["loss_after"],
+            step.get("held_before"), step.get("held_after"),
+        )
+        for step in calibration.get("steps", [])
+    ]  # fmt: skip
+    makers = {"tune": _tuned, "finetune": _finetuned}
+    for command, record in calibration.items():  # in the order in which they were added
+        if command in makers:
+            rows += makers[command](record)
+    return rows
+
+
+def _tuned(record: Mapping[str, Any]) -> Iterator[HistoryRow]:
+    steps = record["steps"]
+    for index, (last, step) in enumerate(pairwise(steps), 1):
+        kept = "kept" if index <= record["kept_steps"] else "not needed"
+        words = {"add": "16 bits for", "remove": "8 bits again for"}[step["action"]]
+        yield HistoryRow("tune", f"{words} {step['name']}", kept, last["loss"], step["loss"])
+    report = record["report"]
+    if record["kept_steps"]:
+        losses = report["before"]["loss"], report["after"]["loss"]
+        yield HistoryRow("tune", "all that was kept", "kept", None, None, *losses)
+
+
+def _finetuned(record: Mapping[str, Any]) -> Iterator[HistoryRow]:
+    name = f"{record['kept_step']} of {record['settings']['steps']} steps"
+    kept = "kept" if record["kept_step"] else "nothing was better"
+    yield HistoryRow("finetune", name, kept, record["before"]["loss"], record["after"]["loss"])
+
+
+def tuned_scores(calibration: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Metrics before and after ``tune`` on labelled images that chose nothing, if they were measured."""
+    found: Mapping[str, Any] | None = calibration.get("tune", {}).get("report", {}).get("metrics")
+    return found
+
 
 #: Tensors whose histogram is shown.
 _HISTOGRAMS = 9
@@ -179,7 +244,7 @@ def _depth(tensors: Sequence[Tensor]) -> str:
         ("total", [min(t.noise.sqnr_db, _MOST_DB) for t in tensors]),
         ("own", [min(t.own_db, _MOST_DB) for t in tensors]),
     ]
-    return charts.depth([f"{t.name} ({t.op})" for t in tensors], lines, "dB")
+    return depth([f"{t.name} ({t.op})" for t in tensors], lines, "dB")
 
 
 def _bars(analysis: Analysis) -> list[dict[str, Any]]:
@@ -204,7 +269,7 @@ def _scatter(analysis: Analysis) -> str:
         (entry.name, entry.cost, entry.gain, "chosen" if entry.name in chosen else "group" if entry.group else "single")
         for entry in analysis.sensitivity
     ]
-    return charts.scatter(points, ("share of the multiplications, logarithmic", "gain in task loss"))
+    return scatter(points, ("share of the multiplications, logarithmic", "gain in task loss"))
 
 
 def _histograms(analysis: Analysis) -> list[dict[str, Any]]:
@@ -212,7 +277,7 @@ def _histograms(analysis: Analysis) -> list[dict[str, Any]]:
     cost = {effect.name: effect.task.loss for effect in analysis.layers}
     order = sorted(analysis.tensors, key=lambda t: (-cost.get(t.node, 0.0), t.own_db, t.name))[:_HISTOGRAMS]
     return [
-        {"tensor": t, "svg": charts.histogram(t.edges, t.counts, t.low, t.high, f"values of {t.name}")} for t in order
+        {"tensor": t, "svg": histogram(t.edges, t.counts, t.low, t.high, f"values of {t.name}")} for t in order
     ]
 
 

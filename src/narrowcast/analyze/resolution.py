@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,10 +43,6 @@ class Resolution:
     quantity: str
     unit: str
     per_lsb: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def pixels_per_lsb(head: HeadSpec | None, encodings: Mapping[str, _Scaled]) -> list[Resolution]:

@@ -1,9 +1,10 @@
-"""What is analyzed, and plans that quantize only a part of it."""
+"""What is analyzed: its regions, and plans that quantize only a part of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,52 +13,44 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.chips.schema import Target
+from narrowcast.calibrate.unary import unary_name
+from narrowcast.lower.factors import factored
+from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.lower.qdq import lower_qdq
-from narrowcast.ops.net import computed_inputs, constant_of
+from narrowcast.ops.net import computed_inputs, constant_of, dims, leads_to, named, only_reader
 from narrowcast.plan.structure import ACCUMULATING, is_passive
 from narrowcast.plan.types import Encoding, Plan, edge_key
 from narrowcast.vision.heads import HeadSpec
 
-__all__ = ["Subject", "subplan"]
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A quantized model and the images to analyze it on.
+@dataclass(frozen=True, kw_only=True)
+class Subject(QuantizedNetwork):
+    """A quantized network and the images to analyze it on.
 
     Attributes:
-        model: the prepared graph that the plan was made for; not changed.
-        plan: of it.
-        target: its target.
         task: of the model, e.g. ``"pose"``.
         head: layout of its raw outputs, ``None`` for a whole graph.
         softmax_missing: class scores leave as logits.
         inputs: model inputs, each (1, C, H, W) or (1, H, W, C) float32; none of them used for calibration.
         input_size: height and width of the input in pixels.
         source: the same graph before its weights were corrected; ``None`` where they were not.
-        factors: of the channels of outputs by name, (C,): what the graph gives there is the true value times these.
         bundle: path of the bundle, for commands that a person may paste.
         command: words of the ``narrowcast quantize`` that makes the plan again, but for ``--out``.
     """
 
-    model: ir.Model
-    plan: Plan
-    target: Target
     task: str
     head: HeadSpec | None
     softmax_missing: bool
     inputs: Sequence[NDArray[np.float32]]
     input_size: tuple[int, int]
     source: ir.Model | None = None
-    factors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     bundle: str = "BUNDLE"
     command: Sequence[str] = ("narrowcast", "quantize", "MODEL.onnx", "--images", "FOLDER")
 
     @cached_property
     def nodes(self) -> dict[str, ir.Node]:
         """Every node by name, in graph order."""
-        return {str(node.name): node for node in self.model.graph}
+        return named(self.model.graph)
 
     @cached_property
     def model_proto(self) -> onnx.ModelProto:
@@ -84,8 +77,7 @@ class Subject:
         """Of the outputs that are quantized, as a program reads them: factors of channels divided out."""
         found = {name: self.plan.tensors[name] for name in self.output_names if name in self.plan.tensors}
         for name, factors in self.factors.items():
-            scales = tuple(float(scale) for scale in np.broadcast_to(found[name].scales, factors.shape) / factors)
-            found[name] = replace(found[name], scale=scales, axis=1)
+            found[name] = factored(found[name], factors)
         return found
 
     def true_outputs(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -172,9 +164,7 @@ def subplan(
         if name not in names:
             continue
         if weights:
-            constants = [
-                str(value.name) for value in node.inputs if value is not None and value.const_value is not None
-            ]
+            constants = (str(value.name) for value in node.inputs if constant_of(value) is not None and value)
             tensors.update({entry: plan.tensors[entry] for entry in constants if entry in plan.tensors})
         if activations:
             for output in _unit_outputs(node, plan):
@@ -189,11 +179,11 @@ def subplan(
 def _unit_outputs(node: ir.Node, plan: Plan) -> list[ir.Value]:
     """Outputs of the node, or of the last node of the chain that runs as one unit with it."""
     outputs = list(node.outputs)
-    while len(outputs) == 1 and str(outputs[0].name) not in plan.tensors and not outputs[0].is_graph_output():
-        users = list(outputs[0].uses())
-        if len(users) != 1 or plan.nodes[str(users[0].node.name)].type == "float32":
+    while len(outputs) == 1 and str(outputs[0].name) not in plan.tensors:
+        user = only_reader(outputs[0])
+        if user is None or plan.nodes[str(user.name)].type == "float32":
             break
-        outputs = list(users[0].node.outputs)
+        outputs = list(user.outputs)
     return outputs
 
 
@@ -207,3 +197,52 @@ def _read_edges(
             edges[key] = plan.edges[key]
         elif alone and str(value.name) in plan.tensors and str(value.name) not in tensors:
             edges[key] = plan.tensors[str(value.name)]
+
+
+#: Region of the nodes that more than one kind of output depends on.
+BACKBONE = "backbone and neck"
+#: Region of every node of a graph without a head.
+WHOLE = "whole network"
+_STEMS = {
+    "box": "box branch", "cls": "class branch", "kpt": "keypoint branch", "mask": "mask coefficient branch",
+    "proto": "prototype branch",
+}  # fmt: skip
+
+
+def regions(subject: Subject) -> dict[str, str]:
+    """Node name to its region, in graph order.
+
+    A node belongs to a branch of the head when all that it leads to is outputs of that branch. A graph without a head
+    is one region.
+    """
+    if subject.head is None:
+        return dict.fromkeys(subject.nodes, WHOLE)
+    names = subject.output_names
+    branches = {name: _STEMS.get(name if name == "proto" else name.partition("_s")[0], name) for name in names}
+    found = {}
+    for node, outputs in leads_to(subject.model.graph, names).items():
+        kinds = {branches[name] for name in outputs}
+        found[node] = kinds.pop() if len(kinds) == 1 else BACKBONE
+    return found
+
+
+def macs(node: ir.Node) -> int:
+    """Multiplications of one inference; 0 for a node that is no sum of products.
+
+    Conv: output elements times weights of one output channel; ConvTranspose: input elements times weights of one input
+    channel; Gemm and MatMul: output elements times the common dimension.
+    """
+    if node.op_type not in ACCUMULATING or node.inputs[0] is None or node.inputs[1] is None:
+        return 0
+    weight, read, written = constant_of(node.inputs[1]), dims(node.inputs[0]), dims(node.outputs[0])
+    if node.op_type in ("Conv", "ConvTranspose") and weight is not None:
+        return math.prod(written if node.op_type == "Conv" else read) * math.prod(weight.shape[1:])
+    common = read[:1] if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) else read[-1:]
+    return math.prod(written) * (common[0] if common else 0)
+
+
+def with_activation(node: ir.Node) -> list[str]:
+    """Names of the node and of the activation function that alone reads it, if there is one."""
+    reader = only_reader(node.outputs[0])
+    last = [str(reader.name)] if reader is not None and unary_name(reader) is not None else []
+    return [str(node.name), *last]

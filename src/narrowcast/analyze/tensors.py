@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.analyze.metrics import Noise, NoiseSums
 from narrowcast.analyze.subject import Subject
 from narrowcast.base.progress import track
 from narrowcast.calibrate.statistics import BINS, TensorStatistics
-from narrowcast.graph.run import Runner
-from narrowcast.ops.net import with_outputs
+from narrowcast.lower.noise import Noise, beside
 from narrowcast.plan.structure import is_passive
 from narrowcast.plan.types import Encoding
 
@@ -63,13 +61,6 @@ class Tensor:
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        data = asdict(self)
-        data["noise"] = self.noise.to_dict()
-        data["own_db"] = self.own_db if math.isfinite(self.own_db) else None
-        return data
-
 
 class _Watch:
     """Collects one tensor."""
@@ -77,7 +68,7 @@ class _Watch:
     def __init__(self, encoding: Encoding) -> None:
         self.encoding = encoding
         self.statistics = TensorStatistics()
-        self.total, self.own = NoiseSums(), NoiseSums()
+        self.total, self.own = Noise(), Noise()
         self.clipped = self.count = 0
 
     @property
@@ -111,7 +102,7 @@ class _Watch:
             name, str(node.name) if node is not None else "", node.op_type if node is not None else "input",
             self.encoding.dtype, float(self.encoding.scales.max()), low, high, s.minimum, s.maximum,
             self.clipped / max(1, self.count), math.log2((high - low) / reach) if reach > 0 else 0.0, _outliers(s),
-            self.own.result().sqnr_db, self.total.result(), edges, counts,
+            self.own.sqnr_db, self.total, edges, counts,
         )  # fmt: skip
 
 
@@ -134,16 +125,16 @@ def graphwise(subject: Subject, threads: int = 0) -> list[Tensor]:
         watched[name] = _Watch(encoding)
     names = [name for name in watched if name != image]
     pairs = {name: name if name in outputs else f"{name}_dequantized" for name in names}
-    left = Runner(with_outputs(subject.float_graph, names), threads, "basic")
-    right = Runner(with_outputs(subject.quantized_graph, list(pairs.values())), threads, "basic")
-    for index, tensor in enumerate(track(subject.inputs, "graphwise", len(subject.inputs))):
-        expected: dict[str, NDArray[Any]] = left.run(tensor, names) if names else {}
-        actual: dict[str, NDArray[Any]] = right.run(tensor, list(pairs.values())) if names else {}
+    tensors = track(subject.inputs, "graphwise", len(subject.inputs))
+    for index, (expected, actual) in enumerate(
+        beside(subject.float_graph, subject.quantized_graph, pairs, tensors, threads)
+    ):
         if image in watched:
+            tensor = subject.inputs[index]
             coded = watched[image].encoding
             expected[image], actual[image] = tensor, coded.dequantize(coded.quantize(tensor))
         for name, watch in watched.items():
-            watch.add(np.asarray(expected[name], np.float32), actual[pairs.get(name, name)], index)
+            watch.add(np.asarray(expected[name], np.float32), actual[name], index)
     return [watch.result(name, made.get(name)) for name, watch in watched.items()]
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
-from narrowcast.bundle.predictor import Predictor
+from narrowcast.bundle.store import Predictor
 from narrowcast.graph.run import open_session
 from narrowcast.vision.preprocess import preprocess
 

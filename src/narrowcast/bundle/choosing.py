@@ -12,17 +12,18 @@ import onnx
 from narrowcast.analyze.task_error import combine
 from narrowcast.base.errors import UserError, nearest
 from narrowcast.base.progress import phase, track
-from narrowcast.bundle.compare import compare_tensors, mean_sqnr
 from narrowcast.calibrate import METHODS, ImageSet, TensorStatistics
 from narrowcast.chips.vendors import offers
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
-from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, Planner, State, recover, refine_ranges, split
+from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, recover, refine_ranges, split
 from narrowcast.improve.judge import judged_pairs, loss_of
+from narrowcast.lower.network import Planner, QuantizedNetwork
+from narrowcast.lower.noise import compare_tensors, mean_sqnr
 from narrowcast.ops.net import with_outputs
 from narrowcast.plan import Draft, Plan, finish
 
-__all__ = ["AUTO_METHODS", "Candidate", "Choice", "Job", "check_effort", "choose", "vendor_search"]
+__all__ = ["AUTO_METHODS", "Choice", "Job", "check_effort", "choose", "vendor_search"]
 
 #: What the method "auto" tries. Which is best depends on the model (docs/calibration.md), so it is measured.
 AUTO_METHODS = ("mse", "lp", "percentile", "mean-minmax")
@@ -30,8 +31,8 @@ AUTO_METHODS = ("mse", "lp", "percentile", "mean-minmax")
 AUTO_IMAGES = 6
 #: Images that decide nothing on which the manifest says what each step bought, at most.
 REPORT_IMAGES = 12
-#: Images and trials of the refinement of the effort "fast". With three images it fitted them and lost on others.
-REFINE_IMAGES, REFINE_TRIALS = 6, 24
+#: Trials of the refinement of the effort "fast". With three images it fitted them and lost on others.
+REFINE_TRIALS = 24
 
 
 @dataclass(frozen=True)
@@ -69,35 +70,19 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A quantized network. Its QDQ graph is made where it is needed: the graphs of all candidates would fill memory.
-
-    Attributes:
-        method: calibration method.
-        state: graph, plan and factors.
-    """
-
-    method: str
-    state: State
-
-    @property
-    def plan(self) -> Plan:
-        """How every tensor is represented."""
-        return self.state.plan
-
-
-@dataclass(frozen=True)
 class Choice:
     """Result of :func:`choose`.
 
     Attributes:
-        candidate: the best one.
+        method: calibration method, and what became of it.
+        network: the best one.
         record: for the manifest: ``mean_output_sqnr_db`` by method and, where steps were taken, ``task_loss`` by method
             and ``steps``.
         notes: for a person.
     """
 
-    candidate: Candidate
+    method: str
+    network: QuantizedNetwork
     record: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -152,55 +137,52 @@ def choose(job: Job, effort: str, vendor: Searched | None = None) -> Choice:
     scores: dict[str, float] = {}
     losses: dict[str, float] = {}
     names = AUTO_METHODS if job.method == "auto" else (job.method,)
-    states = {name: _plain(job, name) for name in names}
+    plans = {name: finish(job.drafted, job.statistics, name, job.percentile) for name in names}
     if vendor is not None and job.method == "auto":
-        states.update({name: State(job.model.ir, plan, tuple(n)) for name, (plan, n) in vendor.plans.items()})
-    found = {name: Candidate(name, state) for name, state in states.items()}
+        plans.update(vendor.plans)
+    chip = job.drafted.target
+    found = {n: QuantizedNetwork(job.model.ir, plan, chip, notes=tuple(said)) for n, (plan, said) in plans.items()}
     improved = _Recovery.of(job, EFFORTS[effort]) if effort != "fast" and len(job.calibration) >= LEAST_IMAGES else None
-    for name in track(list(states), "ranges"):
-        proto = states[name].lower()[0]
-        scores[name] = round(mean_sqnr(compare_tensors(job.float_model, proto, job.pairs, few, job.threads)), 3)
+    for name in track(list(found), "ranges"):
+        proto = found[name].qdq()[0]
+        noises = compare_tensors(job.float_model, proto, job.pairs, few, job.threads)
+        scores[name] = round(mean_sqnr(noises.values()), 3)
         if improved is not None:
             losses[name] = improved.loss(proto)
         del proto  # before the next one is made
     if improved is not None:
         return _recovered(job, improved, found, scores, losses)
     notes = () if effort == "fast" else (f"under {LEAST_IMAGES} calibration images: nothing is corrected",)
-    best = max(found.values(), key=lambda candidate: scores[candidate.method])
-    if job.method == "auto":
-        best = _refined(job, best, found, scores, few[:REFINE_IMAGES])
-    return Choice(best, {"mean_output_sqnr_db": scores}, notes)
+    best = max(found, key=lambda name: scores[name])
+    method, network = _refined(job, best, found, scores, few) if job.method == "auto" else (best, found[best])
+    return Choice(method, network, {"mean_output_sqnr_db": scores}, notes)
 
 
-def _plain(job: Job, method: str) -> State:
-    plan, notes = finish(job.drafted, job.statistics, method, job.percentile)
-    return State(job.model.ir, plan, tuple(notes))
-
-
-def _planner(job: Job, best: Candidate) -> Planner:
+def _planner(job: Job, method: str, plan: Plan) -> Planner:
     """Makes plans as the chosen method does, for graphs with other weights too."""
-    known = best.method if best.method in METHODS else "minmax"  # a vendor's name: all its encodings are given
+    known = method if method in METHODS else "minmax"  # a vendor's name: all its encodings are given
     groups = enumerate(job.drafted.structure.groups)
-    given = {} if known == best.method else {i: best.plan.tensors[group.values[0]] for i, group in groups}
+    given = {} if known == method else {i: plan.tensors[group.values[0]] for i, group in groups}
 
-    def make(state: State) -> tuple[Plan, list[str]]:
-        drafted = job.drafted.on(state.model.graph)
-        statistics = {**job.statistics, **state.statistics}
-        return finish(drafted, statistics, known, job.percentile, {**given, **state.chosen})
+    def make(network: QuantizedNetwork) -> tuple[Plan, list[str]]:
+        drafted = job.drafted.on(network.model.graph)
+        statistics = {**job.statistics, **network.statistics}
+        return finish(drafted, statistics, known, job.percentile, {**given, **network.chosen})
 
     return make
 
 
 def _refined(
-    job: Job, best: Candidate, found: Mapping[str, Candidate], scores: dict[str, float], few: list[Any]
-) -> Candidate:
-    """Today's effort "fast": ranges on which methods disagree, by output noise."""
+    job: Job, best: str, found: Mapping[str, QuantizedNetwork], scores: dict[str, float], few: list[Any]
+) -> tuple[str, QuantizedNetwork]:
+    """The effort "fast": ranges on which methods disagree, by output noise."""
+    start = found[best]
     runner = Runner(with_outputs(job.float_model, list(job.pairs)), job.threads, "basic")
     chosen, _, score = refine_ranges(
         job.model.ir,
         job.drafted,
-        best.plan,
-        [candidate.plan for candidate in found.values() if candidate is not best],
+        start.plan,
+        [other.plan for name, other in found.items() if name != best],
         few,
         [runner.run(tensor, list(job.pairs)) for tensor in few],
         outputs=job.pairs,
@@ -208,10 +190,10 @@ def _refined(
         threads=job.threads,
     )
     if not chosen:
-        return best
+        return best, start
     scores["refined"] = round(score, 3)
-    state = replace(best.state, chosen=chosen).planned(_planner(job, best))
-    return Candidate(f"{best.method}, {len(chosen)} of them refined", state)
+    network = replace(start, chosen=chosen).planned(_planner(job, best, start.plan))
+    return f"{best}, {len(chosen)} of them refined", network
 
 
 @dataclass(frozen=True)
@@ -245,29 +227,29 @@ class _Recovery:
 def _recovered(
     job: Job,
     improved: _Recovery,
-    found: Mapping[str, Candidate],
+    found: Mapping[str, QuantizedNetwork],
     scores: dict[str, float],
     losses: dict[str, float],
 ) -> Choice:
     """The method with the least loss on some images, then the steps, judged on others."""
-    best = min(found.values(), key=lambda candidate: losses[candidate.method])
-    others = [candidate.plan for candidate in found.values() if candidate is not best]
+    best = min(found, key=lambda name: losses[name])
+    others = [other.plan for name, other in found.items() if name != best]
     # the ranges of output channels need all the objects there are; what they can fit to is little
     every = job.calibration
     unused = _reporting(job, {*improved.teaching, *improved.judging})
     reporter = Judge(job.model, job.pairs, list(unused), job.threads)
-    state, steps = recover(
-        job.model, best.state, job.drafted, _planner(job, best), others, improved.own, improved.judge,
-        improved.effort, every, reporter, factors=job.factors,
+    network, steps = recover(
+        job.model, found[best], job.drafted, _planner(job, best, found[best].plan), others, improved.own,
+        improved.judge, improved.effort, every, reporter, factors=job.factors,
     )  # fmt: skip
-    searched = len(set(state.chosen) - _factored(job, state))
+    searched = len(set(network.chosen) - _factored(job, network))
     record = {
         "mean_output_sqnr_db": scores,
         "task_loss": {name: round(loss, 6) for name, loss in losses.items()},
         "steps": [step.to_dict() for step in steps],
         "step_images": {"teach": len(improved.teaching), "judge": len(improved.judging), "report": len(unused)},
     }
-    return Choice(Candidate(f"{best.method}, {searched} of them searched" if searched else best.method, state), record)
+    return Choice(f"{best}, {searched} of them searched" if searched else best, network, record)
 
 
 def _reporting(job: Job, used: set[int]) -> ImageSet:
@@ -276,6 +258,6 @@ def _reporting(job: Job, used: set[int]) -> ImageSet:
     return replace(job.held, sources=job.held.sources + rest.sources).spread(REPORT_IMAGES)
 
 
-def _factored(job: Job, state: State) -> set[int]:
+def _factored(job: Job, network: QuantizedNetwork) -> set[int]:
     groups = enumerate(job.drafted.structure.groups)
-    return {index for index, group in groups if set(group.values) & set(state.factors)}
+    return {index for index, group in groups if set(group.values) & set(network.factors)}

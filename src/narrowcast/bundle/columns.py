@@ -11,8 +11,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.graph.run import Runner
-from narrowcast.graph.weights import rest
+from narrowcast.lower.noise import beside
 from narrowcast.plan.structure import is_real
 
 __all__ = ["LOST", "LostColumns", "channel_axes", "lost_columns"]
@@ -162,13 +161,9 @@ def lost_columns(
     """
     outputs = [value for value in graph.outputs if is_real(value)]  # class maps have no columns to lose
     axes = {(str(value.name), axis): value for value in outputs for axis in channel_axes(value)}
-    left, right = Runner(floating, threads, "basic"), Runner(quantized, threads, "basic")
-    names = list(dict.fromkeys(name for name, _ in axes))
+    names = {name: name for name, _ in axes}
     spreads = {key: (_Spread(), _Spread(), _Spread()) for key in axes}
-    for tensor in inputs:
-        expected = left.run(tensor, names)
-        rest(floating)  # the weights of both would be in memory
-        actual = right.run(tensor, names)
+    for expected, actual in beside(floating, quantized, names, inputs, threads):
         for (name, axis), (wanted, given, error) in spreads.items():
             real, restored = np.asarray(expected[name]), np.asarray(actual[name])
             wanted.add(real, axis)

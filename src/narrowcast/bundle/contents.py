@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -18,25 +18,34 @@ from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase, track
 from narrowcast.base.writing import inside
 from narrowcast.bundle.columns import lost_columns
-from narrowcast.bundle.compare import Comparison, compare_tensors
-from narrowcast.bundle.manifest import MANIFEST_FILE, Manifest, OutputInfo
-from narrowcast.bundle.store import INTEGER_FILE, PLAN_FILE, PREPARED_FILE, QDQ_FILE
+from narrowcast.bundle.manifest import (
+    INTEGER_FILE,
+    MANIFEST_FILE,
+    NODES_FILE,
+    PLAN_FILE,
+    PREPARED_FILE,
+    QDQ_FILE,
+    TARGET_FILE,
+    Manifest,
+    OutputInfo,
+)
 from narrowcast.calibrate import ImageSet
-from narrowcast.chips import Target
+from narrowcast.chips import Target, write_target
 from narrowcast.graph.model import Model
 from narrowcast.graph.units import inline_units
 from narrowcast.graph.weights import rest, with_data
-from narrowcast.improve import State
 from narrowcast.lower.distance import qdq_distance
-from narrowcast.lower.factors import Factors, factored, undo_factors, with_factors
-from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes, lower_integer
+from narrowcast.lower.factors import Factors, factored, undo_factors
+from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes
+from narrowcast.lower.network import QuantizedNetwork
+from narrowcast.lower.noise import Noise, compare_tensors
 from narrowcast.ops.net import dims
 from narrowcast.plan import Plan, plan_to_json
 from narrowcast.plan.invariants import violations
 
 __all__ = [
-    "NO_CHIP_FILE", "NO_INTEGERS", "Content", "Contents", "Extra", "float_bytes", "int16_domain", "integers_of",
-    "json_bytes", "make_contents", "output_info", "output_of", "proto_bytes", "write_contents",
+    "NO_CHIP_FILE", "NO_INTEGERS", "Content", "Contents", "Extra", "float_bytes", "json_bytes", "make_contents",
+    "output_info", "output_of", "proto_bytes", "write_contents",
 ]  # fmt: skip
 
 #: Makes further files of a bundle, such as the chip's own model file, from the graph that was lowered, which is the
@@ -54,37 +63,24 @@ WATCHED_IMAGES = 8
 
 @dataclass(frozen=True)
 class Contents:
-    """Files of a quantized network, by name, and what is measured on them.
+    """What a quantized network puts into a bundle.
 
     Attributes:
-        prepared: the float graph that the integers come from, where it is not the user's.
-        quantized: the QDQ graph and the plan.
-        integer: the exact integer graph, where there is one.
-        chip: what ``extra`` made.
-        nodes: content of the table of tensors.
-        comparison: of the outputs with those of the float model, for the manifest.
-        qdq_distance: of the QDQ graph from the exact integers, for the manifest.
-        lost_columns: of outputs, constant in the integers and not in float, for the manifest.
+        files: by name, without those of the user's model. Among them, where there are such, the float graph that the
+            integers come from (if it is not the user's), the exact integers, and what ``extra`` made.
+        entries: of the manifest: what is measured on the files.
         notes: on the integers and the chip's files.
     """
 
-    prepared: Mapping[str, Content]
-    quantized: Mapping[str, Content]
-    integer: Mapping[str, Content]
-    chip: Mapping[str, Content]
-    nodes: bytes
-    comparison: list[dict[str, Any]]
-    qdq_distance: list[dict[str, Any]]
-    lost_columns: list[dict[str, Any]]
+    files: Mapping[str, Content]
+    entries: dict[str, Any]
     notes: tuple[str, ...]
 
 
 @phase("compare")
 def make_contents(
     model: Model,
-    state: State,
-    qdq: onnx.ModelProto,
-    target: Target,
+    network: QuantizedNetwork,
     floating: onnx.ModelProto,
     images: ImageSet,
     threads: int = 0,
@@ -95,10 +91,8 @@ def make_contents(
     """Make the files of a quantized network and compare it with the float model.
 
     Args:
-        model: whose graph ``state`` holds, perhaps with other weights.
-        state: the network.
-        qdq: its QDQ graph.
-        target: of its plan.
+        model: whose graph ``network`` holds, perhaps with other weights.
+        network: to write.
         floating: the user's float graph.
         images: that chose nothing.
         threads: of onnxruntime; 0 for all cores.
@@ -109,53 +103,62 @@ def make_contents(
     Raises:
         UserError: the plan breaks a rule of the target.
     """
-    for wrong in violations(state.model.graph, state.plan, target, runtime):
+    plan, target = network.plan, network.target
+    for wrong in violations(network.model.graph, plan, target, runtime):
         raise UserError(f"the plan breaks a rule of {target.name}: {wrong}", "please report the model")
-    integers, why_not = integers_of(state, target)
+    qdq, contrib = network.qdq()
+    integers, notes = _integers(network)
     best = qdq if integers is None else dequantized(integers)
-    lowered_from = undo_factors(ir.to_proto(state.model), state.factors)
+    lowered_from = undo_factors(ir.to_proto(network.model), network.factors)
     rest(lowered_from)  # lowering has read all weights
     names = {name: name for name in model.output_names}
     outputs = compare_tensors(floating, best, names, track(images, "compare", len(images)), threads)
     few = islice(images, _TENSOR_IMAGES)
-    tensors = compare_tensors(lowered_from, qdq, _tensor_pairs(state.model.graph, state.plan), few, threads)
+    tensors = compare_tensors(lowered_from, qdq, _tensor_pairs(network.model.graph, plan), few, threads)
     watched = (images if watched is None else watched).spread(WATCHED_IMAGES)
-    codes = {name: state.plan.tensors[name] for name in names if name in state.plan.tensors}
+    codes = {name: plan.tensors[name] for name in names if name in plan.tensors}
     steps = {name: float(code.scales) for name, code in codes.items() if not code.scales.ndim}
     lost = lost_columns(model.ir.graph, floating, best, track(watched, "columns", len(watched)), threads, steps)
-    chip, refused = _chip_files(replace(model, ir=state.model), state, target, extra)
-    notes = [f"{NO_INTEGERS}: {why_not}"] if integers is None else integers.notes
-    return Contents(
-        prepared={PREPARED_FILE: partial(float_bytes, state.model)} if state.changed else {},
-        quantized={QDQ_FILE: partial(proto_bytes, qdq), PLAN_FILE: plan_to_json(state.plan).encode()},
-        integer={} if integers is None else {INTEGER_FILE: partial(integer_bytes, integers)},
-        chip=chip,
-        nodes=json_bytes(_rows(tensors)),
-        comparison=_rows(outputs),
-        qdq_distance=[] if integers is None else _distance(integers, qdq, images, threads),
-        lost_columns=[entry.to_dict() for entry in lost],
-        notes=(*notes, *refused, *map(str, lost)),
-    )
+    chip, refused = _chip_files(replace(model, ir=network.model), network, extra)
+    few = islice(images, _DISTANCE_IMAGES)
+    distances = [] if integers is None else qdq_distance(integers, qdq, few, threads=threads)
+    entries = {
+        "comparison": _rows(outputs),
+        "qdq_distance": [row.to_dict() for row in distances],
+        "lost_columns": [entry.to_dict() for entry in lost],
+        "int16_domain": int16_domain(plan, contrib),
+    }
+    files: dict[str, Content] = {
+        **({PREPARED_FILE: partial(float_bytes, network.model)} if network.changed else {}),
+        QDQ_FILE: partial(proto_bytes, qdq),
+        PLAN_FILE: plan_to_json(plan).encode(),
+        TARGET_FILE: write_target(target).encode(),
+        **({} if integers is None else {INTEGER_FILE: partial(integer_bytes, integers)}),
+        **chip,
+        NODES_FILE: json_bytes(_rows(tensors)),
+    }
+    return Contents(files, entries, (*notes, *refused, *map(str, lost)))
 
 
-def integers_of(state: State, target: Target) -> tuple[IntegerGraph | None, str]:
-    """The exact integer graph of a network, or why there is none."""
+def _integers(network: QuantizedNetwork) -> tuple[IntegerGraph | None, Sequence[str]]:
+    """The exact integer graph with its notes, or a note on why there is none."""
     try:
-        return with_factors(lower_integer(state.model, state.plan, target), state.factors), ""
+        integers = network.integers()
     except UserError as error:
-        return None, str(error)
+        return None, (f"{NO_INTEGERS}: {error}",)
+    return integers, integers.notes
 
 
 def _chip_files(
-    model: Model, state: State, target: Target, extra: Extra | None
-) -> tuple[Mapping[str, bytes], list[str]]:
+    model: Model, network: QuantizedNetwork, extra: Extra | None
+) -> tuple[Mapping[str, bytes], Sequence[str]]:
     """The chip's own files, or a note on why there are none."""
     if extra is None:
-        return {}, []
+        return {}, ()
     try:
-        return extra(model, state.plan, target, state.factors), []
+        return extra(model, network.plan, network.target, network.factors), ()
     except UserError as error:  # the bundle is good for everything else
-        return {}, [f"{NO_CHIP_FILE}: {error}"]
+        return {}, (f"{NO_CHIP_FILE}: {error}",)
 
 
 def _tensor_pairs(graph: ir.Graph, plan: Plan) -> dict[str, str]:
@@ -170,14 +173,8 @@ def _tensor_pairs(graph: ir.Graph, plan: Plan) -> dict[str, str]:
     return pairs
 
 
-def _distance(graph: IntegerGraph, qdq: onnx.ModelProto, images: ImageSet, threads: int) -> list[dict[str, Any]]:
-    """How far the usual QDQ graph is from the integers at the outputs."""
-    rows = qdq_distance(graph, qdq, islice(images, _DISTANCE_IMAGES), threads=threads)
-    return [row.to_dict() for row in rows]
-
-
-def _rows(comparisons: list[Comparison]) -> list[dict[str, Any]]:
-    return [entry.to_dict() for entry in comparisons]
+def _rows(noises: Mapping[str, Noise]) -> list[dict[str, Any]]:
+    return [noise.row(name) for name, noise in noises.items()]
 
 
 def int16_domain(plan: Plan, contrib: bool) -> str:

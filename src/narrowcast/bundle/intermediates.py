@@ -22,7 +22,8 @@ from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
 from narrowcast.base.writing import check_file, write_file
 from narrowcast.bundle.contents import proto_bytes
-from narrowcast.bundle.store import FLOAT_FILE, INTEGER_FILE, QDQ_FILE, Bundle
+from narrowcast.bundle.manifest import FLOAT_FILE, INTEGER_FILE, QDQ_FILE
+from narrowcast.bundle.store import Bundle
 from narrowcast.graph.model import Model
 from narrowcast.ops.net import copied
 from narrowcast.vision.preprocess import Preprocess

@@ -1,44 +1,45 @@
-"""The main job: a float model and images become a measured bundle."""
+"""The main job: a float model and images become a measured bundle, and a bundle one of another network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase, track
 from narrowcast.base.writing import Place, new_folder
-from narrowcast.bundle.choosing import AUTO_METHODS, Job, check_effort, choose, vendor_search
+from narrowcast.bundle.choosing import Job, check_effort, choose, vendor_search
+from narrowcast.bundle.columns import LOST
 from narrowcast.bundle.contents import (
+    NO_CHIP_FILE,
+    NO_INTEGERS,
     WATCHED_IMAGES,
     Content,
-    Contents,
     Extra,
     float_bytes,
-    int16_domain,
     make_contents,
+    output_info,
     output_of,
     proto_bytes,
     write_contents,
 )
-from narrowcast.bundle.folder import check_out
-from narrowcast.bundle.manifest import VERSION, Manifest, versions
+from narrowcast.bundle.manifest import FLOAT_FILE, JOIN_FILE, VERSION, Manifest, check_out, versions
 from narrowcast.bundle.mixed import part, without
-from narrowcast.bundle.store import FLOAT_FILE, JOIN_FILE, NODES_FILE, TARGET_FILE, Bundle
+from narrowcast.bundle.store import Bundle
 from narrowcast.calibrate import METHODS, Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
-from narrowcast.chips import Target, load_target, write_target
+from narrowcast.chips import load_target
 from narrowcast.graph.model import Model
-from narrowcast.improve import State
-from narrowcast.lower.factors import Factors
+from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.ops.net import dims
-from narrowcast.plan import Draft, Pins, Plan, draft
+from narrowcast.plan import Draft, Pins, draft
 
-__all__ = ["AUTO_METHODS", "quantize"]
+__all__ = ["quantize", "remake"]
 
 #: Calibration images that show the sizes of what an output joins.
 PART_IMAGES = 8
@@ -113,16 +114,12 @@ def quantize(
     job = Job(model, float_model, drafted, statistics, calibration, held, method, percentile, threads, spread)
     vendor = vendor_search(job, search) if search != "auto" else None
     choice = choose(job, effort, vendor)
-    chosen = choice.candidate
+    network = choice.network
     compared = held if len(held) else calibration
-    qdq, contrib = chosen.state.lower()
     watched = replace(held, sources=(*held.sources, *calibration.spread(WATCHED_IMAGES).sources))
-    made = make_contents(
-        model, chosen.state, qdq, drafted.target, float_model, compared, threads, extra, runtime,
-        watched,
-    )  # fmt: skip
+    made = make_contents(model, network, float_model, compared, threads, extra, runtime, watched)
     record = {
-        "method": chosen.method,
+        "method": choice.method,
         "requested": method,
         "effort": effort,
         "output_factors": spread,
@@ -134,25 +131,29 @@ def quantize(
     }
     said = [model.assumption] if model.assumption else []
     manifest = replace(
-        _manifest(model, drafted, chosen.plan, chosen.state.factors, contrib, made, runtime),
+        _manifest(model, network, runtime),
+        **made.entries,
         calibration=record,
         difference_to_source=difference,
         notes=(
-            *model.notes, *said, *found.notes, *chosen.state.notes, *choice.notes,
-            *_factor_notes(job, effort, chosen.state), *made.notes,
+            *model.notes, *said, *found.notes, *network.notes, *choice.notes,
+            *_factor_notes(job, effort, network), *made.notes,
         ),
         command=tuple(command),
     )
-    return _write(place, manifest, model, made, drafted.target)
+    files = {FLOAT_FILE: partial(float_bytes, model.ir), **made.files}
+    if model.join is not None:
+        files[JOIN_FILE] = proto_bytes(model.join.proto)
+    return _write(place, manifest, files)
 
 
-def _factor_notes(job: Job, effort: str, state: State) -> tuple[str, ...]:
+def _factor_notes(job: Job, effort: str, network: QuantizedNetwork) -> tuple[str, ...]:
     """What a person has to know of the scales of the outputs."""
     chip = job.drafted.target
     if chip.outputs.factors or job.model.head is None:
         return ()
-    if state.factors:
-        names = ", ".join(state.factors)
+    if network.factors:
+        names = ", ".join(network.factors)
         return (f"{names}: a scale a channel, which {chip.runtime.name}'s own decode does not know",)
     if job.factors or effort == "fast":
         return ()
@@ -176,53 +177,88 @@ def _statistics(
         raise UserError(f"{model.source} computes {error}", "check the model and the image") from error
 
 
-def _manifest(
-    model: Model, drafted: Draft, plan: Plan, factors: Factors, contrib: bool, made: Contents, runtime: str | None
-) -> Manifest:
-    """The manifest, but for what is known of the way to it."""
-    chip, image = drafted.target.runtime, model.ir.graph.inputs[0]
+def _manifest(model: Model, network: QuantizedNetwork, runtime: str | None) -> Manifest:
+    """The manifest, but for what is measured and what is known of the way to it."""
+    plan, chip = network.plan, network.target.runtime
     code = plan.tensors.get(model.input_name)
     return Manifest(
         version=VERSION,
         task=model.task,
-        target=drafted.target.name,
+        target=network.target.name,
         runtime=f"{chip.name} {runtime or chip.versions[-1]}",
         model={"source": model.source, "sha256": model.sha256},
         input_name=model.input_name,
-        input_shape=dims(image),
+        input_shape=dims(model.ir.graph.inputs[0]),
         input_encoding=None
         if code is None
         else {"dtype": code.dtype, "scale": code.scale, "zero_point": code.zero_point},
         preprocess=model.preprocess,
-        outputs=tuple(output_of(value, plan, factors) for value in model.ir.graph.outputs),
+        outputs=tuple(output_of(value, plan, network.factors) for value in model.ir.graph.outputs),
         head=model.head,
         softmax_missing=model.softmax_missing,
         classes=model.classes,
         skeleton=model.skeleton,
         calibration={},
         difference_to_source={},
-        comparison=made.comparison,
-        qdq_distance=made.qdq_distance,
-        lost_columns=made.lost_columns,
+        comparison=[],
+        qdq_distance=[],
         assumed=list(model.assumed),
         join=model.join.describe(JOIN_FILE) if model.join is not None else {},
-        int16_domain=int16_domain(plan, contrib),
+        int16_domain="",
         notes=(),
         command=(),
         versions=versions(),
     )
 
 
-def _write(place: Place, manifest: Manifest, model: Model, made: Contents, target: Target) -> Bundle:
-    files: dict[str, Content] = {
-        FLOAT_FILE: partial(float_bytes, model.ir),
-        **made.prepared,
-        **made.quantized,
-        TARGET_FILE: write_target(target).encode(),
-        **made.integer,
-        **made.chip,
-        NODES_FILE: made.nodes,
-        **({} if model.join is None else {JOIN_FILE: proto_bytes(model.join.proto)}),
-    }
+def _write(place: Place, manifest: Manifest, files: Mapping[str, Content]) -> Bundle:
     with phase("write"), new_folder(place) as folder:
         return Bundle(place.path, write_contents(folder, manifest, files))
+
+
+def remake(
+    bundle: Bundle,
+    network: QuantizedNetwork,
+    record: Mapping[str, Any],
+    images: ImageSet,
+    *,
+    out: str | Path | Place,
+    force: bool = False,
+    threads: int = 0,
+    command: Sequence[str] = (),
+    extra: Extra | None = None,
+) -> Bundle:
+    """Write a bundle with other weights or another plan: every file that depends on them is made again.
+
+    Args:
+        bundle: to start from; not changed.
+        network: the new weights and plan.
+        record: joins the manifest's ``calibration``; JSON-ready.
+        images: that chose nothing; the comparison with float is made on them.
+        out: folder to write, or its place as :func:`narrowcast.bundle.manifest.check_out` found it.
+        force, threads, command, extra: as :func:`quantize` takes them.
+
+    Returns:
+        The new bundle.
+
+    Raises:
+        UserError: the folder exists or cannot be written; nothing is left half-written.
+    """
+    place = out if isinstance(out, Place) else check_out(out, force)
+    before = bundle.manifest
+    floating = bundle.model.to_proto()
+    made = make_contents(bundle.prepared, network, floating, images, threads, extra, before.runtime_version)
+    kept = [note for note in before.notes if not note.startswith((NO_INTEGERS, NO_CHIP_FILE, LOST))]
+    manifest = replace(
+        before,
+        **made.entries,
+        outputs=tuple(output_info(output, network.plan, network.factors) for output in before.outputs),
+        notes=tuple(dict.fromkeys([*kept, *made.notes])),
+        calibration={**before.calibration, **record},
+        versions={**before.versions, **versions()},
+        command=tuple(command),
+        files={},
+    )
+    own: dict[str, Content] = {n: bundle.file(n).read_bytes for n in (FLOAT_FILE, JOIN_FILE) if n in before.files}
+    files = {FLOAT_FILE: own.pop(FLOAT_FILE), **made.files, **own}
+    return _write(place, manifest, files)

@@ -16,9 +16,7 @@ from narrowcast.base.errors import UserError, nearest
 from narrowcast.base.progress import phase
 from narrowcast.base.writing import Place, inside, new_folder
 from narrowcast.bundle.contents import float_bytes, json_bytes, output_of, proto_bytes, write_contents
-from narrowcast.bundle.folder import check_out
-from narrowcast.bundle.manifest import Manifest, OutputInfo
-from narrowcast.bundle.store import (
+from narrowcast.bundle.manifest import (
     FLOAT_FILE,
     INTEGER_FILE,
     JOIN_FILE,
@@ -26,15 +24,16 @@ from narrowcast.bundle.store import (
     PLAN_FILE,
     PREPARED_FILE,
     QDQ_FILE,
-    Bundle,
-    open_bundle,
+    Manifest,
+    OutputInfo,
+    check_out,
 )
+from narrowcast.bundle.store import Bundle, open_bundle
 from narrowcast.chips import Target
 from narrowcast.graph.ends import REMOVABLE, Removed, remove_ends, transposed_layout
-from narrowcast.lower import lower_qdq
 from narrowcast.lower.ends import with_integer_input, with_integer_outputs
-from narrowcast.lower.factors import Factors, undo_factors, with_factors
-from narrowcast.lower.integer import integer_bytes, lower_integer
+from narrowcast.lower.integer import integer_bytes
+from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.ops.net import all_names, dims, named
 from narrowcast.plan import Encoding, Plan, plan_to_json
 from narrowcast.plan.drafting import accumulator_encoding
@@ -87,42 +86,33 @@ def modify(
         if kind not in KINDS:
             raise UserError(f"{kind} nodes cannot be removed", nearest(kind, KINDS, 0.3))
     place = check_out(out, force)
-    target = bundle.target
     ends = tuple(kind for kind in remove if kind not in ("Quantize", "Dequantize"))
     inner = [name for name in nodes if not name.endswith(_SUFFIXES)]
-    state = _State.of(bundle, target)
+    change = _Change(bundle.manifest, bundle.network, {})
     if ends or inner:
-        state = _shortened(state, bundle, ends, inner, lenient)
+        change = _shortened(change, bundle, ends, inner, lenient)
     if "Quantize" in remove:
-        state = _integer_input(state)
-    wanted = [ALL] if "Dequantize" in remove and (not lenient or _has_integers(state.manifest)) else []
+        change = _integer_input(change)
+    wanted = [ALL] if "Dequantize" in remove and (not lenient or _has_integers(change.manifest)) else []
     wanted += [*remove_dequantize, *(name for name in nodes if name.endswith(_SUFFIXES))]
-    names = _outputs(state, wanted)
-    before = tuple(state.manifest.modified.get("dequantize", ()))
-    merged = tuple(o.name for o in state.manifest.outputs if o.name in {*before, *names})
-    state = state.with_modified(dequantize=list(merged))
-    return _write(place, state, bundle)
+    names = _outputs(change, wanted)
+    before = tuple(change.manifest.modified.get("dequantize", ()))
+    merged = tuple(o.name for o in change.manifest.outputs if o.name in {*before, *names})
+    change = change.with_modified(dequantize=list(merged))
+    return _write(place, change, bundle)
 
 
 @dataclass(frozen=True)
-class _State:
-    """A bundle on its way: its manifest, the graph that is lowered, and the files that changed, by name."""
+class _Change:
+    """A bundle on its way: its manifest, its network, and the files that changed, by name."""
 
     manifest: Manifest
-    model: ir.Model
-    plan: Plan
-    target: Target
-    factors: Factors
+    network: QuantizedNetwork
     files: Mapping[str, bytes]
     gone: tuple[str, ...] = ()
     shortened: bool = False
 
-    @classmethod
-    def of(cls, bundle: Bundle, target: Target) -> _State:
-        bundle.check_plan()
-        return cls(bundle.manifest, bundle.prepared.ir, bundle.plan, target, bundle.factors, {})
-
-    def with_modified(self, **entries: Any) -> _State:
+    def with_modified(self, **entries: Any) -> _Change:
         return replace(self, manifest=replace(self.manifest, modified={**self.manifest.modified, **entries}))
 
     @property
@@ -144,13 +134,13 @@ def _aliases(graph: ir.Graph) -> dict[str, str]:
     return found
 
 
-def _outputs(state: _State, wanted: Sequence[str]) -> list[str]:
+def _outputs(change: _Change, wanted: Sequence[str]) -> list[str]:
     """Names of outputs that a person asked for."""
-    known, aliases = {out.name: out for out in state.manifest.outputs}, _aliases(state.model.graph)
+    known, aliases = {out.name: out for out in change.manifest.outputs}, _aliases(change.network.model.graph)
     names: list[str] = []
     for entry in wanted:
         if entry == ALL:
-            names += [out.name for out in state.manifest.outputs if out.scale is not None]
+            names += [out.name for out in change.manifest.outputs if out.scale is not None]
             continue
         plain = [entry.removesuffix(suffix) for suffix in _SUFFIXES if entry.endswith(suffix)] or [entry]
         name = next((name for name in (*plain, *(aliases.get(word, "") for word in plain)) if name in known), None)
@@ -164,36 +154,34 @@ def _outputs(state: _State, wanted: Sequence[str]) -> list[str]:
     return names
 
 
-def _shortened(state: _State, bundle: Bundle, kinds: Sequence[str], nodes: Sequence[str], lenient: bool) -> _State:
-    model, removed = remove_ends(state.model, kinds, nodes, lenient=lenient)
+def _shortened(change: _Change, bundle: Bundle, kinds: Sequence[str], nodes: Sequence[str], lenient: bool) -> _Change:
+    model, removed = remove_ends(change.network.model, kinds, nodes, lenient=lenient)
     if not removed:
-        return state
+        return change
     if bundle.manifest.join and any(entry.end == "tail" for entry in removed):
         raise UserError(f"the outputs are joined by {JOIN_FILE}, which needs them as they are", "remove nothing there")
-    plan = _restricted(state.plan, model, state.target)
+    plan = _restricted(change.network.plan, model, change.network.target)
     names = [entry.node for entry in removed]
     files = {PLAN_FILE: plan_to_json(plan).encode()}
     files[FLOAT_FILE] = float_bytes(remove_ends(bundle.model.ir, (), names)[0])
     if PREPARED_FILE in bundle.manifest.files:
         files[PREPARED_FILE] = float_bytes(model)
     gone = tuple(name for name in bundle.manifest.files if name.endswith(".espdl"))
-    manifest = _described(state.manifest, state.model, model, plan, removed)
+    manifest = _described(change.manifest, change.network.model, model, plan, removed)
     if gone:
         manifest = replace(manifest, notes=(*manifest.notes, f"{', '.join(gone)} left out: its ends are the old ones"))
     left = {out.name for out in manifest.outputs}
-    factors = {name: values for name, values in state.factors.items() if name in left}
-    changed = replace(
-        state, manifest=manifest, model=model, plan=plan, factors=factors, files=files, gone=gone, shortened=True
-    )
-    earlier = list(state.manifest.modified.get("removed", ()))
+    factors = {name: values for name, values in change.network.factors.items() if name in left}
+    network = replace(change.network, model=model, plan=plan, factors=factors)
+    changed = replace(change, manifest=manifest, network=network, files=files, gone=gone, shortened=True)
+    earlier = list(change.manifest.modified.get("removed", ()))
     return changed.with_modified(removed=[*earlier, *({"node": r.node, "type": r.op_type} for r in removed)])
 
 
 def _restricted(plan: Plan, model: ir.Model, target: Target) -> Plan:
     """The plan for what is left of the graph; new outputs that are sums of products leave as accumulators."""
     graph = model.graph
-    nodes = named(graph)
-    values = all_names(graph)
+    nodes, values = named(graph), all_names(graph)
     tensors = {name: encoding for name, encoding in plan.tensors.items() if name in values}
     for value in graph.outputs:
         producer = value.producer()
@@ -234,12 +222,12 @@ def _described(
     )
 
 
-def _integer_input(state: _State) -> _State:
-    if state.plan.tensors.get(state.manifest.input_name) is None:
-        raise UserError(f"the input {state.manifest.input_name} is read in float", "keep its Quantize node")
-    note = f"the quantized graphs take {state.manifest.input_name} as integers"
-    manifest = replace(state.manifest, notes=(*state.manifest.notes, note))
-    return replace(state, manifest=manifest).with_modified(input_rounding=state.target.quantize_rounding)
+def _integer_input(change: _Change) -> _Change:
+    if change.network.plan.tensors.get(change.manifest.input_name) is None:
+        raise UserError(f"the input {change.manifest.input_name} is read in float", "keep its Quantize node")
+    note = f"the quantized graphs take {change.manifest.input_name} as integers"
+    manifest = replace(change.manifest, notes=(*change.manifest.notes, note))
+    return replace(change, manifest=manifest).with_modified(input_rounding=change.network.target.quantize_rounding)
 
 
 def _encoding(out: OutputInfo) -> Encoding:
@@ -247,32 +235,31 @@ def _encoding(out: OutputInfo) -> Encoding:
     return Encoding(out.chip_dtype, out.scale, out.zero_point, out.axis)
 
 
-def _quantized_files(state: _State, bundle: Bundle) -> dict[str, bytes]:
+def _quantized_files(change: _Change, bundle: Bundle) -> dict[str, bytes]:
     """The QDQ and the integer graph with the wanted ends."""
-    changed = state.shortened or state.integer_input
+    changed = change.shortened or change.integer_input
     as_made = not changed and not bundle.manifest.modified
-    qdq = bundle.graph(QDQ_FILE) if as_made else undo_factors(lower_qdq(state.model, state.plan)[0], state.factors)
-    if state.integer_input:
-        qdq = with_integer_input(qdq, state.plan.tensors[state.manifest.input_name])
-    names = state.manifest.modified.get("dequantize", ())
-    qdq = with_integer_outputs(qdq, {out.name: _encoding(out) for out in state.manifest.outputs if out.name in names})
+    qdq = bundle.graph(QDQ_FILE) if as_made else change.network.qdq()[0]
+    if change.integer_input:
+        qdq = with_integer_input(qdq, change.network.plan.tensors[change.manifest.input_name])
+    names = change.manifest.modified.get("dequantize", ())
+    qdq = with_integer_outputs(qdq, {out.name: _encoding(out) for out in change.manifest.outputs if out.name in names})
     files = {QDQ_FILE: proto_bytes(qdq)}
     if changed and INTEGER_FILE in bundle.manifest.files:
-        integers = lower_integer(state.model, state.plan, state.target, integer_input=state.integer_input)
-        files[INTEGER_FILE] = integer_bytes(with_factors(integers, state.factors))
+        files[INTEGER_FILE] = integer_bytes(change.network.integers(change.integer_input))
     return files
 
 
-def _write(place: Place, state: _State, bundle: Bundle) -> Bundle:
-    files = {**state.files, **_quantized_files(state, bundle)}
-    if state.shortened:
-        kept = set(state.plan.tensors)
+def _write(place: Place, change: _Change, bundle: Bundle) -> Bundle:
+    files = {**change.files, **_quantized_files(change, bundle)}
+    if change.shortened:
+        kept = set(change.network.plan.tensors)
         files[NODES_FILE] = json_bytes([row for name, row in bundle.noise.items() if name in kept])
-    known = {name: digest for name, digest in bundle.manifest.files.items() if name not in state.gone}
+    known = {name: digest for name, digest in bundle.manifest.files.items() if name not in change.gone}
     with new_folder(place) as folder:
         for name in known.keys() - files.keys():
             shutil.copyfile(bundle.file(name), inside(folder, name))
-        write_contents(folder, replace(state.manifest, files=known), files)
+        write_contents(folder, replace(change.manifest, files=known), files)
         _compare(bundle, open_bundle(folder))
     return open_bundle(place.path)
 

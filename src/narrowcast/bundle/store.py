@@ -1,9 +1,10 @@
-"""The bundle: a folder with the manifest, the graphs and the plan."""
+"""The bundle: a folder with the manifest, the graphs and the plan, and what runs them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
 from narrowcast.base.reading import read_json, reading, typed
-from narrowcast.bundle.integer_input import open_runner
 from narrowcast.bundle.manifest import (
     FLOAT_FILE,
     INTEGER_FILE,
@@ -26,33 +26,157 @@ from narrowcast.bundle.manifest import (
     PREPARED_FILE,
     QDQ_FILE,
     TARGET_FILE,
+    ComparisonRow,
     Manifest,
     read_manifest,
 )
-from narrowcast.bundle.manifest_check import ComparisonRow
-from narrowcast.bundle.predictor import Predictor
 from narrowcast.chips import Target, load_target, read_target
 from narrowcast.graph.join import Join
 from narrowcast.graph.model import Model, load
+from narrowcast.graph.run import Runner
 from narrowcast.lower.integer import IntegerGraph, open_integer
+from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.plan import Plan, read_plan
 from narrowcast.plan.files import check_fit
 from narrowcast.plan.invariants import violations
+from narrowcast.plan.types import Encoding
+from narrowcast.vision.decode import decode, decode_classification
+from narrowcast.vision.heads import HeadSpec, OutputEncoding
+from narrowcast.vision.preprocess import Geometry, Preprocess, preprocess, read_image
 from narrowcast.vision.types import Classification, Detections
 
-__all__ = [
-    "ENGINE_FILES",
-    "FLOAT_FILE",
-    "INTEGER_FILE",
-    "JOIN_FILE",
-    "NODES_FILE",
-    "PLAN_FILE",
-    "PREPARED_FILE",
-    "QDQ_FILE",
-    "TARGET_FILE",
-    "Bundle",
-    "open_bundle",
-]
+
+def quantize_input(tensor: NDArray[Any], encoding: Encoding, rounding: str) -> NDArray[Any]:
+    """The image as the chip's first QuantizeLinear would give it.
+
+    Args:
+        tensor: float32 model input; integers are returned as they are.
+        encoding: of the input.
+        rounding: ``"half-even"`` or ``"half-up"``, the target's.
+    """
+    if tensor.dtype.kind != "f":
+        return tensor
+    scale = np.float32(encoding.scales)
+    power = math.frexp(float(scale))[0] == 0.5
+    steps = tensor * (np.float32(1) / scale) if power else tensor / scale
+    whole = np.rint(steps) if rounding == "half-even" else np.floor(steps + np.float32(0.5))
+    clipped: NDArray[Any] = np.clip(whole + encoding.zero_point, encoding.qmin, encoding.qmax).astype(encoding.dtype)
+    return clipped
+
+
+def chip_input(tensor: NDArray[Any], manifest: Manifest) -> NDArray[Any]:
+    """A model input as a bundle's quantized graphs take it: integers if ``modify`` removed the quantize node."""
+    coding, rounding = manifest.input_encoding, manifest.modified.get("input_rounding")
+    return tensor if coding is None or rounding is None else quantize_input(tensor, Encoding(**coding), rounding)
+
+
+class _ChipRunner(Runner):
+    """A session for a quantized graph; whichever type its input has, it takes the float image."""
+
+    def __init__(self, path: Path, threads: int, level: str, manifest: Manifest) -> None:
+        super().__init__(path, threads, level)
+        self.manifest = manifest
+
+    def run(self, tensor: NDArray[Any], names: Sequence[str] | None = None) -> dict[str, NDArray[np.generic]]:
+        """Outputs by name."""
+        return super().run(chip_input(tensor, self.manifest), names)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A graph that runs, with what surrounds it.
+
+    Attributes:
+        task: of the model.
+        head: layout of the raw outputs, ``None`` for a whole graph.
+        classes: class names, by index.
+        skeleton: limbs as pairs of keypoint indices.
+        preprocess: what happens to an image before the input.
+        runner: runs the graph.
+        softmax_missing: class scores leave as logits.
+        encodings: how integer outputs are read; empty when the outputs are float.
+        digest: SHA-256 of the graph's file, to tell graphs apart.
+        join: makes the user's outputs from the graph's; ``None`` where they are the same.
+    """
+
+    task: str
+    head: HeadSpec | None
+    classes: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...]
+    preprocess: Preprocess
+    runner: Runner
+    softmax_missing: bool = False
+    encodings: Mapping[str, OutputEncoding] | None = None
+    digest: str = ""
+    join: Join | None = None
+
+    def __repr__(self) -> str:
+        return f"<Predictor: {self.task}, {self.preprocess.height}x{self.preprocess.width}>"
+
+    @classmethod
+    def of_model(cls, model: Model, threads: int = 0) -> Predictor:
+        """Run a float model."""
+        runner = Runner(model.to_proto(), threads)
+        return cls(
+            model.task, model.head, model.classes, model.skeleton, model.preprocess, runner, model.softmax_missing,
+            digest=model.sha256, join=model.join,
+        )  # fmt: skip
+
+    @property
+    def class_count(self) -> int:
+        """How many classes the model tells apart; 0 for a whole graph."""
+        if self.task == "classify":
+            return int(np.prod(self.runner.session.get_outputs()[0].shape))
+        return self.head.num_classes if self.head is not None else 0
+
+    def run(self, tensor: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """Raw outputs of one model input, by name: those of the user's graph, in order."""
+        return self.joined(self.runner.run(tensor))
+
+    def joined(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The user's outputs from those of the graph; what is joined becomes float32."""
+        if self.join is None:
+            return dict(outputs)
+        codes = {name: code for name, code in (self.encodings or {}).items() if name in self.join.parts}
+        real = {name: codes[name].real(values) for name, values in outputs.items() if name in codes}
+        return self.join.run({**outputs, **real})
+
+    def decode(
+        self, outputs: Mapping[str, NDArray[Any]], geometry: Geometry, **options: Any
+    ) -> Detections | Classification:
+        """Raw outputs to a result; options as :func:`narrowcast.vision.decode.decode`, or ``top_k``.
+
+        Raises:
+            UserError: the graph was left whole, so that nothing is known of its outputs.
+        """
+        if self.task == "classify":
+            name, scores = next(iter(outputs.items()))
+            encoding = (self.encodings or {}).get(name)
+            if encoding is not None:
+                scores = encoding.real(scores)
+            return decode_classification(scores, options.get("top_k", 5), self.softmax_missing)
+        if self.head is None:
+            raise UserError("the outputs of this model are not known", "use run() and decode them yourself")
+        options.pop("top_k", None)
+        return decode(outputs, self.head, geometry, encodings=self.encodings, **options)
+
+    def predict(self, image: str | Path | NDArray[np.uint8], **options: Any) -> Detections | Classification:
+        """Detect or classify.
+
+        Args:
+            image: file, or uint8 (H, W, 3) BGR array.
+            options: ``confidence``, ``iou``, ``max_detections``, ``class_agnostic``, or ``top_k``.
+
+        Raises:
+            UserError: the file is no readable image.
+        """
+        try:
+            pixels = image if isinstance(image, np.ndarray) else read_image(image)
+            tensor, geometry = preprocess(pixels, self.preprocess)
+        except ValueError as error:
+            raise UserError(str(error), "give another image") from error
+        return self.decode(self.run(tensor), geometry, **options)
+
 
 #: Engine to the graph that it runs, the most exact quantized one first.
 ENGINE_FILES = {"float": FLOAT_FILE, "integer": INTEGER_FILE, "qdq": QDQ_FILE}
@@ -128,11 +252,7 @@ class Bundle:
         return violations(self.prepared.ir.graph, plan, self.target, self.manifest.runtime_version)
 
     def check_plan(self) -> None:
-        """Refuse to work on with a wrong plan.
-
-        Raises:
-            UserError: it was edited, or with the first line of :attr:`violations`.
-        """
+        """Raise when the plan was edited, or with the first line of :attr:`violations`."""
         self.file(PLAN_FILE)
         if self.violations:
             more = len(self.violations) - 1
@@ -149,13 +269,22 @@ class Bundle:
                 found[out.name] = inner.scales / np.asarray(out.scale, np.float64)
         return found
 
+    @property
+    def network(self) -> QuantizedNetwork:
+        """The quantized network that the bundle holds; refused where its plan is wrong."""
+        self.check_plan()
+        changed = PREPARED_FILE in self.manifest.files
+        return QuantizedNetwork(self.prepared.ir, self.plan, self.target, self.factors, changed)
+
+    def whole_network(self) -> QuantizedNetwork:
+        """The same, to make another bundle of; refused where the ends were changed since."""
+        if self.manifest.modified:
+            raise UserError(f"the ends of {self.path} were changed by modify", "modify the result instead")
+        return self.network
+
     @cached_property
     def integer_graph(self) -> IntegerGraph:
-        """The exact integer graph.
-
-        Raises:
-            UserError: the bundle holds none.
-        """
+        """The exact integer graph; refused where the bundle holds none."""
         if INTEGER_FILE not in self.manifest.files:
             raise UserError(f"{self.path} holds no {INTEGER_FILE}", "its manifest's notes say why")
         self.predictor(INTEGER_FILE, 1)  # so that a file that does not run is refused with its name
@@ -197,45 +326,45 @@ class Bundle:
         return self._digest(PLAN_FILE) != self.manifest.files.get(PLAN_FILE)
 
     def graph(self, name: str) -> onnx.ModelProto:
-        """One of the bundle's graphs, as a model of ONNX.
-
-        Raises:
-            UserError: as :meth:`file`.
-        """
+        """One of the bundle's graphs as ONNX; refused as by :meth:`file`."""
         with reading(path := self.file(name), "quantize again"):
             return onnx.load(str(path))
 
     @cached_property
     def noise(self) -> dict[str, dict[str, Any]]:
-        """How far every quantized tensor is from the float one, by name; entries as in :class:`ComparisonRow`.
-
-        Raises:
-            UserError: as :meth:`file`.
-        """
+        """How far every quantized tensor is from the float one, by name; entries as in :class:`ComparisonRow`."""
         path, remedy = self.file(NODES_FILE), "quantize again"
         rows = typed(list[ComparisonRow], read_json(path, remedy), path, remedy)
         return {row.name: row.model_dump() for row in rows}
 
     @phase("load")
     def predictor(self, file: str, threads: int = 0) -> Predictor:
-        """Run one of the bundle's graphs.
-
-        Raises:
-            UserError: the file is missing or was changed since the bundle was written.
-        """
+        """One of the bundle's files, ready to run; refused as by :meth:`file`, or where it has other ends."""
         manifest = self.manifest
         path = self.file(file)
         with reading(path, "quantize again"):
             # "basic" keeps QuantizeLinear and DequantizeLinear where the plan put them
-            runner = open_runner(path, threads, "basic" if file == QDQ_FILE else "all", manifest)
+            level = "basic" if file == QDQ_FILE else "all"
+            floating = file == FLOAT_FILE  # the one graph whose input stays float
+            runner = Runner(path, threads, level) if floating else _ChipRunner(path, threads, level, manifest)
             ends = {"input": runner.input_shape, **dict(zip(runner.output_names, runner.output_shapes, strict=True))}
             if ends != {"input": manifest.input_shape, **{out.name: out.shape for out in manifest.outputs}}:
                 raise ValueError("its inputs and outputs are not those of the manifest")
         encodings = {INTEGER_FILE: manifest.encodings, QDQ_FILE: manifest.integer_outputs}.get(file)
+        return self._predictor(runner, encodings, manifest.files[file])
+
+    def _predictor(self, runner: Runner, encodings: Mapping[str, OutputEncoding] | None, digest: str) -> Predictor:
+        manifest = self.manifest
         return Predictor(
             manifest.task, manifest.head, manifest.classes, manifest.skeleton, manifest.preprocess, runner,
-            manifest.softmax_missing, encodings, manifest.files[file], self.join,
+            manifest.softmax_missing, encodings, digest, self.join,
         )  # fmt: skip
+
+    def predictor_of(self, network: QuantizedNetwork) -> Predictor:
+        """Another network of the same model, ready to run with one thread: the exact integers where there are any."""
+        proto, exact = network.best()
+        digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+        return self._predictor(Runner(proto, 1, "all" if exact else "basic"), None, digest)
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -243,28 +372,13 @@ class Bundle:
         return tuple(name for name, file in ENGINE_FILES.items() if name != "float" and file in self.manifest.files)
 
     def graphs(self, engines: Sequence[str] | None = None) -> dict[str, Callable[[], Predictor]]:
-        """Ways to open the bundle's graphs with one thread each, as ``evaluate`` takes them.
-
-        Args:
-            engines: ``"float"`` for the model it came from, or one of :attr:`engines`; by default the
-                former and the first of the latter.
-
-        Returns:
-            By engine, in that order.
-        """
+        """Ways to open engines with one thread each, as ``evaluate`` takes them; by default the float model's and the
+        first of :attr:`engines`."""
         wanted = ("float", self.engines[0]) if engines is None else engines
         return {engine: partial(self.engine, self._known(engine), 1) for engine in wanted}
 
     def engine(self, name: str, threads: int = 0) -> Predictor:
-        """One of the bundle's graphs, ready to run.
-
-        Args:
-            name: ``"float"`` or one of :attr:`engines`.
-            threads: of onnxruntime; 0 for all cores.
-
-        Raises:
-            UserError: there is no such engine.
-        """
+        """``"float"``, or one of :attr:`engines`, ready to run; with 0 threads on all cores."""
         return self.predictor(ENGINE_FILES[self._known(name)], threads)
 
     def _known(self, engine: str) -> str:

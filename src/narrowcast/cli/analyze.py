@@ -16,8 +16,8 @@ from narrowcast.cli.tables import decibel, print_json, print_table, say, suggest
 
 if TYPE_CHECKING:
     from narrowcast.analyze import Analysis
+    from narrowcast.analyze.drawing import Pair
     from narrowcast.analyze.measure import Effect
-    from narrowcast.analyze.pictures import Pair
     from narrowcast.bundle import Bundle
     from narrowcast.calibrate import ImageSet
 
@@ -116,7 +116,7 @@ def _pictures(bundle: Bundle, images: ImageSet) -> list[Pair]:
     """Float beside quantized; none where the images are tensors or the outputs have no meaning."""
     import numpy as np
 
-    from narrowcast.analyze.pictures import pair
+    from narrowcast.analyze.drawing import pair
     from narrowcast.vision import read_image
 
     manifest = bundle.manifest

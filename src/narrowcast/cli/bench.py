@@ -99,8 +99,8 @@ def _picture(bundle: Bundle, image: Path | None) -> tuple[NDArray[np.uint8], str
 
 def _profile(bundle: Bundle, engine: str, picture: NDArray[np.uint8], frames: int) -> list[NodeTime]:
     from narrowcast.bundle.bench import profile
-    from narrowcast.bundle.integer_input import chip_input
-    from narrowcast.bundle.store import ENGINE_FILES, FLOAT_FILE, QDQ_FILE
+    from narrowcast.bundle.manifest import FLOAT_FILE, QDQ_FILE
+    from narrowcast.bundle.store import ENGINE_FILES, chip_input
     from narrowcast.vision.preprocess import preprocess
 
     file = ENGINE_FILES[engine]

@@ -33,7 +33,7 @@ def demo(
 
     set_quiet(quiet)
     with phase("start"):
-        from narrowcast.bundle.folder import check_out
+        from narrowcast.bundle.manifest import check_out
         from narrowcast.calibrate import images
         from narrowcast.chips import check_rows, load_target
         from narrowcast.deploy import quantize

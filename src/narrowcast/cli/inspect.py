@@ -210,7 +210,7 @@ def _print_model(path: Path, json: bool) -> None:
 
 
 def _print_bundle(bundle: Bundle) -> None:
-    from narrowcast.bundle.store import PLAN_FILE
+    from narrowcast.bundle.manifest import PLAN_FILE
     from narrowcast.plan import read_plan
 
     manifest = bundle.manifest
@@ -246,7 +246,7 @@ def _print_bundle(bundle: Bundle) -> None:
 
 
 def _print_placements(bundle: Bundle) -> None:
-    from narrowcast.bundle.store import FLOAT_FILE
+    from narrowcast.bundle.manifest import FLOAT_FILE
 
     noise = bundle.noise
     outputs = {node.name: node.output[0] for node in bundle.graph(FLOAT_FILE).graph.node if node.output}

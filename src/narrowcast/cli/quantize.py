@@ -147,7 +147,7 @@ def quantize(
 
     set_quiet(quiet or json)
     with phase("start"):
-        from narrowcast.bundle.folder import check_out
+        from narrowcast.bundle.manifest import check_out
         from narrowcast.bundle.settings import check_input, read_settings_with_notes
         from narrowcast.chips import load_target
         from narrowcast.deploy import quantize

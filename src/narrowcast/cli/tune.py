@@ -69,7 +69,7 @@ def tune(
     set_quiet(quiet or json)
     with phase("start"):
         from narrowcast.bundle import open_bundle
-        from narrowcast.bundle.folder import check_out
+        from narrowcast.bundle.manifest import check_out
         from narrowcast.calibrate import images as find_images
         from narrowcast.deploy.tune import tune
     bundle = open_bundle(path)
@@ -100,7 +100,7 @@ def _wish(bundle: Bundle, max_drop: str, budget: str, unit: str, metric: str | N
     """The options, checked."""
     from narrowcast.deploy.tune import Wish, known_metrics
     from narrowcast.improve.tune import parse_share
-    from narrowcast.improve.tune_candidates import BUDGET_UNITS
+    from narrowcast.improve.wider import BUDGET_UNITS
 
     drop, relative = parse_share(max_drop, "--max-drop")
     if not relative:
@@ -213,7 +213,7 @@ def finetune(
     set_quiet(quiet or json)
     with phase("start"):
         from narrowcast.bundle import open_bundle
-        from narrowcast.bundle.folder import check_out
+        from narrowcast.bundle.manifest import check_out
         from narrowcast.calibrate import images as find_images
         from narrowcast.deploy.finetune import finetune
         from narrowcast.improve.finetune import Settings, require_torch

@@ -29,7 +29,7 @@ def _some_inputs(
     bundle: Bundle, images: Path | None, limit: int, strict: bool
 ) -> tuple[list[NDArray[np.float32]], tuple[str, ...]]:
     """Model inputs of a person's images, or of embedded ones, and notes on images left out."""
-    from narrowcast.bundle.integer_input import chip_input
+    from narrowcast.bundle.store import chip_input
     from narrowcast.calibrate import images as find_images
     from narrowcast.zoo import sample_for
 
@@ -68,7 +68,7 @@ def verify(
     set_quiet(quiet or json)
     with phase("start"):
         from narrowcast.bundle import open_bundle
-        from narrowcast.bundle.store import PLAN_FILE
+        from narrowcast.bundle.manifest import PLAN_FILE
         from narrowcast.lower.verify import verify
     bundle = open_bundle(path)
     if bundle.violations:
@@ -170,7 +170,7 @@ def _tensors(
         return bundle.engine(engine).run(tensor), {}
     from dataclasses import asdict
 
-    from narrowcast.bundle.integer_input import chip_input
+    from narrowcast.bundle.store import chip_input
     from narrowcast.lower.integer import IntegerRunner
 
     graph, tensor = bundle.integer_graph, chip_input(tensor, bundle.manifest)

@@ -30,7 +30,7 @@ def analyze(
         bundle: from :func:`narrowcast.quantize` or :func:`narrowcast.open_bundle`.
         images: as :func:`narrowcast.images` takes them; none needs a label, those of the calibration are left out.
         limit: how many of them, those first in which the float model finds something.
-        graph, layers, parts, wide, threads: what is measured; see :func:`narrowcast.analyze.result.analyze`.
+        graph, layers, parts, wide, threads: what is measured; see :func:`narrowcast.analyze.findings.analyze`.
 
     Raises:
         UserError: no images, or all of them were used for calibration.
@@ -45,16 +45,16 @@ def subject_of(bundle: Bundle, images: ImageSet) -> Subject:
     """A bundle and images as the analysis takes them."""
     manifest = bundle.manifest
     return Subject(
-        model=bundle.prepared.ir,
-        plan=bundle.plan,
-        target=bundle.target,
+        bundle.prepared.ir,
+        bundle.plan,
+        bundle.target,
+        bundle.factors,
         task=manifest.task,
         head=manifest.head,
         softmax_missing=manifest.softmax_missing,
         inputs=list(images),
         input_size=(manifest.preprocess.height, manifest.preprocess.width),
         source=None if bundle.prepared is bundle.model else bundle.model.ir,
-        factors=bundle.factors,
         bundle=str(bundle.path),
         command=_command(bundle),
     )

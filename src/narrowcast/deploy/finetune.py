@@ -15,17 +15,17 @@ from narrowcast.analyze.task_error import TaskError
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase, track
 from narrowcast.bundle import Bundle
-from narrowcast.bundle.folder import check_out
-from narrowcast.bundle.remake import lowered, remake, state_of
+from narrowcast.bundle.make import remake
+from narrowcast.bundle.manifest import check_out
 from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
-from narrowcast.chips import Target
 from narrowcast.deploy.espdl import Origin, bundled_espdl
 from narrowcast.graph import Model, Runner
-from narrowcast.improve import Judge, State
+from narrowcast.improve import Judge
 from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
 from narrowcast.improve.finetune.regions import features
 from narrowcast.improve.judge import judged_pairs
+from narrowcast.lower.network import QuantizedNetwork
 
 if TYPE_CHECKING:
     from narrowcast.improve.finetune.training import Finetuned
@@ -73,9 +73,9 @@ def finetune(
     found = find_images(images, bundle.manifest.preprocess).usable()
     if len(found) < LEAST_IMAGES:
         raise UserError(f"{len(found)} images are too few to finetune", f"give {LEAST_IMAGES} or more, better 50")
-    start, target = state_of(bundle), bundle.target
+    start, target = bundle.whole_network(), bundle.target
     teachers, judges = _sides(found, bundle)
-    gate = _Gate(bundle, start, target, list(track(judges, "read", len(judges))), threads)
+    gate = _Gate(bundle, start, list(track(judges, "read", len(judges))), threads)
     from narrowcast.improve.finetune.training import Course, train  # needs torch
 
     manifest = bundle.manifest
@@ -91,7 +91,7 @@ def finetune(
     record["image_notes"] = list(found.notes)
     extra = bundled_espdl(target, Origin.of(manifest), manifest.runtime_version)
     return remake(
-        bundle, learnt.state, {"finetune": record}, judges,
+        bundle, learnt.network, {"finetune": record}, judges,
         out=place, force=force, threads=threads, command=command, extra=extra,
     )  # fmt: skip
 
@@ -124,9 +124,9 @@ class _Gate:
     """
 
     def __init__(
-        self, bundle: Bundle, start: State, target: Target, inputs: list[NDArray[np.float32]], threads: int
+        self, bundle: Bundle, start: QuantizedNetwork, inputs: list[NDArray[np.float32]], threads: int
     ) -> None:
-        self.target, self.threads = target, threads
+        self.threads = threads
         model = _with_task(bundle)
         encoded = {name for name, encoding in start.plan.tensors.items() if encoding.dtype != "int32"}
         self.judge = Judge(model, judged_pairs(model, encoded), inputs, threads)
@@ -142,12 +142,12 @@ class _Gate:
             "judged_by": "exact integers" if self.exact else "QDQ graph",
         }
 
-    def __call__(self, state: State) -> float:
+    def __call__(self, network: QuantizedNetwork) -> float:
         """Loss of a network."""
         pairs = self.judge.pairs
-        proto, self.exact = lowered(state, self.target)
+        proto, self.exact = network.best()
         if any(name != other for name, other in pairs.items()) or set(pairs) - {o.name for o in proto.graph.output}:
-            proto, self.exact = state.lower()[0], False  # logits before a Softmax exist in the QDQ graph only
+            proto, self.exact = network.qdq()[0], False  # logits before a Softmax exist in the QDQ graph only
         if self.exact:
             runner = Runner(proto, self.threads)
             error = self.judge.error(list(runner.run(x, list(pairs)).values()) for x in self.judge.inputs)

@@ -19,21 +19,18 @@ from narrowcast.base.errors import UserError
 from narrowcast.base.journal import Journal
 from narrowcast.base.progress import phase, track
 from narrowcast.bundle import Bundle, Predictor
-from narrowcast.bundle.folder import check_out
-from narrowcast.bundle.remake import lowered, remake, state_of
+from narrowcast.bundle.make import remake
+from narrowcast.bundle.manifest import check_out
 from narrowcast.calibrate import Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
-from narrowcast.chips import Target
 from narrowcast.deploy.espdl import Origin, bundled_espdl
 from narrowcast.deploy.tune_halves import Labelled, halves, halves_of_labels
 from narrowcast.evaluate import Report
 from narrowcast.evaluate.coco_scores import FAMILIES
 from narrowcast.graph import Runner
-from narrowcast.improve import State
-from narrowcast.improve.tune import Budget, Nodes, Step, first_that_meets, members, search
-from narrowcast.improve.tune_candidates import Candidate, Costs, candidates
-from narrowcast.improve.tune_meter import TaskMeter
-from narrowcast.improve.tune_plan import Widener
+from narrowcast.improve.tune import Budget, Nodes, Step, TaskMeter, first_that_meets, members, search
+from narrowcast.improve.wider import Candidate, Costs, Widener, candidates
+from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.plan import Plan
 
 __all__ = ["Labelled", "Wish", "known_metrics", "tune", "usual_metric"]
@@ -123,10 +120,10 @@ def tune(
     path = place.path.absolute()
     file = path.with_name(f".{path.name}.tune.jsonl")
     with Journal(file, job.key(), fresh=fresh) as journal:
-        record, state = job.run(journal)
-        extra = bundled_espdl(job.target, Origin.of(bundle.manifest), bundle.manifest.runtime_version)
+        record, network = job.run(journal)
+        extra = bundled_espdl(job.start.target, Origin.of(bundle.manifest), bundle.manifest.runtime_version)
         return remake(
-            bundle, state, {"tune": record}, job.report_images, out=place, force=force, command=command, extra=extra
+            bundle, network, {"tune": record}, job.report_images, out=place, force=force, command=command, extra=extra
         )
 
 
@@ -137,7 +134,6 @@ class _Job:
     Attributes:
         bundle: to start from.
         start: the network that it holds.
-        target: its target.
         wish: what is asked for.
         chosen_by, report_images: images that choose, and that report.
         range_images: whose ranges 16-bit tensors take; they are of the half that chooses.
@@ -147,8 +143,7 @@ class _Job:
     """
 
     bundle: Bundle
-    start: State
-    target: Target
+    start: QuantizedNetwork
     wish: Wish
     chosen_by: ImageSet
     report_images: ImageSet
@@ -162,7 +157,7 @@ class _Job:
         cls, bundle: Bundle, images: ImageSet, wish: Wish, data: Labelled | None, count: int | None, workers: int
     ) -> _Job:
         manifest = bundle.manifest
-        start, target = state_of(bundle), bundle.target
+        start = bundle.whole_network()
         if wish.metric is not None and data is None:
             raise UserError(f"{'.'.join(wish.metric)} needs labelled images", "give labels, or no metric")
         if data is not None and wish.metric is None:
@@ -176,7 +171,7 @@ class _Job:
         pick = partial(telling, limit=limit, proto=floating, task=manifest.task, head=manifest.head)
         few = pick(choosing), pick(reporting)
         seen = choosing.spread(RANGE_IMAGES).usable()
-        return cls(bundle, start, target, wish, *few, seen, labelled, excluded, workers)
+        return cls(bundle, start, wish, *few, seen, labelled, excluded, workers)
 
     def key(self) -> dict[str, Any]:
         """Everything that the measurements depend on."""
@@ -189,13 +184,13 @@ class _Job:
             "version": 3,
         }
 
-    def run(self, journal: Journal) -> tuple[dict[str, Any], State]:
+    def run(self, journal: Journal) -> tuple[dict[str, Any], QuantizedNetwork]:
         """Search, choose, report: the record for the manifest, and the network."""
         tensors, judge = self._judge(self.chosen_by)
         subject = self._subject(tensors)
         own = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in subject.uncorrected.items()}
         runtime = self.bundle.manifest.runtime_version
-        widener = Widener(self.start, self.target, self._statistics(), runtime=runtime, uncorrected=own)
+        widener = Widener(self.start, self._statistics(), runtime=runtime, uncorrected=own)
         known = candidates(widener)
         costs = Costs(self.start.model.graph, self.wish.unit)
         budget = self._budget(costs, known, widener)
@@ -211,20 +206,20 @@ class _Job:
             index = len(steps) - 1
             drops = {i: self._estimate(meter.error(members(steps, i))) for i in range(len(steps))}
         nodes = members(steps, index)
-        state = widener.state(nodes)
+        network = widener.network(nodes)
         record = {
             "wish": {"max_drop": self.wish.max_drop, "budget": self.wish.budget, "unit": self.wish.unit},
             "budget": {"limit": budget.limit, "total": budget.total},
             "steps": [{**step.to_dict(), "drop": drops.get(i)} for i, step in enumerate(steps)],
             "kept_steps": index,
             "nodes": sorted(nodes),
-            "cost": {unit: self._cost(unit, state.plan) for unit in ("convolutions", "macs")},
+            "cost": {unit: self._cost(unit, network.plan) for unit in ("convolutions", "macs")},
             "images": {"choose": self.chosen_by.hashes(), "report": self.report_images.hashes()},
             "excluded": self.excluded,
             "image_notes": [*self.chosen_by.notes, *self.report_images.notes],
-            "report": self._report(state),
+            "report": self._report(network),
         }
-        return record, state
+        return record, network
 
     @property
     def _family(self) -> str:
@@ -271,8 +266,8 @@ class _Job:
         size = manifest.preprocess.height, manifest.preprocess.width
         source = self.bundle.model.ir if start.changed else None
         return Subject(
-            start.model, start.plan, self.target, manifest.task, manifest.head, manifest.softmax_missing, tensors,
-            size, source, start.factors,
+            start.model, start.plan, start.target, start.factors, task=manifest.task, head=manifest.head,
+            softmax_missing=manifest.softmax_missing, inputs=tensors, input_size=size, source=source,
         )  # fmt: skip
 
     def _estimate(self, error: TaskError) -> float:
@@ -294,7 +289,7 @@ class _Job:
 
         def drop(index: int) -> float:
             nodes = members(steps, index)
-            make = partial(self._predictor, widener.state(nodes))
+            make = partial(self.bundle.predictor_of, widener.network(nodes))
             value = journal.get(f"{metric} {' '.join(sorted(nodes))}", lambda: self._metric(half, make))
             drops[index] = 1 - value / floating
             return drops[index]
@@ -310,22 +305,11 @@ class _Job:
     def _evaluate(self, data: Labelled, graphs: Mapping[str, Callable[[], Predictor]]) -> Report:
         return data.evaluate(graphs, workers=self.workers or None)
 
-    def _predictor(self, state: State) -> Predictor:
-        """A network, ready to run with one thread: the exact integers, or the QDQ graph where there are none."""
-        manifest = self.bundle.manifest
-        proto, exact = lowered(state, self.target)
-        digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-        runner = Runner(proto, 1, "all" if exact else "basic")
-        return Predictor(
-            manifest.task, manifest.head, manifest.classes, manifest.skeleton, manifest.preprocess, runner,
-            manifest.softmax_missing, None, digest, self.bundle.join,
-        )  # fmt: skip
-
-    def _report(self, state: State) -> dict[str, Any]:
+    def _report(self, network: QuantizedNetwork) -> dict[str, Any]:
         """Before and after on what chose nothing, with the exact integers."""
         graphs = {
-            "before": partial(self._predictor, self.start),
-            "after": partial(self._predictor, state),
+            "before": partial(self.bundle.predictor_of, self.start),
+            "after": partial(self.bundle.predictor_of, network),
         }
         tensors, judge = self._judge(self.report_images)
         result: dict[str, Any] = {}

@@ -13,7 +13,7 @@ import numpy as np
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
 from narrowcast.base.reading import read_json, typed
-from narrowcast.bundle.predictor import Predictor
+from narrowcast.bundle.store import Predictor
 from narrowcast.calibrate.images import left_out
 from narrowcast.evaluate.coco_entries import ENTRIES
 from narrowcast.evaluate.coco_scores import FAMILIES, CocoScores, score

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
 from narrowcast.base.reading import read_text
-from narrowcast.bundle.predictor import Predictor
+from narrowcast.bundle.store import Predictor
 from narrowcast.calibrate.images import left_out
 from narrowcast.evaluate.bootstrap import draw_weights
 from narrowcast.evaluate.journal import evaluation_key, kept_journals

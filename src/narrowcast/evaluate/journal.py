@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from narrowcast.base.journal import Journal, digest_of
-from narrowcast.bundle.predictor import Predictor
+from narrowcast.bundle.store import Predictor
 
 __all__ = ["cache_folder", "evaluation_key", "kept_journals"]
 

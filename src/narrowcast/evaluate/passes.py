@@ -13,7 +13,7 @@ from typing import Any
 from narrowcast.base.errors import UserError
 from narrowcast.base.journal import Journal
 from narrowcast.base.progress import track
-from narrowcast.bundle.predictor import Predictor
+from narrowcast.bundle.store import Predictor
 from narrowcast.graph.run import available_cores
 from narrowcast.vision.preprocess import preprocess, read_image
 from narrowcast.vision.types import Classification, Detections

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from narrowcast.calibrate.statistics import collect
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
-from narrowcast.improve.equalize import equalize
-from narrowcast.improve.factors import output_factors
+from narrowcast.improve.factors import equalize, output_factors
 from narrowcast.improve.judge import Judge, loss_of
 from narrowcast.improve.ranges import search_ranges
 from narrowcast.improve.reconstruct import reconstruct
-from narrowcast.improve.state import Planner, State
+from narrowcast.lower.network import Planner, QuantizedNetwork
 from narrowcast.plan import Draft, replan
 from narrowcast.plan.types import Plan
 
@@ -102,39 +101,39 @@ def split(count: int, teachers: int, judges: int) -> tuple[list[int], list[int]]
 
 
 class Recovery:
-    """Runs steps and keeps the best state so far.
+    """Runs steps and keeps the best network so far.
 
     Args:
-        state: where to start.
+        network: where to start.
         judge: on images that no step sees.
         reporter: on images that decide nothing, to say what each step bought; ``None`` to say nothing.
     """
 
-    def __init__(self, state: State, judge: Judge, reporter: Judge | None = None) -> None:
-        self.state, self.judge, self.reporter = state, judge, reporter
-        self.loss, self.held = self._losses(state)
+    def __init__(self, network: QuantizedNetwork, judge: Judge, reporter: Judge | None = None) -> None:
+        self.network, self.judge, self.reporter = network, judge, reporter
+        self.loss, self.held = self._losses(network)
         self.steps: list[Step] = []
 
-    def _losses(self, state: State) -> tuple[float, float | None]:
-        proto = state.lower()[0]
+    def _losses(self, network: QuantizedNetwork) -> tuple[float, float | None]:
+        proto = network.qdq()[0]
         held = None if self.reporter is None else loss_of(self.reporter.error_of(proto))
         return loss_of(self.judge.error_of(proto)), held
 
-    def attempt(self, name: str, step: Callable[[State], State]) -> None:
+    def attempt(self, name: str, step: Callable[[QuantizedNetwork], QuantizedNetwork]) -> None:
         """Take a step back unless it lowers the loss; nothing is recorded where there was nothing to do."""
-        changed = step(self.state)
-        if changed is self.state:
+        changed = step(self.network)
+        if changed is self.network:
             return
         loss, held = self._losses(changed)
         kept = loss < self.loss
         self.steps.append(Step(name, self.loss, loss, kept, self.held, held))
         if kept:
-            self.state, self.loss, self.held = changed, loss, held
+            self.network, self.loss, self.held = changed, loss, held
 
 
 def recover(
     model: Model,
-    state: State,
+    network: QuantizedNetwork,
     drafted: Draft,
     planner: Planner,
     alternatives: Sequence[Plan],
@@ -144,12 +143,12 @@ def recover(
     images: Iterable[NDArray[np.float32]] | None = None,
     reporter: Judge | None = None,
     factors: bool = True,
-) -> tuple[State, list[Step]]:
+) -> tuple[QuantizedNetwork, list[Step]]:
     """Improve a quantized network without labels.
 
     Args:
         model: the user's model.
-        state: where to start.
+        network: where to start.
         drafted: its structure.
         planner: makes the plan of changed weights.
         alternatives: plans of other calibration methods; none: ranges stay.
@@ -161,20 +160,20 @@ def recover(
         factors: outputs may leave with a scale a channel.
 
     Returns:
-        The best state, and what each step did.
+        The best network, and what each step did.
     """
-    recovery = Recovery(state, judge, reporter)
+    recovery = Recovery(network, judge, reporter)
 
-    def spread(before: State) -> State:
+    def spread(before: QuantizedNetwork) -> QuantizedNetwork:
         runner = Runner(model.to_proto(), judge.threads)
         every = teachers.inputs if images is None else images
         return output_factors(before, drafted, model.head, (runner.run(tensor) for tensor in every), planner)
 
-    def ranges(before: State) -> State:
+    def ranges(before: QuantizedNetwork) -> QuantizedNetwork:
         return search_ranges(before, drafted, planner, alternatives, teachers, effort.trials)
 
-    def weights(rounding: bool, biases: bool) -> Callable[[State], State]:
-        def correct(before: State) -> State:
+    def weights(rounding: bool, biases: bool) -> Callable[[QuantizedNetwork], QuantizedNetwork]:
+        def correct(before: QuantizedNetwork) -> QuantizedNetwork:
             found = reconstruct(
                 before.model, before.plan, teachers.inputs, rounding=rounding, biases=biases, threads=judge.threads
             )
@@ -185,7 +184,7 @@ def recover(
 
         return correct
 
-    def equalized(before: State) -> State:
+    def equalized(before: QuantizedNetwork) -> QuantizedNetwork:
         changed, names = equalize(before.model)
         if not names:
             return before
@@ -202,4 +201,4 @@ def recover(
     recovery.attempt("rounding and biases", weights(True, True))
     if recovery.steps and not recovery.steps[-1].kept:
         recovery.attempt("biases", weights(False, True))
-    return recovery.state, recovery.steps
+    return recovery.network, recovery.steps

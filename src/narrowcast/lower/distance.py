@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from narrowcast.graph.run import Runner, as_reals
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner
+from narrowcast.lower.noise import Noise
 from narrowcast.ops.net import with_outputs
 from narrowcast.plan.types import Encoding
 
@@ -28,46 +29,32 @@ class Distance:
         tensor: graph output, or with ``all_tensors`` a value name or edge key.
         unit: ``"steps"`` of its encoding, or ``"real"`` for a tensor that is float in both graphs.
         differing: how many values differ.
-        total: how many values there are.
-        largest: largest difference, in ``unit``.
-        signal: sum of squares of the exact tensor.
-        noise: sum of squares of the differences.
+        noise: of the differences, in ``unit``.
     """
 
     tensor: str
     unit: str
     differing: int = 0
-    total: int = 0
-    largest: float = 0.0
-    signal: float = 0.0
-    noise: float = 0.0
+    noise: Noise = field(default_factory=Noise)
 
     @property
     def share(self) -> float:
         """Differing values, 0..1."""
-        return self.differing / self.total if self.total else 0.0
-
-    @property
-    def sqnr_db(self) -> float:
-        """How far the differences lie below the tensor, in dB; infinite where there are none."""
-        return 10 * math.log10(self.signal / self.noise) if self.noise and self.signal else math.inf
+        return self.differing / self.noise.count if self.noise.count else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; ``sqnr_db`` is ``None`` where nothing differs."""
-        sqnr = round(self.sqnr_db, 2) if self.noise else None
+        sqnr = round(self.noise.sqnr_db, 2) if math.isfinite(self.noise.sqnr_db) else None
         return {
-            "name": self.tensor, "differing": round(self.share, 6), "largest": self.largest, "unit": self.unit,
+            "name": self.tensor, "differing": round(self.share, 6), "largest": self.noise.max_abs, "unit": self.unit,
             "sqnr_db": sqnr,
         }  # fmt: skip
 
     def add(self, exact: NDArray[Any], other: NDArray[Any]) -> None:
         """Count one pair of tensors of the same shape."""
-        apart = np.abs(exact.astype(np.float64) - other.astype(np.float64))
-        self.differing += int(np.count_nonzero(apart))
-        self.total += apart.size
-        self.largest = max(self.largest, float(apart.max(initial=0.0)))
-        self.signal += float(np.square(exact, dtype=np.float64).sum())
-        self.noise += float(np.square(apart).sum())
+        x, y = (np.asarray(values, np.float64).reshape(-1) for values in (exact, other))
+        self.differing += int(np.count_nonzero(x != y))
+        self.noise.take(x, y)
 
 
 def qdq_distance(

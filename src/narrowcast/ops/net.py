@@ -20,6 +20,7 @@ __all__ = [
     "dims",
     "input_at",
     "integers_at",
+    "leads_to",
     "named",
     "node_names",
     "only_reader",
@@ -123,6 +124,15 @@ def value_names(graph: ir.Graph) -> set[str]:
 def all_names(graph: ir.Graph) -> set[str]:
     """Names of all values, constants too."""
     return value_names(graph) | {str(name) for name in graph.initializers}
+
+
+def leads_to(graph: ir.Graph, names: Iterable[str]) -> dict[str, set[str]]:
+    """By node, in graph order, those of the named values that it computes or that what it computes goes into."""
+    wanted, found = set(names), dict[str, set[str]]()
+    for node in reversed(list(graph)):
+        mine = wanted & {str(output.name) for output in node.outputs}
+        found[str(node.name)] = mine.union(*(found[str(r.name)] for output in node.outputs for r in readers(output)))
+    return dict(reversed(found.items()))
 
 
 def unused(stem: str, taken: set[str]) -> str:

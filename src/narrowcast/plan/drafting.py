@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.chips.placement import place
 from narrowcast.chips.schema import Target
-from narrowcast.ops.net import constant_of
+from narrowcast.ops.net import constant_of, only_reader
 from narrowcast.plan.files import ExactPins, Pins
 from narrowcast.plan.structure import Structure, is_passive, structure
 from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, edge_key, split_edge_key
@@ -259,10 +259,9 @@ def written_value(
     """
     value = node.outputs[0]
     while str(value.name) not in tensors:
-        uses = list(value.uses())
-        if value.is_graph_output() or len(uses) != 1:
+        user = only_reader(value)
+        if user is None:
             return None
-        user = uses[0].node
         fused = (node.op_type, user.op_type) in target.fusions and placement[str(user.name)].type != "float32"
         if not fused:
             return None

@@ -18,8 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
-from narrowcast.calibrate.ranges import RangeSpec, choose_range
-from narrowcast.calibrate.statistics import TensorStatistics
+from narrowcast.calibrate.statistics import RangeSpec, TensorStatistics, choose_range
 from narrowcast.chips.schema import Target
 from narrowcast.ops.net import computed_inputs, constant_of
 from narrowcast.plan.drafting import (

@@ -88,7 +88,7 @@ def test_qdq_equals_the_integers_where_both_round_half_to_even() -> None:
     model, plan, graph = small("esp32p4")
     qdq, _ = lower_qdq(model, plan)
     rows = qdq_distance(graph, qdq, [IMAGE, IMAGE * 0.1], all_tensors=True)
-    assert [(row.tensor, row.total, row.share) for row in rows] == [
+    assert [(row.tensor, row.noise.count, row.share) for row in rows] == [
         ("x", 2 * 192, 0), ("c", 2 * 256, 0), ("y", 2 * 256, 0), ("z", 2 * 256, 0),
     ]  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_qdq_differs_from_half_up(tmp_path: Path) -> None:
     (tmp_path / "qdq.onnx").write_bytes(lower_qdq(model, plan)[0].SerializeToString())
     ties = (np.arange(192).reshape(1, 3, 8, 8) - 96).astype(np.float32) / 64
     x, *_ = qdq_distance(graph, tmp_path / "qdq.onnx", [ties], all_tensors=True)
-    assert (x.tensor, x.unit, x.differing, x.largest) == ("x", "steps", 48, 1.0)  # every other tie
+    assert (x.tensor, x.unit, x.differing, x.noise.max_abs) == ("x", "steps", 48, 1.0)  # every other tie
     outputs = qdq_distance(graph, tmp_path / "qdq.onnx", [ties])
     assert [row.tensor for row in outputs] == ["y", "z"] and outputs[1].differing > 0
 

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 
 from narrowcast.improve.finetune.operators import MOVING, check_operators, compute
 from narrowcast.ops.net import constant_of
+from narrowcast.plan import Encoding, Plan, edge_key
 from narrowcast.plan.drafting import read_encoding
 from narrowcast.plan.structure import ACCUMULATING
-from narrowcast.plan.types import Encoding, Plan, edge_key
-
-__all__ = ["Network", "Scales", "Weight"]
 
 Tensor = Any
 Values = dict[str, Tensor]
@@ -235,3 +233,5 @@ def _nearest(array: NDArray[Any], encoding: Encoding) -> NDArray[Any]:
 
 def _is_nearest(node: ir.Node) -> bool:
     return bool(node.attributes.get_string("mode", "nearest") == "nearest")
+
+

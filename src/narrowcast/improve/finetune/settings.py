@@ -1,13 +1,12 @@
-"""What a person may choose about finetuning; needs no torch."""
+"""What a person may choose about finetuning, and the optional package that it needs."""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from narrowcast.base.errors import UserError
-
-__all__ = ["LEAST_IMAGES", "SCOPES", "Settings"]
 
 #: ``"branches"``: what serves one output only; ``"all"``: every weight.
 SCOPES = ("branches", "all")
@@ -56,3 +55,13 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
+
+
+def require_torch() -> None:
+    """Raise now if torch is missing.
+
+    Raises:
+        UserError: it is.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("finetune needs torch", "pip install 'narrowcast[finetune]'")

@@ -1,16 +1,18 @@
-"""The optimizer: small steps of the weights towards what the float model gives."""
+"""The optimizer: small steps of the weights towards what the float model gives, on many views of few images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import track
@@ -20,15 +22,62 @@ from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune.lessons import Lesson, lessons
 from narrowcast.improve.finetune.losses import ClassLoss, HeadLoss, NoiseLoss, noise
 from narrowcast.improve.finetune.network import Network, Scales
-from narrowcast.improve.finetune.regions import Region, region
-from narrowcast.improve.finetune.scales import Tied, tie
+from narrowcast.improve.finetune.regions import Region, Tied, region, tie
 from narrowcast.improve.finetune.settings import Settings
-from narrowcast.improve.finetune.views import views
-from narrowcast.improve.state import State
+from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.ops.net import with_outputs
 from narrowcast.vision.heads import HeadSpec
+from narrowcast.vision.preprocess import Preprocess
 
-__all__ = ["Course", "Finetuned", "train"]
+Array = NDArray[Any]
+#: Side of what is shown over the side of the image: smaller values cut out, larger ones add a border.
+SMALLEST, LARGEST = 0.65, 1.6
+#: Brightness of half of the views.
+DARKEST, BRIGHTEST = 0.7, 1.3
+
+
+def views(images: ImageSet, seed: int, vary: bool) -> Iterator[NDArray[np.float32]]:
+    """Model inputs without end; every image comes once before any comes again.
+
+    Args:
+        images: read again at every visit, so that memory does not grow with their number.
+        seed: of the order and of the views.
+        vary: show another part of the image each time, mirrored half of the time; ready-made inputs are mirrored only.
+
+    Yields:
+        float32 (1, C, H, W) or (1, H, W, C).
+    """
+    rng = np.random.default_rng(seed)
+    wide = 3 if images.preprocess.layout == "NCHW" else 2
+    while True:
+        for index in rng.permutation(len(images)):
+            mirrored = vary and bool(rng.integers(2))
+            view = _View(images.preprocess, rng) if vary else None
+            tensor = images.tensor(int(index), view)
+            yield np.ascontiguousarray(np.flip(tensor, wide) if mirrored else tensor)
+
+
+class _View:
+    """A part of an image, drawn when made, so that the draws do not depend on what the image is."""
+
+    def __init__(self, spec: Preprocess, rng: np.random.Generator) -> None:
+        self.pad = spec.pad_value
+        largest = LARGEST if spec.resize == "letterbox" else 1.0  # only a letterbox has borders anyway
+        self.share = math.exp(rng.uniform(math.log(SMALLEST), math.log(largest)))
+        self.down, self.across = rng.random(2)
+        self.gain = rng.uniform(DARKEST, BRIGHTEST) if rng.integers(2) else 1.0
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 (H, W, 3) to another size of the same proportions."""
+        height, width = (max(1, round(side * self.share)) for side in image.shape[:2])
+        top = round((image.shape[0] - height) * self.down)
+        left = round((image.shape[1] - width) * self.across)
+        moved = np.array([[1, 0, -left], [0, 1, -top]], np.float32)
+        shown = cv2.warpAffine(
+            image, moved, (width, height), flags=cv2.INTER_NEAREST, borderValue=(self.pad, self.pad, self.pad)
+        )
+        return np.asarray(shown if self.gain == 1.0 else cv2.convertScaleAbs(shown, alpha=self.gain), np.uint8)
+
 
 Tensor = Any
 #: Share of the steps in which the rate rises from nothing, so that the moments of the optimizer settle.
@@ -70,13 +119,13 @@ class Finetuned:
     """Result of :func:`train`.
 
     Attributes:
-        state: the best network; the one given where nothing was better.
+        network: the best one; the one given where nothing was better.
         judged: (step, loss in task units on other images), the start first.
         taught: mean training loss up to each of these steps; the start has none.
         kept: the step that was kept; 0 for the start.
     """
 
-    state: State
+    network: QuantizedNetwork
     judged: list[tuple[int, float]] = field(default_factory=list)
     taught: list[float] = field(default_factory=list)
     kept: int = 0
@@ -91,7 +140,11 @@ class Finetuned:
 
 
 def train(
-    start: State, course: Course, judge: Callable[[State], float], settings: Settings, threads: int = 0
+    start: QuantizedNetwork,
+    course: Course,
+    judge: Callable[[QuantizedNetwork], float],
+    settings: Settings,
+    threads: int = 0,
 ) -> Finetuned:
     """Finetune weights and biases without labels.
 
@@ -131,7 +184,7 @@ def _device(wanted: str) -> str:
 
 
 class _Training:
-    def __init__(self, start: State, course: Course, settings: Settings, device: str, threads: int) -> None:
+    def __init__(self, start: QuantizedNetwork, course: Course, settings: Settings, device: str, threads: int) -> None:
         self.start, self.settings, self.device = start, settings, device
         self.targets = course.targets
         self.region: Region = region(start.model.graph, course.targets, settings.scope)
@@ -169,7 +222,7 @@ class _Training:
         scales = Scales(self.tied.groups, self.tied.encodings(), whole, self.device)
         return Network(self.start.model, self.tied.plan, self.device, scales)
 
-    def run(self, judge: Callable[[State], float]) -> Finetuned:
+    def run(self, judge: Callable[[QuantizedNetwork], float]) -> Finetuned:
         """Train, judge now and then, keep the best."""
         result = Finetuned(self.start, [(0, judge(self.start))])
         best = result.judged[0][1]
@@ -180,13 +233,13 @@ class _Training:
             losses.append(self._step(step))
             if step not in stops:
                 continue
-            state = self.state()
-            loss = judge(state)
+            network = self.trained_network()
+            loss = judge(network)
             result.judged.append((step, loss))
             result.taught.append(float(np.mean(losses)))
             losses.clear()
             if loss < best:
-                best, result.state, result.kept = loss, state, step
+                best, result.network, result.kept = loss, network, step
         return result
 
     def _step(self, step: int) -> float:
@@ -215,15 +268,15 @@ class _Training:
             return loss
         return loss + FEATURE_SHARE * noise(outputs, {name: lesson.teacher[name] for name in self.features})
 
-    def state(self) -> State:
+    def trained_network(self) -> QuantizedNetwork:
         """The network with the running means of what is trained."""
         now = [parameter.detach().clone() for parameter in self.trained]
         self._set(self.means)
-        state = _with_weights(self.start, self.network.arrays())
+        found = _with_weights(self.start, self.network.arrays())
         scales = [] if self.network.scales is None else self.network.scales.found()
-        state = replace(state, plan=self.tied.planned(state.model.graph, scales))
+        found = replace(found, plan=self.tied.planned(found.model.graph, scales))
         self._set(now)
-        return state
+        return found
 
     def _set(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():
@@ -243,8 +296,8 @@ def _loss(course: Course, device: str) -> Callable[[Mapping[str, Tensor], Mappin
     return ClassLoss() if course.task == "classify" else NoiseLoss()
 
 
-def _with_weights(state: State, arrays: Mapping[str, Any]) -> State:
-    model: ir.Model = state.model.clone()
+def _with_weights(network: QuantizedNetwork, arrays: Mapping[str, Any]) -> QuantizedNetwork:
+    model: ir.Model = network.model.clone()
     for name, array in arrays.items():
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
-    return replace(state, model=model, changed=True)
+    return replace(network, model=model, changed=True)

@@ -1,22 +1,87 @@
-"""What 16 bits buy: one node at int16, everything else as planned."""
+"""Effects of parts: quantized alone, left in float, or at 16 bits."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from narrowcast.analyze.measure import Effect, References, measure
-from narrowcast.analyze.regions import BACKBONE, macs, regions
-from narrowcast.analyze.subject import Subject
+from narrowcast.analyze.measure import Effect, measure
+from narrowcast.analyze.resolution import pixels_per_lsb
+from narrowcast.analyze.subject import BACKBONE, Subject, macs, regions, subplan, with_activation
+from narrowcast.analyze.task_units import TaskJudge
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate.statistics import TensorStatistics, collect
-from narrowcast.calibrate.unary import unary_name
+from narrowcast.ops.net import written
 from narrowcast.plan.drafting import draft_again
 from narrowcast.plan.planning import replan
 from narrowcast.plan.types import Plan
 
-__all__ = ["Sensitivity", "choose", "sensitivity", "wider_plan"]
+EVERYTHING, WEIGHTS, ACTIVATIONS, OUTPUTS = "everything", "weights", "activations", "outputs"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One part.
+
+    Attributes:
+        part: e.g. ``"keypoint branch"``.
+        only: with nothing quantized but this part.
+        without: with everything quantized but this part; ``None`` where that was not asked.
+    """
+
+    part: str
+    only: Effect
+    without: Effect | None = None
+
+
+def ablate(subject: Subject, judge: TaskJudge, workers: int = 0) -> list[Ablation]:
+    """Effect of weights, of activations, of the outputs' own encodings, and of every region of the network.
+
+    Returns:
+        Everything first, then as listed; a part that is not quantized at all is left out.
+    """
+    nodes = list(subject.nodes)
+    parts: dict[str, Plan] = {
+        EVERYTHING: subject.plan,
+        WEIGHTS: subplan(subject, nodes, activations=False),
+        ACTIVATIONS: subplan(subject, nodes, weights=False),
+        OUTPUTS: _outputs(subject, subject.output_names),
+    }
+    for kind, names in output_kinds(subject).items():
+        parts[f"{kind} {OUTPUTS}"] = _outputs(subject, names)
+    where = regions(subject)
+    names = [BACKBONE, *sorted(set(where.values()) - {BACKBONE})] if subject.head is not None else []
+    members = {name: [node for node in nodes if where[node] == name] for name in names}
+    if len(names) > 1:
+        head = [node for node in nodes if where[node] != BACKBONE]
+        members = {BACKBONE: members[BACKBONE], "head": head, **{n: members[n] for n in names if n != BACKBONE}}
+        parts.update({name: subplan(subject, chosen) for name, chosen in members.items()})
+    parts = {name: plan for name, plan in parts.items() if plan.tensors or plan.edges}
+    only = measure(subject, judge, parts, subject.float_graph, title="ablation", workers=workers)
+    rest = {
+        name: subplan(subject, [node for node in nodes if node not in set(members[name])])
+        for name in parts
+        if len(names) > 1 and name in members
+    }
+    without = measure(subject, judge, rest, subject.quantized_graph, title="ablation", workers=workers)
+    return [Ablation(name, effect, without.get(name)) for name, effect in only.items()]
+
+
+def output_kinds(subject: Subject) -> dict[str, list[str]]:
+    """What outputs say (``"keypoint"``, ...) to their names; empty for a graph without a head."""
+    kinds: dict[str, list[str]] = {}
+    if subject.head is not None:
+        for row in pixels_per_lsb(subject.head, subject.output_encodings):
+            kinds.setdefault(row.quantity, []).append(row.name)
+    return kinds
+
+
+def _outputs(subject: Subject, names: Collection[str]) -> Plan:
+    """Only the encodings in which some outputs leave."""
+    plan = subject.plan
+    tensors = {name: encoding for name, encoding in plan.tensors.items() if name in names and encoding.dtype != "int32"}
+    return replace(plan, tensors=tensors, edges={})
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -25,29 +90,18 @@ class Sensitivity:
     Attributes:
         name: of the node or the group.
         nodes: what is at 16 bits, activations after convolutions included.
-        effect: on the outputs, everything else at 8 bits.
         gain: how much the task loss falls; below 0 where it rises, which is noise of few images.
         cost: share of the model's multiplications that move to 16 bits, 0..1.
         group: more than one convolution.
+        effect: on the outputs, everything else at 8 bits.
     """
 
     name: str
     nodes: tuple[str, ...]
-    effect: Effect
     gain: float
     cost: float
     group: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "name": self.name,
-            "nodes": list(self.nodes),
-            "gain": self.gain,
-            "cost": self.cost,
-            "group": self.group,
-            "effect": self.effect.to_dict(),
-        }
+    effect: Effect
 
 
 def wider_plan(subject: Subject, nodes: Collection[str], statistics: Mapping[str, TensorStatistics]) -> Plan:
@@ -66,13 +120,13 @@ def wider_plan(subject: Subject, nodes: Collection[str], statistics: Mapping[str
 
 
 def sensitivity(
-    subject: Subject, references: References, everything: Effect, *, workers: int = 0, threads: int = 0
+    subject: Subject, judge: TaskJudge, everything: Effect, *, workers: int = 0, threads: int = 0
 ) -> list[Sensitivity]:
     """What every convolution, and every branch of the head, would gain from 16 bits.
 
     Args:
         subject: the model and its images.
-        references: from :func:`narrowcast.analyze.measure.reference`.
+        judge: from :func:`narrowcast.analyze.measure.reference`.
         everything: effect of the plan as it is.
         workers: variants at the same time; 0 for one a core.
         threads: of onnxruntime in the pass that collects ranges.
@@ -81,28 +135,30 @@ def sensitivity(
         Groups first, then nodes in graph order. What the target cannot run at 16 bits is left out.
     """
     graph = subject.model.graph
-    names = [str(value.name) for value in graph.inputs]
-    names += [str(output.name) for node in graph for output in node.outputs]
+    names = [str(value.name) for value in [*graph.inputs, *written(graph)]]
     statistics = collect(subject.model_proto, names, subject.inputs, threads=threads)
     groups = _groups(subject)
     candidates = {**groups, **{name: [name] for name in subject.products()}}
-    wide = {key: _with_activations(subject, chosen) for key, chosen in candidates.items()}
+    wide = {
+        key: [each for name in chosen for each in with_activation(subject.nodes[name])]
+        for key, chosen in candidates.items()
+    }
     plans: dict[str, Plan] = {}
     for key, nodes in wide.items():
         try:
             plans[key] = wider_plan(subject, nodes, statistics)
         except UserError:  # the chip has no 16-bit version of it, so there is nothing to gain
             continue
-    effects = measure(subject, references, plans, subject.quantized_graph, title="int16", workers=workers)
+    effects = measure(subject, judge, plans, subject.quantized_graph, title="int16", workers=workers)
     total = max(1, sum(macs(node) for node in graph))
     return [
         Sensitivity(
             key,
             tuple(wide[key]),
-            effect,
             everything.task.loss - effect.task.loss,
             sum(macs(subject.nodes[name]) for name in candidates[key]) / total,
             key in groups,
+            effect,
         )
         for key, effect in effects.items()
     ]
@@ -122,18 +178,6 @@ def _groups(subject: Subject) -> dict[str, list[str]]:
     last = {str(node.name) for node in makers if node is not None}
     found["last convolutions"] = [name for name in products if name in last]
     return {name: nodes for name, nodes in found.items() if nodes}
-
-
-def _with_activations(subject: Subject, nodes: Sequence[str]) -> list[str]:
-    """The nodes, each with the one activation function that follows it."""
-    result = []
-    for name in nodes:
-        result.append(name)
-        output = subject.nodes[name].outputs[0]
-        users = [use.node for use in output.uses()]
-        if len(users) == 1 and unary_name(users[0]) is not None and not output.is_graph_output():
-            result.append(str(users[0].name))
-    return result
 
 
 def choose(found: Sequence[Sensitivity], budget: float = 0.1) -> list[Sensitivity]:

@@ -1,23 +1,23 @@
-"""A finished plan with some nodes at 16 bits and everything else as it was."""
+"""A finished plan with some nodes at 16 bits and everything else as it was, and which nodes may go there together."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.analyze.subject import macs, with_activation
+from narrowcast.base.errors import UserError
 from narrowcast.calibrate.statistics import TensorStatistics
 from narrowcast.chips.schema import Target
-from narrowcast.improve.state import State
-from narrowcast.ops.net import computed_inputs
+from narrowcast.lower.network import QuantizedNetwork
+from narrowcast.ops.net import computed_inputs, constant_of, leads_to, only_reader
 from narrowcast.plan import Encoding, Plan, edge_key, replan
 from narrowcast.plan.drafting import draft_again, read_encoding, weight_encoding
 from narrowcast.plan.structure import ACCUMULATING
-
-__all__ = ["Widener", "wide_products"]
 
 #: Room above the range seen, so that other images do not clip: 16 bits have it to spare.
 _MARGIN = 1.5
@@ -30,15 +30,13 @@ class Widener:
 
     Attributes:
         start: the graph and the plan to start from; not changed.
-        target: the chip's rules.
         statistics: range of every tensor in float; see :meth:`tensors`.
         runtime: version of the chip's runtime, ``None`` for the newest known.
         uncorrected: weights and biases as they were before they were rounded and corrected for 8 bits, by name, with
             the factors of outputs; a node whose weights widen goes back to them.
     """
 
-    start: State
-    target: Target
+    start: QuantizedNetwork
     statistics: Mapping[str, TensorStatistics]
     runtime: str | None = None
     uncorrected: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -54,10 +52,15 @@ class Widener:
         """The plan to start from."""
         return self.start.plan
 
-    def state(self, wide: Collection[str]) -> State:
+    @property
+    def target(self) -> Target:
+        """The chip's rules."""
+        return self.start.target
+
+    def network(self, wide: Collection[str]) -> QuantizedNetwork:
         """The network with these nodes at 16 bits; see :meth:`plan`."""
-        start, plan = self.start, self.plan(wide)
-        return State(self._widened(plan), plan, start.notes, start.factors, changed=start.changed)
+        plan = self.plan(wide)
+        return replace(self.start, model=self._widened(plan), plan=plan)
 
     def _widened(self, plan: Plan) -> ir.Model:
         """The graph with the own weights of all nodes whose weights widen."""
@@ -153,3 +156,135 @@ def wide_products(graph: ir.Graph, plan: Plan) -> list[str]:
         if wide or any(each is not None and each.dtype == "int16" for each in (*read, written)):
             found.append(str(node.name))
     return found
+
+
+#: What a budget may count.
+BUDGET_UNITS = ("convolutions", "macs")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Nodes that go to 16 bits together.
+
+    Attributes:
+        name: of the convolution, or of the group.
+        nodes: their names, activations included.
+    """
+
+    name: str
+    nodes: frozenset[str]
+
+
+class Costs:
+    """How much of a plan computes at 16 bits.
+
+    Args:
+        graph: prepared graph.
+        unit: ``"convolutions"`` (Conv, ConvTranspose, Gemm) or ``"macs"`` (multiplications, attention included).
+    """
+
+    def __init__(self, graph: ir.Graph, unit: str) -> None:
+        self.graph, self.unit = graph, unit
+        products = {str(node.name): node for node in graph if node.op_type in ACCUMULATING}
+        self._weights = {
+            name: (float(node.op_type != "MatMul") if unit == "convolutions" else float(macs(node)))
+            for name, node in products.items()
+        }
+        self.total = sum(self._weights.values())
+
+    def of(self, plan: Plan) -> float:
+        """Convolutions, or multiplications, at 16 bits."""
+        return sum(self._weights[name] for name in wide_products(self.graph, plan))
+
+    def share(self, plan: Plan) -> float:
+        """The same as a share of all, 0..1."""
+        return self.of(plan) / self.total if self.total else 0.0
+
+
+def candidates(widener: Widener) -> list[Candidate]:
+    """Everything worth trying, groups first, then convolutions in graph order.
+
+    Args:
+        widener: of the model.
+
+    Returns:
+        Candidates that the target can run at 16 bits, no two with the same nodes.
+
+    Raises:
+        UserError: the target can run none of them at 16 bits.
+    """
+    units = {name: frozenset(with_activation(node)) for name, node in _products(widener).items()}
+    found = [*_branches(widener.graph, units), *_attention(widener)]
+    found += [Candidate(name, nodes) for name, nodes in units.items()]
+    kept: dict[frozenset[str], Candidate] = {}
+    for candidate in found:
+        if candidate.nodes and candidate.nodes not in kept and _possible(widener, candidate.nodes):
+            kept[candidate.nodes] = candidate
+    if not kept:
+        raise UserError(
+            f"{widener.target.name} has no 16-bit convolutions for this model",
+            "tune needs a target with int16, such as bayes-e, esp32p4 or onnx",
+        )
+    return list(kept.values())
+
+
+def _possible(widener: Widener, nodes: Collection[str]) -> bool:
+    """Whether the chip runs these nodes, and the tensors that must follow them, at 16 bits."""
+    if "int16" not in widener.target.activation.types:
+        return False
+    try:
+        widener.plan(nodes)
+    except UserError:  # a 16-bit version of one of them does not exist
+        return False
+    return True
+
+
+def _products(widener: Widener) -> dict[str, ir.Node]:
+    """Sums of products with a constant weight that compute in 8 bits."""
+    return {
+        str(node.name): node
+        for node in widener.graph
+        if node.op_type in ACCUMULATING
+        and constant_of(node.inputs[1]) is not None
+        and widener.base.nodes[str(node.name)].type == "int8"
+    }
+
+
+def _branches(graph: ir.Graph, units: dict[str, frozenset[str]]) -> list[Candidate]:
+    """For every kind of output: its branch over all strides, the last two and the last convolutions of it."""
+    reached = leads_to(graph, [str(value.name) for value in graph.outputs])
+    kinds: dict[str, list[list[str]]] = {}
+    for value in graph.outputs:
+        name = str(value.name)
+        own = [unit for unit in units if reached[unit] == {name}]
+        if own and len(own) < len(units):
+            kinds.setdefault(name.partition("_s")[0], []).append(own)
+    result = []
+    last: list[str] = []
+    for kind, branches in kinds.items():
+        last += [own[-1] for own in branches]
+        result.append(_union(f"{kind}: whole branch", [name for own in branches for name in own], units))
+        result.append(_union(f"{kind}: last two convolutions", [name for own in branches for name in own[-2:]], units))
+        result.append(_union(f"{kind}: last convolutions", [own[-1] for own in branches], units))
+    return [*result, _union("all last convolutions", last, units)]
+
+
+def _union(name: str, members: Sequence[str], units: dict[str, frozenset[str]]) -> Candidate:
+    return Candidate(name, frozenset().union(*(units[member] for member in members)))
+
+
+def _attention(widener: Widener) -> list[Candidate]:
+    """Each product of two computed operands, with the scaling and the Softmax that alone read it."""
+    result = []
+    for node in widener.graph:
+        name = str(node.name)
+        if node.op_type != "MatMul" or constant_of(node.inputs[1]) is not None:
+            continue
+        names, last = [name], node
+        while (reader := only_reader(last.outputs[0])) is not None and reader.op_type in ("Mul", "Div", "Softmax"):
+            last = reader
+            names.append(str(last.name))
+        quantized = [each for each in names if widener.base.nodes[each].type == "int8"]
+        if name in quantized:
+            result.append(Candidate(name, frozenset(quantized)))
+    return result
