@@ -57,13 +57,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 
 def depth(names: Sequence[str], lines: Sequence[tuple[str, Sequence[float]]], unit: str) -> Markup:
-    """Lines over the position in the graph.
-
-    Args:
-        names: of the positions, for tooltips.
-        lines: CSS class and values, one a position.
-        unit: of the values.
-    """
+    """Lines (CSS class, and one value a position) over the position in the graph; ``names`` are for tooltips."""
     values = [value for _, line in lines for value in line]
     if not values:
         return Markup("")
@@ -85,12 +79,7 @@ def depth(names: Sequence[str], lines: Sequence[tuple[str, Sequence[float]]], un
 
 
 def scatter(points: Sequence[tuple[str, float, float, str]], titles: tuple[str, str]) -> Markup:
-    """Gain against cost, the cost on a logarithmic axis.
-
-    Args:
-        points: name, cost above 0, gain, CSS class.
-        titles: of the axes.
-    """
+    """Gain against cost, which is above 0 and on a logarithmic axis; points are (name, cost, gain, CSS class)."""
     if not points:
         return Markup("")
     costs = [math.log10(max(cost, 1e-6)) for _, cost, _, _ in points]
@@ -117,14 +106,7 @@ def _count(number: int) -> str:
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], low: float, high: float, label: str) -> Markup:
-    """Bars on a logarithmic count axis, with the clip points where they lie in sight.
-
-    Args:
-        edges: borders of the bars, one more than counts.
-        counts: values in each.
-        low, high: clip points.
-        label: for readers of the screen.
-    """
+    """Bars on a logarithmic count axis between ``edges``, one more than counts, and clip points that are in sight."""
     width, height, bottom = 320, 140, 104
     first, last = min(edges[0], low), max(edges[-1], high)
     reach = edges[-1] - edges[0]
@@ -165,14 +147,7 @@ _QUALITY = 82
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures of one image.
-
-    Attributes:
-        name: of the image.
-        left, right: JPEG of the float and the quantized model's result.
-        words: what differs.
-        difference: how much; 0 is nothing.
-    """
+    """JPEGs of the float and the quantized model's result on one image, what differs in words, and how much."""
 
     name: str
     left: bytes
@@ -189,15 +164,7 @@ def pair(
     classes: Sequence[str] = (),
     skeleton: Sequence[tuple[int, int]] = (),
 ) -> Pair:
-    """Draw both results.
-
-    Args:
-        name: of the image.
-        image: uint8 (H, W, 3) BGR.
-        expected, actual: results of the float and of the quantized model.
-        classes: names by index.
-        skeleton: limbs as pairs of keypoint indices.
-    """
+    """Draw the float and the quantized model's result on a uint8 (H, W, 3) BGR image."""
     left, right = draw(image, expected, classes, skeleton), draw(image, actual, classes, skeleton)
     if isinstance(expected, Classification) or isinstance(actual, Classification):
         words, difference = _classes(expected, actual)

@@ -327,13 +327,7 @@ def _sixteen(subject: Subject, measured: Analysis) -> list[Finding]:
 
 
 def pattern(nodes: Sequence[str], every: Collection[str], products: Collection[str]) -> str | None:
-    """A pattern that matches the nodes and no other product, or ``None``.
-
-    Args:
-        nodes: names to match.
-        every: all names of the graph.
-        products: names of the sums of products; other nodes may be matched too.
-    """
+    """A pattern that matches the nodes and no other of the products, or ``None``."""
     if len(nodes) < 2:
         return None
     start = _prefix(nodes)

@@ -38,12 +38,7 @@ _CHUNK_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Variant:
-    """A graph to run beside the base.
-
-    Attributes:
-        key: how its results are named.
-        make: builds it; called once, shortly before it runs, so that not all variants are in memory at once.
-    """
+    """A graph to run beside the base; ``make`` is called once, shortly before, so that few are in memory at once."""
 
     key: str
     make: Callable[[], onnx.ModelProto]
@@ -71,14 +66,9 @@ class _Cut:
 
 
 def digests(proto: onnx.ModelProto) -> dict[str, bytes]:
-    """How every tensor of a graph is computed, as a digest that does not depend on any name but the input's.
+    """By tensor name, how it is computed, as a digest that depends on no name but the input's.
 
-    Args:
-        proto: nodes in topological order, no subgraphs.
-
-    Returns:
-        By tensor name. Equal digests mean equal values for equal inputs.
-    """
+    Equal digests mean equal values for equal inputs. Nodes are in topological order, without subgraphs."""
     found: dict[str, bytes] = {"": b"absent"}
     for value in proto.graph.input:
         found[value.name] = _digest(b"input", value.name.encode())
@@ -194,13 +184,7 @@ def _cut(variant: Variant, known: dict[bytes, str]) -> _Cut:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a variant does to the outputs, over all images.
-
-    Attributes:
-        name: of the variant.
-        task: error in the units of the task.
-        outputs: noise of every output by name.
-    """
+    """What a variant does, over all images: error in the units of the task, and noise of every output by name."""
 
     name: str
     task: TaskError

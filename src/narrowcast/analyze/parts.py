@@ -21,13 +21,7 @@ EVERYTHING, WEIGHTS, ACTIVATIONS, OUTPUTS = "everything", "weights", "activation
 
 @dataclass(frozen=True)
 class Ablation:
-    """One part.
-
-    Attributes:
-        part: e.g. ``"keypoint branch"``.
-        only: with nothing quantized but this part.
-        without: with everything quantized but this part; ``None`` where that was not asked.
-    """
+    """A part such as ``"keypoint branch"``: nothing quantized but it, and everything but it (where that was asked)."""
 
     part: str
     only: Effect
@@ -35,11 +29,9 @@ class Ablation:
 
 
 def ablate(subject: Subject, judge: TaskJudge, workers: int = 0) -> list[Ablation]:
-    """Effect of weights, of activations, of the outputs' own encodings, and of every region of the network.
+    """Effect of weights, of activations, of the outputs' own encodings, and of every region; everything comes first.
 
-    Returns:
-        Everything first, then as listed; a part that is not quantized at all is left out.
-    """
+    A part that is not quantized at all is left out."""
     nodes = list(subject.nodes)
     parts: dict[str, Plan] = {
         EVERYTHING: subject.plan,
@@ -105,16 +97,7 @@ class Sensitivity:
 
 
 def wider_plan(subject: Subject, nodes: Collection[str], statistics: Mapping[str, TensorStatistics]) -> Plan:
-    """The plan with some nodes at 16 bits; encodings that need not change stay.
-
-    Args:
-        subject: the model.
-        nodes: names of the nodes.
-        statistics: of every tensor of the graph; 16-bit ranges come from their minimum and maximum.
-
-    Raises:
-        UserError: the target cannot.
-    """
+    """The plan with some nodes at 16 bits; only encodings that have to change are made of ``statistics``."""
     drafted = draft_again(subject.model.graph, subject.target, subject.plan, wide=nodes)
     return replan(drafted, subject.plan, statistics)[0]
 
@@ -181,12 +164,9 @@ def _groups(subject: Subject) -> dict[str, list[str]]:
 
 
 def choose(found: Sequence[Sensitivity], budget: float = 0.1) -> list[Sensitivity]:
-    """Nodes by gain per cost while they fit the budget; an estimate, because gains do not simply add up.
+    """Nodes by gain per cost while they fit the budget, a share of the multiplications.
 
-    Args:
-        found: from :func:`sensitivity`.
-        budget: share of the multiplications that may run at 16 bits.
-    """
+    An estimate, because gains do not simply add up."""
     order = sorted(
         (s for s in found if s.gain > 0 and not s.group), key=lambda s: (-s.gain / max(s.cost, 1e-9), s.name)
     )

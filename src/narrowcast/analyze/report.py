@@ -48,11 +48,7 @@ class HistoryRow:
 
 
 def history(calibration: Mapping[str, Any]) -> list[HistoryRow]:
-    """Steps of ``quantize``, ``finetune`` and ``tune``, in the order in which they were taken.
-
-    Args:
-        calibration: of the manifest.
-    """
+    """Steps of ``quantize``, ``finetune`` and ``tune`` in a manifest's ``calibration``, in the order of taking."""
     rows = [
         HistoryRow(
             "quantize", step["step"], "kept" if step["kept"] else "not kept", step["loss_before"], step["loss_after"],

@@ -107,11 +107,9 @@ class _Watch:
 
 
 def graphwise(subject: Subject, threads: int = 0) -> list[Tensor]:
-    """Cumulative error of every tensor with everything quantized, and how well its encoding fits.
+    """Cumulative error of every tensor with everything quantized, and how well its encoding fits, in graph order.
 
-    Returns:
-        In graph order. Results of nodes that only move bytes are left out.
-    """
+    Results of nodes that only move bytes are left out."""
     made = {str(output.name): node for node in subject.model.graph for output in node.outputs}
     image = str(subject.model.graph.inputs[0].name)
     outputs = set(subject.output_names)

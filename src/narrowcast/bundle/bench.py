@@ -54,14 +54,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One run.
+    """One run: frames in work at once, frames measured, frames per second, and times by :data:`STAGES` and ``"total"``.
 
-    Attributes:
-        threads: frames in work at once, each on one thread.
-        frames: how many were measured.
-        fps: frames per second of the whole run.
-        stages: by :data:`STAGES` and ``"total"``; a stage that a model does not have is absent.
-    """
+    A stage that a model does not have is absent."""
 
     threads: int
     frames: int
@@ -75,13 +70,7 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One node of the graph as onnxruntime ran it.
-
-    Attributes:
-        node, op_type: its name and operator after onnxruntime's own fusions.
-        average_ms: a frame.
-        share: of all nodes, 0..1.
-    """
+    """One node after onnxruntime's own fusions: milliseconds a frame, and its share of all nodes, 0..1."""
 
     node: str
     op_type: str
@@ -178,16 +167,13 @@ def _finished(
 
 @phase("profile")
 def profile(file: Path, tensor: NDArray[Any], *, frames: int = 20, level: str = "all") -> list[NodeTime]:
-    """Time every node with onnxruntime's profiler, one thread.
+    """Time every node with onnxruntime's profiler, one thread, slowest first.
 
     Args:
         file: the graph.
         tensor: its input, in its type.
         frames: runs to average over.
         level: ``"basic"`` or ``"all"`` graph optimization, as the engine uses it.
-
-    Returns:
-        Slowest first. The profiler's own file is deleted.
     """
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True

@@ -88,11 +88,7 @@ class Choice:
 
 
 def check_effort(effort: str) -> None:
-    """Raise now if there is no such effort.
-
-    Raises:
-        UserError: it is unknown.
-    """
+    """Raise now if there is no such effort."""
     if effort not in ("fast", *EFFORTS):
         raise UserError(f"unknown effort {effort!r}", f"use fast, {', '.join(EFFORTS)}")
 
@@ -112,11 +108,7 @@ class Searched:
 
 @phase("search")
 def vendor_search(job: Job, name: str) -> Searched:
-    """What a vendor's own search would choose from.
-
-    Raises:
-        UserError: there is no such search.
-    """
+    """What a vendor's own search would choose from; refused where there is no such search."""
     searches: dict[str, Callable[[Job], Searched]] = dict(offers("SEARCHES"))
     if name not in searches:
         raise UserError(f"unknown search {name!r}", nearest(name, ("auto", *searches)))
@@ -198,13 +190,7 @@ def _refined(
 
 @dataclass(frozen=True)
 class _Recovery:
-    """What the steps are chosen by.
-
-    Attributes:
-        effort: how far they go.
-        teaching, judging: indices of the calibration images that teach, and that judge.
-        own, judge: the loss on these.
-    """
+    """What the steps are chosen by: effort, indices of the images that teach and that judge, and the loss on both."""
 
     effort: Effort
     teaching: list[int]

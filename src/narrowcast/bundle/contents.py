@@ -178,12 +178,7 @@ def _rows(noises: Mapping[str, Noise]) -> list[dict[str, Any]]:
 
 
 def int16_domain(plan: Plan, contrib: bool) -> str:
-    """Domain of the QDQ graph's 16-bit operators for the manifest, empty where it has none.
-
-    Args:
-        plan: of the network.
-        contrib: its QDQ graph needs the contrib domain.
-    """
+    """Domain of the QDQ graph's 16-bit operators for the manifest, empty where it has none."""
     wide = any(encoding.dtype == "int16" for encoding in plan.tensors.values())
     return "" if not wide else "com.microsoft" if contrib else "ai.onnx"
 
@@ -222,16 +217,7 @@ def json_bytes(data: Any) -> bytes:
 
 
 def write_contents(folder: Path, manifest: Manifest, files: Mapping[str, Content]) -> Manifest:
-    """Write files and the manifest.
-
-    Args:
-        folder: there already; see :func:`narrowcast.base.writing.new_folder`.
-        manifest: its hashes of other files are kept.
-        files: content by name.
-
-    Returns:
-        The manifest with the hashes of ``files``.
-    """
+    """Write files and the manifest into a new folder; returns the manifest with the hashes of the files added."""
     hashes = {}
     for name, content in files.items():
         data = content() if callable(content) else content

@@ -136,11 +136,7 @@ class Manifest:
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Read a bundle's manifest.
-
-    Raises:
-        UserError: no bundle, a broken manifest, or one written by a newer version.
-    """
+    """Read a bundle's manifest; refused where it is none, broken, or written by a newer version."""
 
     file, remedy = Path(folder) / MANIFEST_FILE, "quantize again"
     if Path(folder).is_file():
@@ -248,16 +244,7 @@ class _Lost(_Record):
 
 
 def check_manifest(manifest: Manifest, file: Path, remedy: str) -> None:
-    """Compare entries with each other.
-
-    Args:
-        manifest: whose entries have their types.
-        file: its name, for messages.
-        remedy: what a person should do.
-
-    Raises:
-        UserError: naming what is impossible.
-    """
+    """Raise what is impossible in entries beside each other, which have their types."""
     tables: dict[str, tuple[Any, Any]] = {
         "comparison": (list[ComparisonRow], manifest.comparison),
         "qdq_distance": (list[_Noise], manifest.qdq_distance),

@@ -47,13 +47,7 @@ from narrowcast.vision.types import Classification, Detections
 
 
 def quantize_input(tensor: NDArray[Any], encoding: Encoding, rounding: str) -> NDArray[Any]:
-    """The image as the chip's first QuantizeLinear would give it.
-
-    Args:
-        tensor: float32 model input; integers are returned as they are.
-        encoding: of the input.
-        rounding: ``"half-even"`` or ``"half-up"``, the target's.
-    """
+    """The image as the chip's first QuantizeLinear would give it, with its rounding; integers stay as they are."""
     if tensor.dtype.kind != "f":
         return tensor
     scale = np.float32(encoding.scales)
@@ -146,9 +140,7 @@ class Predictor:
     ) -> Detections | Classification:
         """Raw outputs to a result; options as :func:`narrowcast.vision.decode.decode`, or ``top_k``.
 
-        Raises:
-            UserError: the graph was left whole, so that nothing is known of its outputs.
-        """
+        Refused where the graph was left whole, so that nothing is known of its outputs."""
         if self.task == "classify":
             name, scores = next(iter(outputs.items()))
             encoding = (self.encodings or {}).get(name)
@@ -184,12 +176,7 @@ ENGINE_FILES = {"float": FLOAT_FILE, "integer": INTEGER_FILE, "qdq": QDQ_FILE}
 
 @dataclass(frozen=True)
 class Bundle:
-    """A quantized model on disk.
-
-    Attributes:
-        path: the folder.
-        manifest: its description.
-    """
+    """A quantized model on disk: its folder, and its description."""
 
     path: Path
     manifest: Manifest
@@ -200,11 +187,7 @@ class Bundle:
 
     @cached_property
     def plan(self) -> Plan:
-        """How every tensor is represented and where every node runs; see :attr:`plan_edited`.
-
-        Raises:
-            UserError: no plan, or not one of :attr:`prepared`.
-        """
+        """How every tensor is represented and where every node runs, of :attr:`prepared`; see :attr:`plan_edited`."""
         plan = read_plan(self.path / PLAN_FILE)
         check_fit(plan, self.prepared.ir.graph, self.path / PLAN_FILE)
         return plan
@@ -301,11 +284,7 @@ class Bundle:
         return self.predictor(FLOAT_FILE)
 
     def file(self, name: str) -> Path:
-        """Path of one of the bundle's files, which is as it was written.
-
-        Raises:
-            UserError: it is missing or was changed since.
-        """
+        """Path of one of the bundle's files; refused where it is missing or was changed since it was written."""
         path = self.path / name
         if name not in self.manifest.files:
             raise UserError(f"{path} is not in the bundle's manifest", "quantize again")
@@ -387,15 +366,8 @@ class Bundle:
         return engine
 
     def evaluate(self, data: Any, **options: Any) -> Any:
-        """Score the float and the quantized graph on labelled images.
-
-        Args:
-            data: from :func:`narrowcast.coco` or :func:`narrowcast.imagenet`.
-            options: of its ``evaluate``.
-
-        Returns:
-            :class:`narrowcast.evaluate.Report`.
-        """
+        """Score the float and the quantized graph on labelled images, from :func:`narrowcast.coco` or
+        :func:`narrowcast.imagenet`; gives a :class:`narrowcast.evaluate.Report`."""
         return data.evaluate(self.graphs(), **options)
 
     def run(self, tensor: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -408,9 +380,5 @@ class Bundle:
 
 
 def open_bundle(path: str | Path) -> Bundle:
-    """Open a bundle that :func:`narrowcast.quantize` wrote.
-
-    Raises:
-        UserError: no bundle.
-    """
+    """Open a bundle that :func:`narrowcast.quantize` wrote."""
     return Bundle(Path(path), read_manifest(path))

@@ -44,14 +44,7 @@ def fake_quantize(values: Array, encoding: Encoding) -> NDArray[np.float32]:
 
 
 class NodeRunner:
-    """One node as an onnxruntime session; weight and bias of a correctable node are inputs.
-
-    Args:
-        node: of a prepared graph.
-        functions: local functions of the model (Silu and the like).
-        opsets: of the model.
-        threads: of onnxruntime; 0 for all cores.
-    """
+    """One node as an onnxruntime session; weight and bias of a correctable node are inputs."""
 
     def __init__(
         self, node: ir.Node, functions: Sequence[onnx.FunctionProto], opsets: Sequence[onnx.OperatorSetIdProto],
@@ -82,13 +75,7 @@ class NodeRunner:
 
 
 class Walk:
-    """Values of one network for several images, node after node.
-
-    Args:
-        model: prepared graph; not changed.
-        plan: its encodings; ``None`` for float.
-        inputs: model inputs.
-    """
+    """Values of one network for several images, node after node; without a plan in float."""
 
     def __init__(self, model: ir.Model, plan: Plan | None, inputs: Sequence[Array]) -> None:
         self.plan = plan

@@ -135,11 +135,7 @@ def _descend(
     wanted: Callable[[float], float],
     title: str,
 ) -> tuple[dict[int, Encoding], float, float]:
-    """Keep each proposal that brings the loss below what is wanted of the least so far.
-
-    Returns:
-        What was kept, and the loss before and after.
-    """
+    """Keep each proposal that brings the loss below what is wanted of the least so far; with the loss before, after."""
     best = start = loss_of_outputs(trial.run(trial.current))
     chosen: dict[int, Encoding] = {}
     for index, encoding in track(tried, title):
@@ -188,13 +184,7 @@ def proposals(
 ) -> list[Proposal]:
     """Encodings to try, from the last group to the first, because most of what decode sees is made close to it.
 
-    Args:
-        groups: of the structure, in graph order.
-        plan: where to start.
-        alternatives: plans of other methods.
-        power_of_two: scales are powers of two.
-        fixed: indices of groups that stay.
-    """
+    ``fixed`` groups stay, by index."""
     found = []
     for index in reversed(range(len(groups))):
         name = groups[index].values[0]

@@ -99,11 +99,10 @@ GATE_EVERY = 3
 
 @dataclass(frozen=True)
 class Corrected:
-    """Result of :func:`reconstruct`.
+    """Result of :func:`reconstruct`: a copy of the graph with other weights (multiples of their scales) and biases.
 
     Attributes:
-        model: a copy of the graph with other weights (multiples of their scales) and biases.
-        plan: the plan, unchanged: scales stay.
+        plan: unchanged: scales stay.
         channels: output channels in all layers.
         rounded: channels whose weights were rounded in another way than to the nearest.
         shifted: channels whose bias changed.

@@ -65,13 +65,7 @@ class Meter(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """How much may run at 16 bits.
-
-    Attributes:
-        limit: convolutions or multiplications.
-        total: of the model.
-        unit: ``"convolutions"`` or ``"macs"``.
-    """
+    """How much may run at 16 bits, of how much: ``"convolutions"``, or multiplications (``"macs"``)."""
 
     limit: float
     total: float

@@ -164,24 +164,14 @@ BUDGET_UNITS = ("convolutions", "macs")
 
 @dataclass(frozen=True)
 class Candidate:
-    """Nodes that go to 16 bits together.
-
-    Attributes:
-        name: of the convolution, or of the group.
-        nodes: their names, activations included.
-    """
+    """Nodes that go to 16 bits together, activations included."""
 
     name: str
     nodes: frozenset[str]
 
 
 class Costs:
-    """How much of a plan computes at 16 bits.
-
-    Args:
-        graph: prepared graph.
-        unit: ``"convolutions"`` (Conv, ConvTranspose, Gemm) or ``"macs"`` (multiplications, attention included).
-    """
+    """How much of a plan computes at 16 bits: convolutions (and Gemm), or multiplications (``"macs"``)."""
 
     def __init__(self, graph: ir.Graph, unit: str) -> None:
         self.graph, self.unit = graph, unit

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.chips.placement import place
 from narrowcast.chips.schema import Target
-from narrowcast.ops.net import constant_of, only_reader
+from narrowcast.ops.net import constant_of, named, only_reader
 from narrowcast.plan.files import ExactPins, Pins
 from narrowcast.plan.structure import Structure, is_passive, structure
 from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, edge_key, split_edge_key
@@ -38,14 +38,7 @@ def output_channels_axis(node: ir.Node, target: Target) -> int | None:
 
 
 def weight_encoding(node: ir.Node, target: Target, dtype: str, weight: NDArray[Any] | None = None) -> Encoding:
-    """Symmetric encoding of a node's second input with the least squared error.
-
-    Args:
-        node: Conv, ConvTranspose, Gemm or MatMul with a constant weight.
-        target: granularity and scale rule.
-        dtype: ``"int8"`` or ``"int16"``.
-        weight: instead of the graph's own.
-    """
+    """Symmetric encoding of a node's constant second input (or of another weight) with the least squared error."""
     weight = constant_of(node.inputs[1]) if weight is None else weight
     if weight is None:
         raise ValueError(f"{node.name} has no constant weight")
@@ -128,7 +121,7 @@ class Draft:
     @cached_property
     def nodes_by_name(self) -> dict[str, ir.Node]:
         """Every node by its name."""
-        return {str(node.name): node for node in self.graph}
+        return named(self.graph)
 
     @cached_property
     def _weights(self) -> dict[tuple[str, str], Encoding]:
@@ -192,12 +185,7 @@ def draft(graph: ir.Graph, target: Target, pins: Pins | None = None, runtime: st
 
 
 def read_name(key: str, nodes: Mapping[str, ir.Node]) -> str:
-    """Name of the value that a key of :attr:`narrowcast.plan.Plan.edges` reads; empty for an absent operand.
-
-    Args:
-        key: of the edge.
-        nodes: of the graph, by name.
-    """
+    """Name of the value that a key of :attr:`narrowcast.plan.Plan.edges` reads; empty for an absent operand."""
     node, index = split_edge_key(key)
     value = nodes[node].inputs[index]
     return "" if value is None else str(value.name)
@@ -206,13 +194,7 @@ def read_name(key: str, nodes: Mapping[str, ir.Node]) -> str:
 def read_encoding(
     node: ir.Node, index: int, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]
 ) -> Encoding | None:
-    """How a node reads an operand: requantized on the edge, or as the tensor is; ``None`` for float and for none.
-
-    Args:
-        node: that reads.
-        index: of the operand.
-        tensors, edges: of a plan, or of one that is being made.
-    """
+    """How a node reads an operand: requantized on the edge, or as the tensor is; ``None`` for float and for none."""
     edge = edges.get(edge_key(str(node.name), index))
     value = node.inputs[index]
     return tensors.get(str(value.name)) if edge is None and value is not None else edge
@@ -221,11 +203,7 @@ def read_encoding(
 def operand_encoding(
     node: ir.Node, index: int, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]
 ) -> Encoding:
-    """As :func:`read_encoding`, for an operand that has to be quantized.
-
-    Raises:
-        UserError: it is not.
-    """
+    """As :func:`read_encoding`, for an operand that has to be quantized; refused where it is not."""
     found = read_encoding(node, index, tensors, edges)
     if found is None:
         raise UserError(f"operand {index} of {node.name} is not quantized", "quantize the model again")
@@ -233,15 +211,7 @@ def operand_encoding(
 
 
 def accumulator_encoding(node: ir.Node, tensors: Mapping[str, Encoding], edges: Mapping[str, Encoding]) -> Encoding:
-    """Of an output that leaves as accumulator: scale = input scale * weight scale, channels on axis 1.
-
-    Args:
-        node: a sum of products whose operands are quantized.
-        tensors, edges: as :func:`read_encoding` takes them.
-
-    Raises:
-        UserError: an operand is not quantized.
-    """
+    """Of an output that leaves as accumulator: scale = input scale * weight scale, channels on axis 1."""
     product = bias_encoding(*(operand_encoding(node, index, tensors, edges) for index in (0, 1)))
     return product if product.axis is None else replace(product, axis=1)
 
@@ -249,14 +219,9 @@ def accumulator_encoding(node: ir.Node, tensors: Mapping[str, Encoding], edges: 
 def written_value(
     node: ir.Node, tensors: Mapping[str, Encoding], target: Target, placement: Mapping[str, Placement]
 ) -> ir.Value | None:
-    """The value into whose encoding a node's accumulator is requantized, ``None`` where it leaves as it is.
+    """The value into whose encoding a sum of products is requantized, ``None`` where it leaves as it is.
 
-    Args:
-        node: a sum of products.
-        tensors: as :func:`read_encoding` takes them.
-        target: its fusions: the value may be the result of the unit that the node begins.
-        placement: of every node.
-    """
+    That may be the result of the unit that the node begins, on a chip with fusions."""
     value = node.outputs[0]
     while str(value.name) not in tensors:
         user = only_reader(value)

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from narrowcast.base.errors import UserError, closest
 from narrowcast.base.reading import read_json, typed
+from narrowcast.ops.net import all_names, named, written
 from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, split_edge_key
 
 NODE_TYPES = ("int8", "int16", "float32")
@@ -60,14 +61,8 @@ class Pins:
         return Pins({**self.nodes, **other.nodes}, {**self.tensors, **other.tensors})
 
     def check(self, graph: ir.Graph) -> None:
-        """Raise when a pin names nothing in the graph.
-
-        Raises:
-            UserError: with the nearest name.
-        """
-        nodes = [str(node.name) for node in graph]
-        values = {str(value.name) for value in graph.inputs} | set(graph.initializers)
-        values |= {str(output.name) for node in graph for output in node.outputs}
+        """Raise when a pin names nothing in the graph, with the nearest name."""
+        nodes, values = list(named(graph)), all_names(graph)
         for pattern, wanted in self.nodes.items():
             if wanted not in NODE_TYPES:
                 raise UserError(f"{pattern} is pinned to {wanted!r}", f"use one of {', '.join(NODE_TYPES)}")
@@ -145,11 +140,7 @@ def _node_entry(entry: Any, where: str) -> tuple[str, str, str]:
 
 
 def read_plan(path: str | Path) -> Plan:
-    """Read a plan as it is.
-
-    Raises:
-        UserError: no JSON, another version, an impossible entry.
-    """
+    """Read a plan as it is; refused where it is no JSON, of another version, or has an impossible entry."""
     return plan_from_json(_load(Path(path)), str(path))
 
 
@@ -164,12 +155,8 @@ def plan_from_json(document: dict[str, Any], where: str) -> Plan:
 
 
 def read_pins(path: str | Path) -> Pins:
-    """What an edited plan fixes: the type of every node, the type of tensors whose type is not their node's,
-    and the encodings marked ``"pinned": true``.
-
-    Raises:
-        UserError: as :func:`read_plan`.
-    """
+    """What an edited plan fixes: the type of every node, the type of tensors whose type is not their node's, and the
+    encodings marked ``"pinned": true``; refused as by :func:`read_plan`."""
     file = Path(path)
     document = _load(file)
     nodes = {name: _node_entry(entry, f"{file}: node {name}")[1] for name, entry in document["nodes"].items()}
@@ -186,19 +173,9 @@ def read_pins(path: str | Path) -> Pins:
 
 
 def check_fit(plan: Plan, graph: ir.Graph, where: str | Path) -> None:
-    """Raise when a plan names what the graph does not have, says nothing of a node, or has scales for other channels.
-
-    Args:
-        plan: as read from a file.
-        graph: prepared.
-        where: the file, for messages.
-
-    Raises:
-        UserError: naming the entry.
-    """
-    nodes = {str(node.name): node for node in graph}
-    values = {str(value.name): value for value in (*graph.inputs, *graph.initializers.values())}
-    values |= {str(output.name): output for node in graph for output in node.outputs}
+    """Raise when a plan names what the graph lacks, says nothing of a node, or has scales for other channels."""
+    nodes = named(graph)
+    values = {str(value.name): value for value in (*graph.inputs, *graph.initializers.values(), *written(graph))}
     lost = [name for name in nodes if name not in plan.nodes]
     if lost:
         raise _wrong(where, f"says nothing of the node {lost[0]}")

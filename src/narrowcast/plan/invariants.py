@@ -31,14 +31,7 @@ _NEAR = 1e-6
 
 
 def violations(graph: ir.Graph, plan: Plan, target: Target, runtime: str | None = None) -> list[str]:
-    """Everything that is wrong with a plan, one line each; empty for a sound plan.
-
-    Args:
-        graph: prepared graph.
-        plan: of it.
-        target: the chip's rules.
-        runtime: version of the chip's runtime; ``None`` for the newest known.
-    """
+    """Everything that is wrong with a plan of a prepared graph, one line each; empty for a sound plan."""
     names = {str(node.name) for node in graph}
     unplaced = [f"{name} is not placed" for name in names - set(plan.nodes)]
     unknown = [f"{name} is placed, but no node has that name" for name in set(plan.nodes) - names]
@@ -132,13 +125,7 @@ def _joints(drafted: Draft, plan: Plan) -> Iterator[str]:
 
 
 def product_violations(graph: ir.Graph, plan: Plan, target: Target) -> list[str]:
-    """What is wrong with sums of products: scales, biases and shifts; one line each.
-
-    Args:
-        graph: prepared graph.
-        plan: of it, with a placement of every node.
-        target: the chip's rules.
-    """
+    """What is wrong with sums of products: scales, biases and shifts; one line each."""
     found: list[str] = []
     for node in graph:
         if node.op_type in ACCUMULATING and plan.nodes[str(node.name)].type != "float32":

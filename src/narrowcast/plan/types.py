@@ -27,12 +27,7 @@ _BLOCK = 1 << 18
 
 
 def round_real(x: NDArray[np.float64] | float, rounding: str) -> NDArray[np.float64]:
-    """Round real numbers to integers (still float64).
-
-    Args:
-        x: any finite values.
-        rounding: ``"half-even"``, or ``"half-up"``: floor(x + 1/2).
-    """
+    """Round real numbers to integers (still float64), ``"half-even"`` or ``"half-up"``, which is floor(x + 1/2)."""
     values = np.asarray(x, np.float64)
     return np.asarray(np.rint(values) if rounding == "half-even" else np.floor(values + 0.5))
 

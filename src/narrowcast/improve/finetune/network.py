@@ -168,16 +168,7 @@ class Network:
         return x if encoding is None else self.fake(x, encoding, name)
 
     def run(self, values: Values, nodes: Sequence[ir.Node], keep: Iterable[str]) -> Values:
-        """Run some nodes.
-
-        Args:
-            values: what they read that they do not compute, encoded already.
-            nodes: in graph order.
-            keep: names of values to return.
-
-        Returns:
-            The values of ``keep``; a graph output is encoded like any other tensor.
-        """
+        """Run some nodes, in graph order, on encoded values, and return those of ``keep``, encoded too."""
         wanted = set(keep)
         last = {str(value.name): node for node in nodes for value in node.inputs if value is not None}
         present = dict(values)

@@ -86,11 +86,7 @@ RULES: dict[str, Rule] = {
 
 
 def check_operators(graph: ir.Graph) -> None:
-    """Raise now if a node has no rule.
-
-    Raises:
-        UserError: naming the first one.
-    """
+    """Raise now if a node has no rule."""
     for node in graph:
         if node.op_type not in RULES:
             raise UserError(

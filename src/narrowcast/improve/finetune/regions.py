@@ -19,13 +19,7 @@ __all__ = ["Region", "Tied", "features", "region", "tie"]
 
 @dataclass(frozen=True)
 class Region:
-    """A part of a graph.
-
-    Attributes:
-        before: nodes that come first and stay as they are, in graph order.
-        trained: the rest, in graph order.
-        frontier: values that the second part reads from the first or from the input.
-    """
+    """A part of a graph: the nodes before it, its own, in graph order, and the values that it reads from outside."""
 
     before: list[ir.Node]
     trained: list[ir.Node]
@@ -94,12 +88,7 @@ class Tied:
         return {key: self.plan.edges.get(key) or self.plan.tensors[key] for group in self.groups for key in group}
 
     def planned(self, graph: ir.Graph, scales: Sequence[float]) -> Plan:
-        """The plan with these scales, one a group.
-
-        Args:
-            graph: with the trained weights and biases.
-            scales: trained; where biases and shifts leave them no room, they become coarser.
-        """
+        """The plan with these scales, one a group, for a graph with other weights; coarser where biases need room."""
         tensors, edges = dict(self.plan.tensors), dict(self.plan.edges)
         for group, scale in zip(self.groups, scales, strict=True):
             for key in group:
@@ -109,15 +98,7 @@ class Tied:
 
 
 def tie(graph: ir.Graph, plan: Plan, target: Target, runtime: str | None, trained: Sequence[ir.Node]) -> Tied:
-    """Find the scales that may be trained: 8 bits, made and shared by trained nodes only.
-
-    Args:
-        graph: prepared graph.
-        plan: of it.
-        target: of the plan.
-        runtime: version of the chip's runtime; ``None`` for the newest known.
-        trained: nodes whose values may change.
-    """
+    """Find the scales that may be trained: 8 bits, made and shared by trained nodes only."""
     drafted = draft_again(graph, target, plan, runtime)
     made = {str(output.name) for node in trained for output in node.outputs}
     structure = drafted.structure

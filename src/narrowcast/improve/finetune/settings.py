@@ -58,10 +58,6 @@ class Settings:
 
 
 def require_torch() -> None:
-    """Raise now if torch is missing.
-
-    Raises:
-        UserError: it is.
-    """
+    """Raise now if torch is missing."""
     if importlib.util.find_spec("torch") is None:
         raise UserError("finetune needs torch", "pip install 'narrowcast[finetune]'")
