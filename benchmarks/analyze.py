@@ -13,10 +13,9 @@ import os
 import time
 from pathlib import Path
 
-from narrowcast.analyze.images import telling, unseen
 from narrowcast.analyze.measure import measure, reference
 from narrowcast.analyze.parts import ablate, sensitivity
-from narrowcast.analyze.subject import subplan
+from narrowcast.analyze.subject import subplan, telling, unseen
 from narrowcast.analyze.tensors import graphwise
 from narrowcast.bundle import open_bundle
 from narrowcast.calibrate import images

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -17,10 +18,9 @@ from builders import silu_net, weights
 from command_line import parse
 from narrowcast.analyze import Subject, analyze
 from narrowcast.analyze.findings import _reason, pattern
-from narrowcast.analyze.images import telling, unseen
-from narrowcast.analyze.measure import Variant, digests, measure, reference, run_variants
+from narrowcast.analyze.measure import digests, measure, reference, run_variants
 from narrowcast.analyze.parts import ablate, choose, sensitivity, wider_plan
-from narrowcast.analyze.subject import BACKBONE, macs, regions, subplan
+from narrowcast.analyze.subject import BACKBONE, macs, regions, subplan, telling, unseen
 from narrowcast.analyze.tensors import graphwise
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
@@ -81,7 +81,7 @@ def test_variants_equal_whole_runs(target: str) -> None:
     seen: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     run_variants(
         subject.float_graph,
-        [Variant(key, lambda plan=plan: subject.lower(plan)) for key, plan in plans.items()],  # type: ignore[misc]
+        [(key, partial(subject.lower, plan)) for key, plan in plans.items()],
         subject.inputs,
         lambda key, index, outputs, same: seen.__setitem__((key, index), outputs),
         workers=2,
@@ -98,7 +98,7 @@ def test_only_what_changed_runs_again(pose: Subject) -> None:
     assert last is not None
     run_variants(
         pose.float_graph,
-        [Variant("last", lambda: pose.lower(subplan(pose, [str(last.name)])))],
+        [("last", lambda: pose.lower(subplan(pose, [str(last.name)])))],
         pose.inputs[:1],
         lambda key, index, outputs, same: same_seen.append(same),
     )

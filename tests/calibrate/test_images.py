@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from narrowcast.analyze.images import unseen
+from narrowcast.analyze.subject import unseen
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate import ImageSet, images
 from narrowcast.vision.preprocess import Preprocess

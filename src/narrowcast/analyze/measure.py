@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,16 +33,13 @@ from narrowcast.ops.net import with_outputs
 from narrowcast.plan.types import Plan
 
 Outputs = dict[str, NDArray[Any]]
+#: A key, and what builds the graph: called once, shortly before it runs, so that few are in memory at once.
+Variant = tuple[str, Callable[[], onnx.ModelProto]]
+#: Takes a variant's key, the index of the input, all outputs by name, and the names of those that cannot differ from
+#: the base's. Called from several threads, though never for the same key at the same time.
+Consumer = Callable[[str, int, Outputs, set[str]], None]
 #: Bytes of graphs that are kept ready to run at the same time.
 _CHUNK_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A graph to run beside the base; ``make`` is called once, shortly before, so that few are in memory at once."""
-
-    key: str
-    make: Callable[[], onnx.ModelProto]
 
 
 @dataclass
@@ -97,12 +95,11 @@ def _digest(*parts: bytes) -> bytes:
 
 def run_variants(
     base: onnx.ModelProto,
-    variants: Sequence[Variant],
+    variants: Iterable[Variant],
     inputs: Sequence[NDArray[np.float32]],
-    consume: Callable[[str, int, Outputs, set[str]], None],
+    consume: Consumer,
     *,
     workers: int = 0,
-    progress: Callable[[Iterable[Variant]], Iterable[Variant]] | None = None,
 ) -> None:
     """Run every variant on every input.
 
@@ -110,19 +107,15 @@ def run_variants(
         base: the graph that the variants differ from, nodes in topological order.
         variants: what to run; best in graph order, so that neighbours need the same tensors of the base.
         inputs: model inputs, each (1, C, H, W) or (1, H, W, C).
-        consume: called with the variant's key, the index of the input, all outputs of the variant by name, and
-            the names of those that cannot differ from the base's. Called from several threads, though never for the
-            same key at the same time.
+        consume: takes the results.
         workers: variants that run at the same time, with one thread each; 0 for one a core.
-        progress: wraps the variants, to show how far it is.
     """
     known: dict[bytes, str] = {}
     for name, digest in digests(base).items():
         known.setdefault(digest, name)
     workers = workers or available_cores()
-    shown = progress(variants) if progress is not None else variants
     with ThreadPoolExecutor(workers) as pool:
-        for chunk in _chunks((_cut(variant, known) for variant in shown), _CHUNK_BYTES):
+        for chunk in _chunks((_cut(*variant, known) for variant in variants), _CHUNK_BYTES):
             list(pool.map(_open, chunk))
             wanted = {name for cut in chunk for name in (*cut.feeds.values(), *cut.same.values())}
             _run_chunk(base, chunk, sorted(wanted), inputs, consume, pool, workers)
@@ -149,7 +142,7 @@ def _run_chunk(
     chunk: list[_Cut],
     wanted: list[str],
     inputs: Sequence[NDArray[np.float32]],
-    consume: Callable[[str, int, Outputs, set[str]], None],
+    consume: Consumer,
     pool: ThreadPoolExecutor,
     workers: int,
 ) -> None:
@@ -169,17 +162,17 @@ def _run_chunk(
         list(pool.map(one, chunk))
 
 
-def _cut(variant: Variant, known: dict[bytes, str]) -> _Cut:
-    proto = variant.make()
+def _cut(key: str, make: Callable[[], onnx.ModelProto], known: dict[bytes, str]) -> _Cut:
+    proto = make()
     found = digests(proto)
     names = [value.name for value in proto.graph.output]
     same = {name: known[found[name]] for name in names if found[name] in known}
     changed = [name for name in names if name not in same]
     if not changed:
-        return _Cut(variant.key, b"", {}, [], same)
+        return _Cut(key, b"", {}, [], same)
     fixed = fixed_tensors(proto)
     graph, fed = part_of(proto, changed, lambda name: found[name] in known and name not in fixed)
-    return _Cut(variant.key, graph.SerializeToString(), {name: known[found[name]] for name in fed}, changed, same)
+    return _Cut(key, graph.SerializeToString(), {name: known[found[name]] for name in fed}, changed, same)
 
 
 @dataclass(frozen=True)
@@ -249,7 +242,7 @@ def reference(subject: Subject, threads: int = 0) -> TaskJudge:
 def measure(
     subject: Subject,
     judge: TaskJudge,
-    plans: Mapping[str, Plan | Callable[[], Plan]],
+    plans: Mapping[str, Plan],
     base: onnx.ModelProto,
     *,
     title: str,
@@ -260,7 +253,7 @@ def measure(
     Args:
         subject: the model and its images.
         judge: from :func:`reference`.
-        plans: by name, or functions that make them; best in graph order.
+        plans: by name; best in graph order.
         base: the graph that they differ least from: what equals it is not run again.
         title: for the progress bar.
         workers: variants at the same time; 0 for one a core.
@@ -278,26 +271,9 @@ def measure(
         for name in names:
             found.sums[name].add(expected[name], actual[name])
 
-    run_variants(
-        base,
-        _variants(subject, plans),
-        subject.inputs,
-        take,
-        workers=workers,
-        progress=lambda variants: track(variants, title, len(plans)),
-    )
+    variants = [(key, partial(subject.lower, plan)) for key, plan in plans.items()]
+    run_variants(base, track(variants, title, len(plans)), subject.inputs, take, workers=workers)
     return {
-        key: Effect(
-            key,
-            combine(found.task[index] for index in sorted(found.task)),
-            found.sums,
-        )
+        key: Effect(key, combine(found.task[index] for index in sorted(found.task)), found.sums)
         for key, found in scores.items()
     }
-
-
-def _variants(subject: Subject, plans: Mapping[str, Plan | Callable[[], Plan]]) -> Sequence[Variant]:
-    def variant(key: str, plan: Plan | Callable[[], Plan]) -> Variant:
-        return Variant(key, lambda: subject.lower(plan if isinstance(plan, Plan) else plan()))
-
-    return [variant(key, plan) for key, plan in plans.items()]

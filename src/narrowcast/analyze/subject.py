@@ -1,4 +1,4 @@
-"""What is analyzed: its regions, and plans that quantize only a part of it."""
+"""What is analyzed: its regions, plans that quantize only a part of it, and the images that say most."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.analyze.task_units import TaskJudge
+from narrowcast.base.errors import UserError
+from narrowcast.base.progress import track
+from narrowcast.calibrate.images import ImageSet, spread
 from narrowcast.calibrate.unary import unary_name
+from narrowcast.graph.run import Runner
 from narrowcast.lower.factors import factored
 from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.lower.qdq import lower_qdq
@@ -246,3 +251,56 @@ def with_activation(node: ir.Node) -> list[str]:
     reader = only_reader(node.outputs[0])
     last = [str(reader.name)] if reader is not None and unary_name(reader) is not None else []
     return [str(node.name), *last]
+
+
+def unseen(images: ImageSet, used: Collection[str]) -> tuple[ImageSet, int]:
+    """Images that nothing was made from yet, each content once.
+
+    Args:
+        images: those given.
+        used: SHA-256 of those that something was made from, such as the calibration images.
+
+    Returns:
+        What remains, and how many were left out because they were used.
+
+    Raises:
+        UserError: nothing remains.
+    """
+    digests, known = images.hashes(), set(used)
+    first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
+    keep = sorted(index for digest, index in first.items() if digest not in known)
+    if not keep:
+        raise UserError(
+            f"all {len(images)} images were used for calibration", "give others, or calibrate on fewer of them"
+        )
+    return images.subset(keep), sum(digest in known for digest in digests)
+
+
+def telling(images: ImageSet, limit: int, proto: onnx.ModelProto, task: str, head: HeadSpec | None) -> ImageSet:
+    """At most ``limit`` images, those in which the float model finds something first.
+
+    An image in which nothing is found only tells about false positives. Up to four times as many images are looked
+    at, spread evenly; unreadable ones are left out.
+
+    Args:
+        images: to choose from.
+        limit: how many.
+        proto: float graph.
+        task: of the model.
+        head: of the model; without one the images are spread evenly.
+    """
+    count = len(images)
+    wanted = min(limit, count)
+    looked_at = images.spread(min(count, wanted if head is None else 4 * limit)).usable()
+    seen = len(looked_at)
+    if head is None or seen <= wanted:
+        return looked_at
+    size = images.preprocess.height, images.preprocess.width
+    runner = Runner(proto, 0, "basic")
+    found = []
+    for tensor in track(looked_at, "choose", seen):
+        found.append(TaskJudge(task, head, [runner.run(tensor)], input_size=size).detections[0] > 0)
+    order = sorted(range(seen), key=lambda index: (not found[index], index))
+    first = [index for index in order if found[index]]
+    chosen = spread(first, wanted) if len(first) >= wanted else order[:wanted]
+    return looked_at.subset(sorted(chosen))

@@ -29,16 +29,13 @@ from narrowcast.bundle.manifest import (
     check_out,
 )
 from narrowcast.bundle.store import Bundle, open_bundle
-from narrowcast.chips import Target
 from narrowcast.graph.ends import REMOVABLE, Removed, remove_ends, transposed_layout
 from narrowcast.lower.ends import with_integer_input, with_integer_outputs
 from narrowcast.lower.integer import integer_bytes
 from narrowcast.lower.network import QuantizedNetwork
-from narrowcast.ops.net import all_names, dims, named
+from narrowcast.ops.net import dims
 from narrowcast.plan import Encoding, Plan, plan_to_json
-from narrowcast.plan.drafting import accumulator_encoding
-from narrowcast.plan.structure import ACCUMULATING
-from narrowcast.plan.types import split_edge_key
+from narrowcast.plan.drafting import restricted
 
 __all__ = ["ALL", "KINDS", "modify"]
 
@@ -160,7 +157,7 @@ def _shortened(change: _Change, bundle: Bundle, kinds: Sequence[str], nodes: Seq
         return change
     if bundle.manifest.join and any(entry.end == "tail" for entry in removed):
         raise UserError(f"the outputs are joined by {JOIN_FILE}, which needs them as they are", "remove nothing there")
-    plan = _restricted(change.network.plan, model, change.network.target)
+    plan = restricted(change.network.plan, model.graph, change.network.target)
     names = [entry.node for entry in removed]
     files = {PLAN_FILE: plan_to_json(plan).encode()}
     files[FLOAT_FILE] = float_bytes(remove_ends(bundle.model.ir, (), names)[0])
@@ -176,21 +173,6 @@ def _shortened(change: _Change, bundle: Bundle, kinds: Sequence[str], nodes: Seq
     changed = replace(change, manifest=manifest, network=network, files=files, gone=gone, shortened=True)
     earlier = list(change.manifest.modified.get("removed", ()))
     return changed.with_modified(removed=[*earlier, *({"node": r.node, "type": r.op_type} for r in removed)])
-
-
-def _restricted(plan: Plan, model: ir.Model, target: Target) -> Plan:
-    """The plan for what is left of the graph; new outputs that are sums of products leave as accumulators."""
-    graph = model.graph
-    nodes, values = named(graph), all_names(graph)
-    tensors = {name: encoding for name, encoding in plan.tensors.items() if name in values}
-    for value in graph.outputs:
-        producer = value.producer()
-        if str(value.name) in tensors or producer is None or target.outputs.type != "accumulator":
-            continue
-        if producer.op_type in ACCUMULATING and plan.nodes[str(producer.name)].type != "float32":
-            tensors[str(value.name)] = accumulator_encoding(producer, tensors, plan.edges)
-    edges = {key: encoding for key, encoding in plan.edges.items() if split_edge_key(key)[0] in nodes}
-    return replace(plan, tensors=tensors, edges=edges, nodes={n: p for n, p in plan.nodes.items() if n in nodes})
 
 
 def _described(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from narrowcast.analyze import Analysis, Subject
 from narrowcast.analyze import analyze as analyze_subject
-from narrowcast.analyze.images import telling, unseen
+from narrowcast.analyze.subject import telling, unseen
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.manifest import FLOAT_FILE, PLAN_FILE
 from narrowcast.calibrate import Images, ImageSet

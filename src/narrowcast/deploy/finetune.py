@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.analyze.images import unseen
+from narrowcast.analyze.subject import unseen
 from narrowcast.analyze.task_error import TaskError
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase, track

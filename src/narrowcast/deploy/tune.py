@@ -12,8 +12,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from narrowcast.analyze.images import telling, unseen
-from narrowcast.analyze.subject import Subject
+from narrowcast.analyze.subject import Subject, telling, unseen
 from narrowcast.analyze.task_units import TaskError, TaskJudge, combine
 from narrowcast.base.errors import UserError
 from narrowcast.base.journal import Journal

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from narrowcast.analyze.measure import Variant, run_variants
+from narrowcast.analyze.measure import run_variants
 from narrowcast.analyze.subject import Subject
 from narrowcast.analyze.task_error import TaskError, combine
 from narrowcast.analyze.task_units import TaskJudge
@@ -45,22 +45,6 @@ _BATCH, _FIRST = 6, 24
 _SURE = 1.0
 #: Cost of what costs nothing, relative to the budget, so that gain per cost stays finite.
 _FREE = 1e-3
-
-
-class Meter(Protocol):
-    """Measures sets of nodes at 16 bits."""
-
-    def losses(self, base: Nodes, sets: Sequence[Nodes]) -> list[Losses]:
-        """About the loss of every image under every set: that of none, less what the rounding costs that goes."""
-
-    def screen(self, sets: Sequence[Nodes]) -> list[float]:
-        """About how much lower the loss of every set is than that of none; quicker than :meth:`losses`."""
-
-    def loss(self, nodes: Nodes) -> Losses:
-        """Loss of every image under one set, run as a whole."""
-
-    def cost(self, nodes: Nodes) -> float:
-        """What the set costs, in the unit of the budget."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +115,7 @@ def parse_share(text: str, option: str) -> tuple[float, bool]:
 class _State:
     """A search under way."""
 
-    meter: Meter
+    meter: TaskMeter
     budget: Budget
     nodes: Nodes
     losses: Losses
@@ -189,7 +173,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def search(
     known: Sequence[Candidate],
-    meter: Meter,
+    meter: TaskMeter,
     budget: Budget,
     *,
     enough: Callable[[Nodes], bool] = lambda nodes: False,
@@ -331,7 +315,7 @@ CHUNK = 24
 
 
 class TaskMeter:
-    """:class:`narrowcast.improve.tune.Meter` by :class:`TaskJudge` on a few images.
+    """Measures sets of nodes at 16 bits in task units on a few images, each once, also across an interruption.
 
     Args:
         widener: makes the plans.
@@ -359,13 +343,13 @@ class TaskMeter:
         self._costs: dict[Nodes, float] = {}
 
     def cost(self, nodes: Nodes) -> float:
-        """See :class:`narrowcast.improve.tune.Meter`."""
+        """What the set costs, in the unit of the budget."""
         if nodes not in self._costs:
             self._costs[nodes] = self.costs.of(self.widener.plan(nodes))
         return self._costs[nodes]
 
     def loss(self, nodes: Nodes) -> Losses:
-        """See :class:`narrowcast.improve.tune.Meter`."""
+        """Loss of every image under one set, run as a whole."""
         return self._losses(self._whole(nodes))
 
     def error(self, nodes: Nodes) -> TaskError:
@@ -376,12 +360,12 @@ class TaskMeter:
         return tuple(objective(_error(entry), self.parts) for entry in records)
 
     def losses(self, base: Nodes, sets: Sequence[Nodes]) -> list[Losses]:
-        """See :class:`narrowcast.improve.tune.Meter`."""
+        """About the loss of every image under every set: that of none, less what the rounding costs that goes."""
         start = self.loss(frozenset())
         return [tuple(np.subtract(start, each)) for each in self._alone(sets, len(self.inputs))]
 
     def screen(self, sets: Sequence[Nodes]) -> list[float]:
-        """See :class:`narrowcast.improve.tune.Meter`: a third of the images."""
+        """About how much lower the loss of every set is than that of none, on fewer images than :meth:`losses`."""
         return [float(np.mean(each)) for each in self._alone(sets, max(1, len(self.inputs) // SCREEN))]
 
     def _whole(self, nodes: Nodes) -> list[dict[str, Any]]:
@@ -421,10 +405,7 @@ class TaskMeter:
             if len(found[name]) == images:
                 self.journal.put(name, [found[name][i].to_dict() for i in range(images)])
 
-        def shown(variants: Iterable[Variant]) -> Iterable[Variant]:
-            return track(variants, title, len(graphs)) if len(graphs) > 1 else variants
-
-        variants = iter(shown([Variant(name, make) for name, make in graphs.items()]))
+        variants = iter(graphs.items() if len(graphs) == 1 else track(graphs.items(), title, len(graphs)))
         while some := list(islice(variants, CHUNK)):
             run_variants(base, some, self.inputs[:images], consume, workers=self.workers)
 

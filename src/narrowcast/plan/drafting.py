@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.chips.placement import place
 from narrowcast.chips.schema import Target
-from narrowcast.ops.net import constant_of, named, only_reader
+from narrowcast.ops.net import all_names, constant_of, named, only_reader
 from narrowcast.plan.files import ExactPins, Pins
-from narrowcast.plan.structure import Structure, is_passive, structure
+from narrowcast.plan.structure import ACCUMULATING, Structure, is_passive, structure
 from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, edge_key, split_edge_key
 
 _SMALLEST = 2.0**-30
@@ -255,3 +255,17 @@ def draft_again(
     if reason:
         drafted.placement.update({name: replace(drafted.placement[name], reason=reason) for name in wide})
     return drafted
+
+
+def restricted(plan: Plan, graph: ir.Graph, target: Target) -> Plan:
+    """The plan for what is left of its graph; new outputs that are sums of products leave as accumulators."""
+    nodes, values = named(graph), all_names(graph)
+    tensors = {name: encoding for name, encoding in plan.tensors.items() if name in values}
+    for value in graph.outputs:
+        node = value.producer()
+        if str(value.name) in tensors or node is None or target.outputs.type != "accumulator":
+            continue
+        if node.op_type in ACCUMULATING and plan.nodes[str(node.name)].type != "float32":
+            tensors[str(value.name)] = accumulator_encoding(node, tensors, plan.edges)
+    edges = {key: encoding for key, encoding in plan.edges.items() if split_edge_key(key)[0] in nodes}
+    return replace(plan, tensors=tensors, edges=edges, nodes={n: p for n, p in plan.nodes.items() if n in nodes})

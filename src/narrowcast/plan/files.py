@@ -56,6 +56,10 @@ class Pins:
                 found = wanted
         return found
 
+    def fixed(self, tensors: Iterable[str]) -> str | None:
+        """The first of these tensors whose scale is pinned."""
+        return next((name for name in tensors if name in self.tensors and self.tensors[name].scale is not None), None)
+
     def merged(self, other: Pins) -> Pins:
         """These pins with ``other`` on top."""
         return Pins({**self.nodes, **other.nodes}, {**self.tensors, **other.tensors})

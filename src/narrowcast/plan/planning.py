@@ -139,8 +139,7 @@ class _Follower:
         if float(output.scales) >= wanted:
             return False
         group = self.drafted.structure.of[name].values
-        pins = (self.drafted.pins.tensors.get(member) for member in group)
-        if any(pin is not None and pin.scale is not None for pin in pins):
+        if self.drafted.pins.fixed(group) is not None:
             return False  # as a person wants it
         self.widened[name] = None
         power = target.activation.scale == "power-of-two"
@@ -193,9 +192,7 @@ class _Follower:
         """The encoding with scales of ``least`` or more."""
         if not np.any(own.scales < least * (1 - 1e-9)):
             return own
-        name = str(node.inputs[1].name) if node.inputs[1] is not None else ""
-        pin = self.drafted.pins.tensors.get(name)
-        if pin is not None and pin.scale is not None:
+        if (name := self.drafted.pins.fixed([_weight_name(node)])) is not None:
             raise UserError(
                 f"the pinned scale of {name} leaves no room for bias and shift of {node.name}",
                 f"pin {float(np.max(least)):.3g} or more, or nothing",
@@ -224,13 +221,11 @@ class _Follower:
         if float(self.tensors[name].scales) >= wanted * (1 - 1e-9):
             return False
         group = self.drafted.structure.of[name]
-        for member in group.values:
-            pin = self.drafted.pins.tensors.get(member)
-            if pin is not None and pin.scale is not None:
-                raise UserError(
-                    f"the pinned scale of {member} is too fine: what {node.name} adds up would be shifted to the left",
-                    f"pin {wanted:.3g} or more, or nothing",
-                )
+        if (pinned := self.drafted.pins.fixed(group.values)) is not None:
+            raise UserError(
+                f"the pinned scale of {pinned} is too fine: what {node.name} adds up would be shifted to the left",
+                f"pin {wanted:.3g} or more, or nothing",
+            )
         source = node.inputs[0]
         if source is not None and str(source.name) in group.values:
             return False  # it would have to be coarser than itself
@@ -263,6 +258,10 @@ class _Follower:
         worse = int(np.count_nonzero((errors[1] - errors[0]) * top > _UNSEEN * signal))
         if worse:
             self.coarse[str(node.name)] = worse
+
+
+def _weight_name(node: ir.Node) -> str:
+    return str(node.inputs[1].name) if node.inputs[1] is not None else ""
 
 
 def _bias(node: ir.Node) -> NDArray[Any] | None:
@@ -311,8 +310,7 @@ def choose_encoding(
         statistics: of each tensor.
         target: the chip's rules.
         dtype: ``"int8"`` or ``"int16"``.
-        method: calibration method, one of :data:`narrowcast.calibrate.METHODS`.
-        percentile: for the method of that name, in percent.
+        method, percentile: one of :data:`narrowcast.calibrate.METHODS`, and its number in percent.
         through: name of the one function that reads the tensors, if there is one.
     """
     rules = target.activation
@@ -343,8 +341,7 @@ def finish(
     Args:
         drafted: from :func:`draft`.
         statistics: of :meth:`Draft.wanted_statistics`.
-        method: calibration method, one of :data:`narrowcast.calibrate.METHODS` or ``"auto"`` (the target's).
-        percentile: for that method.
+        method, percentile: one of :data:`narrowcast.calibrate.METHODS` or ``"auto"`` (the target's), and its number.
         chosen: encodings already decided, by index of the group in the structure.
 
     Returns:
@@ -397,7 +394,8 @@ def replan(
     def full_range(group: Group, dtype: str, through: str | None = None) -> Encoding:
         assert statistics is not None, f"{group.values[0]} changes its type"
         found = choose_encoding([statistics[name] for name in group.sources], target, dtype, "minmax", through=through)
-        return replace(found, scale=float(found.scales) * room) if (dtype, _free(target)) == ("int16", True) else found
+        free = dtype == "int16" and target.activation.scale == "free"
+        return replace(found, scale=float(found.scales) * room) if free else found
 
     def encode(group: Group) -> Encoding:
         before = (known[name] for name in group.values if name in known)
@@ -410,7 +408,7 @@ def replan(
         return before if before is not None and before.dtype in EIGHT_BITS else full_range(group, "int8")
 
     def weigh(node: ir.Node, dtype: str) -> Encoding:
-        before = known.get(str(node.inputs[1].name)) if node.inputs[1] is not None else None
+        before = known.get(_weight_name(node))
         return before if before is not None and before.dtype == dtype else (own_weight or drafted.weight)(node, dtype)
 
     found, notes = _completed(drafted, [encode(group) for group in drafted.structure.groups], narrow, weigh)
@@ -419,10 +417,6 @@ def replan(
         for name, placement in found.nodes.items()
     }
     return replace(found, nodes=nodes), notes
-
-
-def _free(target: Target) -> bool:
-    return target.activation.scale == "free"
 
 
 def _completed(
