@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import check_plain_names, read_json, reading, typed
 from narrowcast.base.writing import Place, check_folder
+from narrowcast.calibrate.images import input_shape
 from narrowcast.plan.types import DTYPES, Encoding
 from narrowcast.vision.heads import HeadSpec, OutputEncoding
 from narrowcast.vision.preprocess import Preprocess
@@ -297,10 +298,7 @@ def _possible(shape: tuple[int, ...]) -> bool:
 
 
 def _check_input(manifest: Manifest) -> None:
-    spec, shape = manifest.preprocess, manifest.input_shape
-    channels = 1 if spec.color == "gray" else 3
-    planar = (1, channels, spec.height, spec.width)
-    wanted = planar if spec.layout == "NCHW" else (1, spec.height, spec.width, channels)
+    shape, wanted = manifest.input_shape, input_shape(manifest.preprocess)
     _require(_possible(shape), f"an input of {shape} is impossible")
     _require(shape == wanted, f"the input is {shape}, preprocess gives {wanted}")
     if manifest.input_encoding is not None:

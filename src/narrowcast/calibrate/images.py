@@ -20,7 +20,7 @@ from narrowcast.base.progress import track
 from narrowcast.base.reading import read_text, reading
 from narrowcast.vision.preprocess import Preprocess, preprocess, read_image
 
-__all__ = ["SUFFIXES", "ImageSet", "Images", "image_files", "images", "spread"]
+__all__ = ["SUFFIXES", "ImageSet", "Images", "image_files", "images", "input_shape", "spread"]
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 #: Unreadable files that a note names.
@@ -43,6 +43,12 @@ def spread(items: Sequence[Item], limit: int) -> list[Item]:
         raise UserError(f"a limit of {limit} images leaves none", "give 1 or more")
     count = len(items)
     return list(items) if count <= limit else [items[index * count // limit] for index in range(limit)]
+
+
+def input_shape(spec: Preprocess) -> tuple[int, ...]:
+    """Of a model input: (1, C, H, W) or (1, H, W, C)."""
+    channels, size = 1 if spec.color == "gray" else 3, (spec.height, spec.width)
+    return (1, channels, *size) if spec.layout == "NCHW" else (1, *size, channels)
 
 
 @dataclass(frozen=True)
@@ -99,13 +105,10 @@ class ImageSet:
             raise UserError(str(error), "remove or replace the image") from error
 
     def _checked(self, tensor: NDArray[Any], name: str) -> NDArray[np.float32]:
-        spec = self.preprocess
-        channels = 1 if spec.color == "gray" else 3
-        shape = (channels, spec.height, spec.width) if spec.layout == "NCHW" else (spec.height, spec.width, channels)
         if tensor.ndim == 3:
             tensor = tensor[None]
-        if tensor.shape != (1, *shape):
-            raise UserError(f"{name} has the shape {tensor.shape}", f"the model takes {(1, *shape)}")
+        if tensor.shape != (wanted := input_shape(self.preprocess)):
+            raise UserError(f"{name} has the shape {tensor.shape}", f"the model takes {wanted}")
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused next
             tensor = np.asarray(tensor, np.float32)
         if not np.isfinite(tensor).all():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.bundle.choosing import Job, Searched
-from narrowcast.calibrate.images import SUFFIXES, ImageSet, Source, spread
+from narrowcast.calibrate.images import SUFFIXES, ImageSet, Source, input_shape, spread
 from narrowcast.graph.run import Runner
 from narrowcast.lower.qdq import lower_qdq
 from narrowcast.ops.net import with_outputs
@@ -60,20 +60,14 @@ class VendorImages(ImageSet):
         file = self.sources[index]
         if isinstance(file, np.ndarray):
             return super().tensor(index, change)
-        pixels = read_raw(file, _shape(self.preprocess), self.dtype).astype(np.float32)
+        pixels = read_raw(file, input_shape(self.preprocess), self.dtype).astype(np.float32)
         return _normalized(pixels, self.preprocess, file)
 
     def pixels(self) -> Iterator[NDArray[Any]]:
         """The files' own values, in their type and the shape of the model's input."""
         for file in self.sources:
             if isinstance(file, Path):
-                yield read_raw(file, _shape(self.preprocess), self.dtype)
-
-
-def _shape(spec: Preprocess) -> tuple[int, ...]:
-    channels = 1 if spec.color == "gray" else 3
-    planar = (1, channels, spec.height, spec.width)
-    return planar if spec.layout == "NCHW" else (1, spec.height, spec.width, channels)
+                yield read_raw(file, input_shape(self.preprocess), self.dtype)
 
 
 def read_raw(file: Path, shape: tuple[int, ...], dtype: str = "float32") -> NDArray[Any]:
@@ -135,7 +129,7 @@ def vendor_images(
     files = files if limit is None else spread(files, limit)
     for file in files:
         if isinstance(file, Path):
-            _check_size(file, _shape(spec), dtype)
+            _check_size(file, input_shape(spec), dtype)
     return VendorImages(tuple(files), spec, dtype=dtype)
 
 
