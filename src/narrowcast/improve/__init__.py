@@ -2,13 +2,12 @@
 
 from narrowcast.improve.judge import Judge
 from narrowcast.improve.ranges import refine_ranges
-from narrowcast.improve.reconstruct import Corrected, reconstruct
+from narrowcast.improve.reconstruct import reconstruct
 from narrowcast.improve.steps import EFFORTS, LEAST_IMAGES, Effort, Step, recover, split
 
 __all__ = [
     "EFFORTS",
     "LEAST_IMAGES",
-    "Corrected",
     "Effort",
     "Judge",
     "Step",

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.lower.network import Planner, QuantizedNetwork
-from narrowcast.ops.net import constant_of, named, only_reader
+from narrowcast.ops.net import constant_of, is_own, named, only_reader, set_constant
 from narrowcast.plan import Draft
 from narrowcast.plan.types import Encoding
 from narrowcast.vision.heads import HeadSpec, distances, sigmoid
@@ -174,9 +174,7 @@ def _eligible(network: QuantizedNetwork, drafted: Draft) -> list[str]:
 
 def _is_own_convolution(node: ir.Node) -> bool:
     """A Conv whose constants nobody else reads."""
-    constants = [value for value in node.inputs[1:] if value is not None]
-    own = all(value.const_value is not None and len(list(value.uses())) == 1 for value in constants)
-    return node.op_type == "Conv" and own
+    return node.op_type == "Conv" and all(is_own(node, i) for i, value in enumerate(node.inputs) if i and value)
 
 
 def best_steps(values: NDArray[Any], weights: NDArray[Any], encoding: Encoding) -> NDArray[np.float64]:
@@ -242,8 +240,7 @@ def scale_outputs(model: ir.Model, factors: Mapping[str, NDArray[np.float64]]) -
             array = constant_of(constant)
             if constant is None or array is None:
                 continue
-            scaled = array * values.reshape(-1, *[1] * (array.ndim - 1))
-            constant.const_value = ir.tensor(scaled.astype(np.float32), name=str(constant.name))
+            set_constant(constant, array * values.reshape(-1, *[1] * (array.ndim - 1)))
     return copy
 
 
@@ -350,12 +347,8 @@ def _move(first: ir.Node, second: ir.Node) -> None:
     for value in first.inputs[1:3]:
         array = constant_of(value)
         if value is not None and array is not None:
-            _set(value, array / factors.reshape(-1, *[1] * (array.ndim - 1)))
+            set_constant(value, array / factors.reshape(-1, *[1] * (array.ndim - 1)))
     shape = (-1, *[1] * (other.ndim - 1)) if depthwise else (1, -1, *[1] * (other.ndim - 2))
     reading = second.inputs[1]
     assert reading is not None
-    _set(reading, other * factors.reshape(shape))
-
-
-def _set(value: ir.Value, array: NDArray[np.float64]) -> None:
-    value.const_value = ir.tensor(array.astype(np.float32), name=str(value.name))
+    set_constant(reading, other * factors.reshape(shape))

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx import helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import track
@@ -36,7 +37,7 @@ from narrowcast.improve.layers import (
     positions,
     take,
 )
-from narrowcast.ops.net import constant_of
+from narrowcast.ops.net import constant_at, input_at, is_own, set_constant
 from narrowcast.plan.types import Encoding, Plan
 
 Rows = NDArray[np.float64]
@@ -98,29 +99,10 @@ GATE_EVERY = 3
 
 
 @dataclass(frozen=True)
-class Corrected:
-    """Result of :func:`reconstruct`: a copy of the graph with other weights (multiples of their scales) and biases.
-
-    Attributes:
-        plan: unchanged: scales stay.
-        channels: output channels in all layers.
-        rounded: channels whose weights were rounded in another way than to the nearest.
-        shifted: channels whose bias changed.
-    """
-
-    model: ir.Model
-    plan: Plan
-    channels: int
-    rounded: int
-    shifted: int
-
-
-@dataclass(frozen=True)
 class _Choice:
     weight: Array
     bias: Array | None
-    rounded: int = 0
-    shifted: int = 0
+    changed: int
 
 
 def reconstruct(
@@ -131,7 +113,7 @@ def reconstruct(
     rounding: bool = True,
     biases: bool = True,
     threads: int = 0,
-) -> Corrected:
+) -> tuple[ir.Model, int]:
     """Round weights and correct biases for the quantized network.
 
     Args:
@@ -142,6 +124,10 @@ def reconstruct(
         biases: correct biases.
         threads: of onnxruntime; 0 for all cores.
 
+    Returns:
+        A copy of the graph with other weights (multiples of their scales) and biases, and how many output channels
+        are rounded in another way than to the nearest or have another bias.
+
     Raises:
         UserError: fewer than 3 inputs.
     """
@@ -149,52 +135,30 @@ def reconstruct(
         raise UserError(f"{len(inputs)} images are too few to correct weights", "give 3 or more")
     copy = model.clone()
     functions = [ir.serde.serialize_function(function) for function in copy.functions.values()]
-    opsets = _opsets(copy)
+    opsets = [helper.make_opsetid(domain, version) for domain, version in copy.opset_imports.items()]
     exact, coded = Walk(copy, None, inputs), Walk(copy, plan, inputs)
-    channels = rounded = shifted = 0
+    changed = 0
     for node in track(list(copy.graph), "correct"):
         runner = NodeRunner(node, functions, opsets, threads)
-        weight = constant_of(_input(node, 1)) if is_correctable(node) else None
-        bias = constant_of(_input(node, 2)) if is_correctable(node) else None
+        weight, bias = (constant_at(node, index) if is_correctable(node) else None for index in (1, 2))
         expected = exact.compute(node, runner, weight, bias)
         encoding = plan.tensors.get(str(node.inputs[1].name)) if weight is not None and node.inputs[1] else None
         if weight is None or encoding is None:
             actual = coded.compute(node, runner, weight, bias)
         else:
             step = _Step(node, coded, runner, expected, encoding, weight, bias)
-            choice = step.choose(rounding, biases and _alone(node, 2))
-            if _alone(node, 1):
-                _set(copy, node.inputs[1], choice.weight)
-                if choice.bias is not None and biases and _alone(node, 2):
-                    _set(copy, node.inputs[2], choice.bias)
-                channels += weight.shape[0]
-                rounded, shifted = rounded + choice.rounded, shifted + choice.shifted
+            shifting = biases and is_own(node, 2)
+            choice = step.choose(rounding, shifting)
+            if node.inputs[1] is not None and is_own(node, 1):
+                set_constant(node.inputs[1], choice.weight)
+                changed += choice.changed
+                if shifting and choice.bias is not None and (value := input_at(node, 2)) is not None:
+                    set_constant(value, choice.bias)
             actual = coded.compute(node, runner, choice.weight, choice.bias)
         exact.keep(node, expected)
         coded.keep(node, actual)
     hold_weights(copy)
-    return Corrected(copy, plan, channels, rounded, shifted)
-
-
-def _opsets(model: ir.Model) -> list[Any]:
-    from onnx import helper
-
-    return [helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if len(node.inputs) > index else None
-
-
-def _alone(node: ir.Node, index: int) -> bool:
-    """Whether nobody else reads that constant."""
-    value = _input(node, index)
-    return value is not None and value.const_value is not None and len(list(value.uses())) == 1
-
-
-def _set(model: ir.Model, value: ir.Value | None, array: Array) -> None:
-    assert value is not None
-    value.const_value = ir.tensor(np.asarray(array, np.float32), name=str(value.name))
+    return copy, changed
 
 
 class _Step:
@@ -238,7 +202,7 @@ class _Step:
                 shift[better], is_rounded[better] = delta[better], changed
                 np.moveaxis(weight, axis, 0)[better] = np.moveaxis(candidate, axis, 0)[better]
         bias = None if self.bias is None else self.bias + shift
-        return _Choice(weight, bias, int(is_rounded.sum()), int(np.count_nonzero(shift)))
+        return _Choice(weight, bias, int(np.count_nonzero(is_rounded | (shift != 0))))
 
     def _channel_axis(self) -> int:
         if self.node.op_type == "Gemm":

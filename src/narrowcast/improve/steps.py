@@ -174,13 +174,13 @@ def recover(
 
     def weights(rounding: bool, biases: bool) -> Callable[[QuantizedNetwork], QuantizedNetwork]:
         def correct(before: QuantizedNetwork) -> QuantizedNetwork:
-            found = reconstruct(
+            model, changed = reconstruct(
                 before.model, before.plan, teachers.inputs, rounding=rounding, biases=biases, threads=judge.threads
             )
-            if not (found.rounded or found.shifted):
+            if not changed:
                 return before
-            plan, _ = replan(drafted.on(found.model.graph), found.plan)
-            return replace(before, model=found.model, plan=plan, changed=True)
+            plan, _ = replan(drafted.on(model.graph), before.plan)
+            return replace(before, model=model, plan=plan, changed=True)
 
         return correct
 

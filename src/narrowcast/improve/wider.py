@@ -14,7 +14,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.calibrate.statistics import TensorStatistics
 from narrowcast.chips.schema import Target
 from narrowcast.lower.network import QuantizedNetwork
-from narrowcast.ops.net import computed_inputs, constant_of, leads_to, only_reader
+from narrowcast.ops.net import computed_inputs, constant_of, leads_to, only_reader, set_constant
 from narrowcast.plan import Encoding, Plan, edge_key, replan
 from narrowcast.plan.drafting import draft_again, read_encoding, weight_encoding
 from narrowcast.plan.structure import ACCUMULATING
@@ -74,7 +74,7 @@ class Widener:
             return self.start.model
         copy = self.start.model.clone()
         for name in restored:
-            copy.graph.initializers[name].const_value = ir.tensor(self.uncorrected[name], name=name)
+            set_constant(copy.graph.initializers[name], self.uncorrected[name])
         return copy
 
     def _widens(self, node: ir.Node, plan: Plan) -> bool:

@@ -20,6 +20,7 @@ __all__ = [
     "dims",
     "input_at",
     "integers_at",
+    "is_own",
     "leads_to",
     "named",
     "node_names",
@@ -28,6 +29,7 @@ __all__ = [
     "put_in_place",
     "readers",
     "scalar_at",
+    "set_constant",
     "unused",
     "value_names",
     "with_outputs",
@@ -96,6 +98,17 @@ def integers_at(node: ir.Node, name: str, index: int) -> list[int] | None:
 def computed_inputs(node: ir.Node) -> list[tuple[int, ir.Value]]:
     """Inputs that are computed, with their positions."""
     return [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.const_value is None]
+
+
+def is_own(node: ir.Node, index: int) -> bool:
+    """Whether an input is a constant that nobody else reads."""
+    value = input_at(node, index)
+    return value is not None and value.const_value is not None and len(value.uses()) == 1
+
+
+def set_constant(value: ir.Value, array: NDArray[Any]) -> None:
+    """Give a constant other numbers, as float32."""
+    value.const_value = ir.tensor(np.asarray(array, np.float32), name=str(value.name))
 
 
 # a graph

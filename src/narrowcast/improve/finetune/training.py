@@ -25,7 +25,7 @@ from narrowcast.improve.finetune.network import Network, Scales
 from narrowcast.improve.finetune.regions import Region, Tied, region, tie
 from narrowcast.improve.finetune.settings import Settings
 from narrowcast.lower.network import QuantizedNetwork
-from narrowcast.ops.net import with_outputs
+from narrowcast.ops.net import set_constant, with_outputs
 from narrowcast.vision.heads import HeadSpec
 from narrowcast.vision.preprocess import Preprocess
 
@@ -299,5 +299,5 @@ def _loss(course: Course, device: str) -> Callable[[Mapping[str, Tensor], Mappin
 def _with_weights(network: QuantizedNetwork, arrays: Mapping[str, Any]) -> QuantizedNetwork:
     model: ir.Model = network.model.clone()
     for name, array in arrays.items():
-        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+        set_constant(model.graph.initializers[name], array)
     return replace(network, model=model, changed=True)
