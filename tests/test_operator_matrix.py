@@ -24,7 +24,7 @@ from narrowcast.chips.placement import place
 from narrowcast.chips.rdk.opset import to_opset_11
 from narrowcast.chips.support import support
 from narrowcast.deploy.check import check
-from narrowcast.deploy.espdl import EspdlRunner, decode_espdl, make_test_vectors, write_espdl
+from narrowcast.deploy.espdl import EspdlRunner, build_espdl, decode_espdl, encode_espdl, make_test_vectors
 from narrowcast.deploy.make import quantize
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.exposure import remove_unused
@@ -150,7 +150,8 @@ def written(model: Model, plan: Plan, target: Target, image: np.ndarray) -> list
     """The chip's own file: read back and run, it gives the same; what does not."""
     if "espdl" in target.kits:
         (vector,) = make_test_vectors(model.ir, plan, target, [image], 1)
-        runner = EspdlRunner(decode_espdl(write_espdl(model.ir, plan, target, test_vector=vector)), target, 1)
+        data = encode_espdl(build_espdl(model.ir, plan, target, test_vector=vector))
+        runner = EspdlRunner(decode_espdl(data), target, 1)
         checks = runner.check_vectors()
         assert {check.output for check in checks} == set(model.output_names)
         return [f"{check.output}: {check.differing} differ in the file" for check in checks if check.differing]

@@ -119,7 +119,7 @@ def make_seeds(folder: Path) -> None:
     """Write one valid file of every kind: models, bundles, images, arrays, annotations, a report, an .espdl file."""
     from narrowcast.bundle import quantize
     from narrowcast.calibrate import images
-    from narrowcast.deploy.espdl import write_espdl
+    from narrowcast.deploy.espdl import build_espdl, encode_espdl
     from narrowcast.graph import load
 
     (folder / "img").mkdir(parents=True)
@@ -143,7 +143,7 @@ def make_seeds(folder: Path) -> None:
         found = images(folder / "img", model.preprocess)
         bundle = quantize(model, found, target, out=folder / name, method="minmax", effort="fast", threads=1)
         if name == "m":
-            (folder / "m.espdl").write_bytes(write_espdl(bundle.prepared.ir, bundle.plan, bundle.target))
+            (folder / "m.espdl").write_bytes(encode_espdl(build_espdl(bundle.prepared.ir, bundle.plan, bundle.target)))
     split = onnx.load(str(folder / "m.onnx"))
     (folder / "external").mkdir()
     file = str(folder / "external" / "m.onnx")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from narrowcast.deploy.espdl import EspdlFile, EspdlNode
-from narrowcast.deploy.espdl.packing import unpack_filter
+from narrowcast.deploy.espdl.layouts import unpack_filter
 
 Array = np.ndarray
 LIMITS = {"int8": (-128, 127), "int16": (-32768, 32767)}

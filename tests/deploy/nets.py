@@ -14,7 +14,7 @@ from onnx import helper
 from builders import constant, model, save, weights
 from narrowcast.calibrate import collect
 from narrowcast.chips import Target, load_target
-from narrowcast.deploy.espdl import EspdlRunner, decode_espdl, make_test_vectors, write_espdl
+from narrowcast.deploy.espdl import EspdlRunner, build_espdl, decode_espdl, encode_espdl, make_test_vectors
 from narrowcast.graph import load
 from narrowcast.plan import Pins, Plan, draft, finish
 
@@ -43,7 +43,7 @@ def planned(proto: onnx.ModelProto, folder: Path, target: str, int16: tuple[str,
 def round_trip(net: Net, **options: Any) -> EspdlRunner:
     """Write, read, run: the integers of the test vectors come out again."""
     for vector in make_test_vectors(net.model, net.plan, net.target, [net.image, -net.image], 1):
-        data = write_espdl(net.model, net.plan, net.target, test_vector=vector, **options)
+        data = encode_espdl(build_espdl(net.model, net.plan, net.target, test_vector=vector, **options))
         runner = EspdlRunner(decode_espdl(data), net.target, 1)
         checks = runner.check_vectors()
         assert len(checks) == len(net.model.graph.outputs)

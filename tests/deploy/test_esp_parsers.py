@@ -8,8 +8,7 @@ import numpy as np
 
 from narrowcast.bundle import Bundle
 from narrowcast.deploy import deploy
-from narrowcast.deploy.espdl import EspdlFile, EspdlRunner, build_espdl, read_espdl
-from narrowcast.deploy.espdl.parsers import parser_names, parser_notes
+from narrowcast.deploy.espdl import EspdlFile, EspdlRunner, build_espdl, parser_names, parser_notes, read_espdl
 from narrowcast.vision import read_image
 from narrowcast.vision.heads import HeadSpec
 from narrowcast.vision.preprocess import preprocess

@@ -191,8 +191,8 @@ def test_any_number_of_groups(
 
 def test_a_power_needs_a_runtime_with_tables_of_any_function(tmp_path: Path) -> None:
     net = planned(NETS["Pow"], tmp_path, "esp32p4")
-    assert check_runtime(net.model, net.target, net.plan, "3.3") == []
-    old = check_runtime(net.model, net.target, net.plan, "3.2")
+    assert check_runtime(net.model, net.target, "3.3") == []
+    old = check_runtime(net.model, net.target, "3.2")
     assert ("node", "error") in {(row.node, row.severity) for row in old}
 
 

@@ -15,6 +15,7 @@ from narrowcast.chips import load_target
 from narrowcast.deploy.espdl import (
     EspdlFile,
     EspdlNode,
+    EspdlRunner,
     EspdlTensor,
     EspdlValue,
     build_espdl,
@@ -24,9 +25,7 @@ from narrowcast.deploy.espdl import (
     encode_espdl,
     read_espdl,
     restore,
-    write_espdl,
 )
-from narrowcast.deploy.espdl.running import EspdlRunner
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 
 
@@ -158,7 +157,10 @@ def test_every_tensor_of_the_file_has_the_plans_integers(tmp_path: Path) -> None
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:
     first, second = (planned(convolutions(), tmp_path, "esp32p4") for _ in range(2))
-    one, two = (write_espdl(net.model, net.plan, net.target, metadata={"b": "1", "a": "2"}) for net in (first, second))
+    one, two = (
+        encode_espdl(build_espdl(net.model, net.plan, net.target, metadata={"b": "1", "a": "2"}))
+        for net in (first, second)
+    )
     assert one == two
     file = decode_espdl(one)
     assert file.metadata == {"a": "2", "b": "1", "target": "esp32p4", "runtime": "ESP-DL 3.3"}
@@ -186,7 +188,7 @@ def test_conversions_stand_where_exponents_differ(tmp_path: Path) -> None:
 
 def test_description(tmp_path: Path) -> None:
     net = planned(convolutions(), tmp_path, "esp32p4")
-    told = describe(decode_espdl(write_espdl(net.model, net.plan, net.target)))
+    told = describe(decode_espdl(encode_espdl(build_espdl(net.model, net.plan, net.target))))
     assert sum(row.bytes for row in told.nodes) == told.constant_bytes
     assert told.operators["Conv"] == 4 and not told.test_vector
     first = told.nodes[0]
@@ -213,33 +215,30 @@ def test_unknown_operators_are_told() -> None:
 def test_unknown_runtime(tmp_path: Path) -> None:
     net = planned(convolutions(), tmp_path, "esp32p4")
     with pytest.raises(UserError, match="no known version"):
-        write_espdl(net.model, net.plan, net.target, runtime="9.1")
+        encode_espdl(build_espdl(net.model, net.plan, net.target, runtime="9.1"))
 
 
 def rows(net: Net, runtime: str) -> set[tuple[str, str]]:
-    return {(row.node, row.severity) for row in check_runtime(net.model, net.target, net.plan, runtime)}
+    return {(row.node, row.severity) for row in check_runtime(net.model, net.target, runtime)}
 
 
-def test_the_runtime_check_knows_versions(tmp_path: Path) -> None:
+def test_versions_of_the_runtime(tmp_path: Path) -> None:
     net = planned(convolutions(), tmp_path, "esp32p4", ("gate",))
     assert rows(net, "3.3") == set()
-    old = rows(net, "3.2")
-    assert ("first", "error") in old and ("gate", "error") in old
-    assert check_runtime(net.model, net.target, None, "3.3") == []
+    assert ("first", "error") in rows(net, "3.2")
     with pytest.raises(UserError, match="no version"):
-        check_runtime(net.model, net.target, None, "new")
+        check_runtime(net.model, net.target, "new")
+    with pytest.raises(UserError, match=r"first: .* per-channel"):
+        build_espdl(net.model, net.plan, net.target, runtime="3.2")
+    single = {name: replace(code, scale=code.scale[0], axis=None) if code.axis is not None else code
+              for name, code in net.plan.tensors.items()}  # fmt: skip
+    plan = replace(net.plan, tensors=single)
+    with pytest.raises(UserError, match=r"gate: .* LUT nodes"):  # the plan decides, not what the target would plan
+        build_espdl(net.model, plan, net.target, runtime="3.2")
 
 
-def test_the_runtime_check_sees_what_a_plan_does(tmp_path: Path) -> None:
+def test_scales_beyond_the_runtimes_numbers_are_refused(tmp_path: Path) -> None:
     net = planned(convolutions(), tmp_path, "esp32p4")
-    wide = {name: net.plan.tensors[name] for name in ("cat", "big")}
-    tensors = {**net.plan.tensors, **{name: replace(code, dtype="int16") for name, code in wide.items()}}
-    found = check_runtime(net.model, net.target, replace(net.plan, tensors=tensors), "3.3")
-    resize = next(row for row in found if row.node == "resize")
-    assert resize.severity == "error" and resize.type == "int16" and "int8" in resize.remedy
-    fine = {**net.plan.tensors, "y": replace(net.plan.tensors["y"], scale=2.0**-40)}
-    left = check_runtime(net.model, net.target, replace(net.plan, tensors=fine), "3.3")
-    assert [(row.node, row.severity) for row in left] == [("last", "warning")]
     far = {**net.plan.tensors, "y": replace(net.plan.tensors["y"], scale=2.0**-140)}
-    wrong = check_runtime(net.model, net.target, replace(net.plan, tensors=far), "3.3")
-    assert any("out of range" in row.problem for row in wrong)
+    with pytest.raises(UserError, match="out of range"):
+        build_espdl(net.model, replace(net.plan, tensors=far), net.target)

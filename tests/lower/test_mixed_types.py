@@ -12,7 +12,7 @@ from onnx import helper
 from builders import constant, model, save, weights
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
-from narrowcast.deploy.espdl import EspdlRunner, decode_espdl, write_espdl
+from narrowcast.deploy.espdl import EspdlRunner, build_espdl, decode_espdl, encode_espdl
 from narrowcast.graph import Model, Runner, load
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.integer import IntegerRunner, lower_integer
@@ -57,7 +57,7 @@ def test_a_16_bit_tensor_is_narrowed_before_a_node_that_has_8_bits_only(net: Mod
     chip = load_target(target)
     graph = lower_integer(net.ir, plan, chip)
     assert all(row.differing == 0 for row in verify(net.ir, plan, chip, graph, IMAGES))
-    file = EspdlRunner(decode_espdl(write_espdl(net.ir, plan, chip)), chip)
+    file = EspdlRunner(decode_espdl(encode_espdl(build_espdl(net.ir, plan, chip))), chip)
     shown = Runner(lower_qdq(net.ir, plan)[0], 1, "basic")
     step = float(plan.tensors["y"].scales)
     for image in IMAGES:

@@ -15,7 +15,7 @@ from narrowcast.chips.schema import Limits, OpRule, Target
 from narrowcast.graph.grids import LINEAR_GRIDS, floor_positions, linear_positions, nearest_positions, resize_scales
 from narrowcast.graph.windows import window_counts
 
-__all__ = ["Support", "support"]
+__all__ = ["Support", "runtime_version", "support"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def support(node: ir.Node, target: Target, runtime: str | None = None, wanted: s
     Raises:
         UserError: an unknown runtime version.
     """
-    version = _version(runtime, target)
+    version = runtime_version(runtime, target)
     refusals: list[tuple[str, OpRule]] = []
     if node.op_type in target.unsupported:
         return Support("", (), f"{target.runtime.name} has no {node.op_type}", "change the model", supported=False)
@@ -80,7 +80,12 @@ def support(node: ir.Node, target: Target, runtime: str | None = None, wanted: s
     return Support(target.fallback.unit, tuple(target.fallback.types), why, remedy)
 
 
-def _version(runtime: str | None, target: Target) -> tuple[int, ...]:
+def runtime_version(runtime: str | None, target: Target) -> tuple[int, ...]:
+    """A version of the target's runtime as numbers; the newest known for ``None``.
+
+    Raises:
+        UserError: it is no version.
+    """
     if runtime is None:
         return _number(target.runtime.versions[-1])
     try:

@@ -89,7 +89,7 @@ def findings(model: Model, chip: Target, runtime: str | None = None, pins: Pins 
     left = pins
     if pins is not None:
         left = replace(pins, nodes={name: kind for name, kind in pins.nodes.items() if kind == "float32"}, tensors={})
-    rows = check_runtime(model.ir, chip, None, runtime) if "espdl" in chip.kits else []
+    rows = check_runtime(model.ir, chip, runtime) if "espdl" in chip.kits else []
     if any(row.severity == "error" for row in rows):
         return rows
     try:

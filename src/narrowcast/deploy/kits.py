@@ -15,8 +15,7 @@ from narrowcast.calibrate import images as find_images
 from narrowcast.chips.rdk.package import deploy_rdk
 from narrowcast.chips.rdk.tros import deploy_tros
 from narrowcast.deploy.delivery import Delivery
-from narrowcast.deploy.espdl import deploy_espdl
-from narrowcast.deploy.espdl.parsers import parser_notes
+from narrowcast.deploy.espdl import deploy_espdl, parser_notes
 
 __all__ = ["KITS", "Kit", "chosen_kit", "deploy", "recorded_images"]
 

@@ -18,21 +18,11 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
 from narrowcast.deploy.espdl.file import AttributeValue, EspdlNode, EspdlTensor, EspdlValue
-from narrowcast.deploy.espdl.layouts import (
-    CHANNELS_LAST,
-    UNARY_TABLES,
-    Order,
-    channels_last,
-    identity,
-    inverse,
-    moves_nothing,
-    reordered,
-    then,
-)
+from narrowcast.deploy.espdl.layouts import Order, channels_last, identity, inverse, reordered, then
 from narrowcast.ops.net import all_names, constant_of, dims, input_at, node_names, unused
 from narrowcast.plan.types import Encoding, Plan, edge_key
 
-__all__ = ["QUANT_TYPES", "Assembly", "Stored", "exponents"]
+__all__ = ["QUANT_TYPES", "Assembly", "Chain", "Stored", "exponents"]
 
 #: Number type of a kernel, by the type of its result.
 QUANT_TYPES = {"int8": "S8", "int16": "S16", "float32": "F32"}
@@ -68,13 +58,13 @@ class Stored:
         name: of the file's tensor.
         shape: in the model.
         order: which axis of the model each axis of the file's tensor holds.
-        encoding: ``None`` for a float tensor.
+        encoding: of its integers.
     """
 
     name: str
     shape: tuple[int, ...]
     order: Order
-    encoding: Encoding | None
+    encoding: Encoding
 
 
 class Assembly:
@@ -87,7 +77,7 @@ class Assembly:
     """
 
     def __init__(self, graph: ir.Graph, plan: Plan, target: Target) -> None:
-        self.graph, self.plan, self.target = graph, plan, target
+        self.plan, self.target = plan, target
         self.stored: dict[str, Stored] = {}
         self.nodes: list[EspdlNode] = []
         self.values: dict[str, EspdlValue] = {}
@@ -127,9 +117,8 @@ class Assembly:
 
     def declare(self, stored: Stored) -> Stored:
         """Tell the file shape, type and exponent of an activation."""
-        dtype = "float32" if stored.encoding is None else stored.encoding.dtype
-        exponent = (0,) if stored.encoding is None else exponents(stored.encoding, stored.name)
-        self.values[stored.name] = EspdlValue(stored.name, dtype, reordered(stored.shape, stored.order), exponent)
+        sizes, exponent = reordered(stored.shape, stored.order), exponents(stored.encoding, stored.name)
+        self.values[stored.name] = EspdlValue(stored.name, stored.encoding.dtype, sizes, exponent)
         return stored
 
     def result(self, value: ir.Value, order: Order, encoding: Encoding) -> Stored:
@@ -137,25 +126,6 @@ class Assembly:
         stored = self.declare(Stored(str(value.name), dims(value), order, encoding))
         self.stored[str(value.name)] = stored
         return stored
-
-    def add_input(self, value: ir.Value) -> EspdlValue:
-        """A network input: channels last when a convolution or the like reads it."""
-        encoding = self.plan.tensors.get(str(value.name))
-        if encoding is None:
-            raise UserError(f"the plan has no encoding for the input {value.name}", "make the plan again")
-        shape = dims(value)
-        if shape[:1] != (1,) and len(shape) > 2:
-            raise UserError(f"the input {value.name} has batch {shape[0]}", "export the model with batch 1")
-        order = channels_last(len(shape)) if self.feeds_channels_last(value) else identity(len(shape))
-        return self.values[self.result(value, order, encoding).name]
-
-    def feeds_channels_last(self, value: ir.Value) -> bool:
-        """Whether a reader of the value wants its channels last, perhaps behind unary functions."""
-        for use in value.uses():
-            kind = use.node.op_type
-            if kind in CHANNELS_LAST or (kind in UNARY_TABLES and self.feeds_channels_last(use.node.outputs[0])):
-                return True
-        return False
 
     def operand(self, node: ir.Node, index: int, wanted: Encoding | None = None) -> Stored:
         """A computed input as the node reads it, in its current order.
@@ -172,6 +142,18 @@ class Assembly:
         encoding = self.plan.edges.get(edge_key(str(node.name), index), wanted)
         return stored if encoding is None or encoding == stored.encoding else self.requantized(stored, encoding)
 
+    def alike(self, node: ir.Node, index: int, wanted: Encoding) -> Stored:
+        """As :meth:`operand`, of the result's type.
+
+        Raises:
+            UserError: it has another type.
+        """
+        stored = self.operand(node, index)
+        if stored.encoding.dtype != wanted.dtype:
+            types = f"reads {stored.encoding.dtype} and writes {wanted.dtype}"
+            raise UserError(f"{node.name} ({node.op_type}) {types}", "make the plan again")
+        return stored
+
     def requantized(self, stored: Stored, encoding: Encoding, name: str | None = None) -> Stored:
         """The same numbers in another encoding.
 
@@ -179,35 +161,34 @@ class Assembly:
             stored: the tensor.
             encoding: the wanted one.
             name: of the result; shared between consumers when not given.
+
+        Raises:
+            UserError: the scales are too far apart.
         """
-        key = (stored.name, (encoding, stored.order))
+        key, exponent = (stored.name, (encoding, stored.order)), exponents(encoding, stored.name)[0]
         if name is None and key in self._derived:
             return replace(self._derived[key], shape=stored.shape, order=stored.order)
-        output = name or self.fresh(f"{stored.name}__{encoding.dtype}_{exponents(encoding, stored.name)[0]}")
-        self._check_shift(stored, encoding)
-        result = self.declare(Stored(output, stored.shape, stored.order, encoding))
-        op_type = "RequantizeLinear" if stored.encoding is not None else "QuantizeLinear"
-        self.emit(op_type, self.fresh_node(f"{output}/{op_type}"), [stored.name, *self._steps(encoding)], [output])
-        if name is None:
-            self._derived[key] = result
-        return result
-
-    def _check_shift(self, stored: Stored, wanted: Encoding) -> None:
-        if stored.encoding is None:
-            return
-        shift = exponents(wanted, stored.name)[0] - exponents(stored.encoding, stored.name)[0]
+        shift = exponent - exponents(stored.encoding, stored.name)[0]
         if not _SHIFTS[0] <= shift <= _SHIFTS[1]:
             raise UserError(
                 f"{stored.name} would be shifted by {shift} bits, ESP-DL converts by {_SHIFTS[0]} to {_SHIFTS[1]}",
                 "calibrate on more images",
             )
+        output = name or self.fresh(f"{stored.name}__{encoding.dtype}_{exponent}")
+        self.convert("RequantizeLinear", stored.name, replace(stored, name=output, encoding=encoding))
+        if name is None:
+            self._derived[key] = replace(stored, name=output, encoding=encoding)
+        return replace(stored, name=output, encoding=encoding)
 
-    def _steps(self, encoding: Encoding) -> list[str]:
-        """Scale and zero point of a conversion; the runtime reads the exponents of the tensors instead."""
-        exponent = exponents(encoding, "a conversion")[0]
+    def convert(self, op_type: str, source: str, result: Stored) -> None:
+        """Write a change of the number format. It names a scale and a zero point; the runtime reads the exponents of
+        the tensors instead."""
+        exponent, dtype = exponents(result.encoding, "a conversion")[0], result.encoding.dtype
+        self.declare(result)
         scale = EspdlTensor(f"scale_{exponent}", (1,), np.asarray([2.0**exponent], np.float32), (0,), "UNK")
-        zero = EspdlTensor(f"zero_{encoding.dtype}", (1,), np.zeros(1, encoding.dtype), (0,), "UNK")
-        return [self.add_tensor(scale), self.add_tensor(zero)]
+        zero = EspdlTensor(f"zero_{dtype}", (1,), np.zeros(1, dtype), (0,), "UNK")
+        steps = [self.add_tensor(tensor) for tensor in (scale, zero)]
+        self.emit(op_type, self.fresh_node(f"{result.name}/{op_type}"), [source, *steps], [result.name])
 
     def ordered(self, stored: Stored, order: Order, name: str | None = None) -> Stored:
         """The same tensor in another order of axes; a Transpose node where it is not there yet.
@@ -231,12 +212,6 @@ class Assembly:
         if name is None:
             self._derived[key] = result
         return result
-
-    def in_memory_order(self, stored: Stored) -> Stored:
-        """The tensor with its numbers in the model's order; axes of length one may lie elsewhere."""
-        if moves_nothing(stored.shape, stored.order):
-            return stored
-        return self.ordered(stored, identity(len(stored.shape)))
 
     # constants
 
@@ -282,6 +257,32 @@ class Assembly:
 
     # nodes
 
+    def extra(
+        self,
+        op_type: str,
+        names: tuple[str, str],
+        inputs: Sequence[str],
+        like: Stored,
+        shape: tuple[int, ...],
+        order: Order | None = None,
+        **attributes: Any,
+    ) -> Stored:
+        """Write a node that the model does not have, and give its result.
+
+        Args:
+            op_type: ESP-DL's name of the operator.
+            names: of the node and of its result, where nobody has them yet.
+            inputs: tensors of the file.
+            like: a tensor with the result's encoding.
+            shape: of the result.
+            order: of the result; the model's own by default.
+            attributes: of the node.
+        """
+        result = Stored(self.fresh(names[1]), shape, order or identity(len(shape)), like.encoding)
+        self.declare(result)
+        self.emit(op_type, self.fresh_node(names[0]), inputs, [result.name], **attributes)
+        return result
+
     def emit(
         self,
         op_type: str,
@@ -301,6 +302,67 @@ class Assembly:
         """
         everything = {"quant_type": QUANT_TYPES[self.values[outputs[0]].dtype], **attributes}
         self.nodes.append(EspdlNode(name, op_type, tuple(inputs), tuple(outputs), everything))
+
+    def compute(
+        self, node: ir.Node, inputs: Sequence[str], order: Order, op_type: str | None = None, **attributes: Any
+    ) -> None:
+        """Write a node of the model, under its operator or another one; its result has the plan's encoding."""
+        output = self.result(node.outputs[0], order, self.encoding(node.outputs[0], node))
+        self.emit(op_type or node.op_type, str(node.name), inputs, [output.name], **attributes)
+
+    def move(
+        self,
+        node: ir.Node,
+        x: Stored,
+        order: Order,
+        operands: Sequence[str],
+        op_type: str | None = None,
+        **attributes: Any,
+    ) -> None:
+        """Write a node of the model that moves bytes: its results have the encoding of its operand; where the plan
+        wants another one, they are converted behind it."""
+        moved = []
+        for value in node.outputs:
+            wanted, name = self.encoding(value, node), str(value.name)
+            if wanted == x.encoding:
+                moved.append(self.result(value, order, wanted))
+            else:
+                moved.append(self.declare(Stored(self.fresh(f"{name}__moved"), dims(value), order, x.encoding)))
+        names = [stored.name for stored in moved]
+        self.emit(op_type or node.op_type, str(node.name), [x.name, *operands], names, **attributes)
+        for value, stored in zip(node.outputs, moved, strict=True):
+            name = str(value.name)
+            if stored.name != name:
+                self.stored[name] = self.requantized(stored, self.plan.tensors[name], name)
+
+
+class Chain:
+    """Nodes that move bytes of tensors in the model's own order, named after one node."""
+
+    def __init__(self, assembly: Assembly, stem: str) -> None:
+        self.assembly, self.stem = assembly, stem
+
+    def _add(self, op_type: str, inputs: list[str], like: Stored, shape: tuple[int, ...], **attributes: Any) -> Stored:
+        names = f"{self.stem}_{op_type}", f"{self.stem}_output"
+        return self.assembly.extra(op_type, names, inputs, like, shape, **attributes)
+
+    def reshape(self, source: Stored, shape: tuple[int, ...]) -> Stored:
+        sizes = self.assembly.numbers(f"{self.stem}_shape", shape)
+        return self._add("Reshape", [source.name, sizes], source, shape, allowzero=0)
+
+    def transpose(self, source: Stored, permutation: Order) -> Stored:
+        shape = reordered(source.shape, permutation)
+        return self._add("Transpose", [source.name], source, shape, perm=permutation)
+
+    def cut(self, source: Stored, axis: int, start: int, end: int) -> Stored:
+        shape = (*source.shape[:axis], end - start, *source.shape[axis + 1 :])
+        parts = (("start", start), ("end", end), ("axis", axis), ("step", 1))
+        numbers = [self.assembly.numbers(f"{self.stem}_{kind}", [number]) for kind, number in parts]
+        return self._add("Slice", [source.name, *numbers], source, shape)
+
+    def join(self, first: Stored, second: Stored, axis: int) -> Stored:
+        shape = (*first.shape[:axis], first.shape[axis] + second.shape[axis], *first.shape[axis + 1 :])
+        return self._add("Concat", [first.name, second.name], first, shape, axis=axis)
 
 
 def _same(one: EspdlTensor, other: EspdlTensor) -> bool:

@@ -1,4 +1,7 @@
-"""The ``.espdl`` file of a bundle: inside it, and on its own with test vectors."""
+"""The ``.espdl`` file of a bundle: inside it, and on its own with test vectors.
+
+Its outputs are named as ESP-DL's own post-processors fetch them; these read each with the exponent of its tensor alone.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,21 @@ from narrowcast.base.writing import check_file, write_file
 from narrowcast.bundle import Bundle, Manifest
 from narrowcast.bundle.contents import Extra
 from narrowcast.chips import Target
-from narrowcast.deploy.espdl.parsers import parser_names
-from narrowcast.deploy.espdl.writer import make_test_vectors, write_espdl
+from narrowcast.deploy.espdl.codec import encode_espdl
+from narrowcast.deploy.espdl.model import build_espdl, make_test_vectors
 from narrowcast.graph import Model
 from narrowcast.lower.factors import Factors
 from narrowcast.plan import Plan
 from narrowcast.vision.heads import HeadSpec
 
-__all__ = ["ESPDL_FILE", "Origin", "bundled_espdl", "deploy_espdl"]
+__all__ = ["ESPDL_FILE", "Origin", "bundled_espdl", "deploy_espdl", "parser_names", "parser_notes"]
 
 #: Its name inside a bundle.
 ESPDL_FILE = "model.espdl"
+#: Stem of an output here, and there.
+_STEMS = {"box": "box", "cls": "score", "kpt": "kpt", "mask": "mc"}
+#: What the post-processors of YOLO11 are written for.
+_STRIDES, _BINS, _KEYPOINTS = 3, 16, (17, 3)
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ def bundled_espdl(target: Target, origin: Origin, runtime: str | None) -> Extra 
 
     def make(model: Model, plan: Plan, chip: Target, factors: Factors) -> Mapping[str, bytes]:
         metadata, names = origin.metadata(factors), parser_names(origin.head)
-        return {ESPDL_FILE: write_espdl(model.ir, plan, chip, runtime=runtime, metadata=metadata, names=names)}
+        file = build_espdl(model.ir, plan, chip, runtime=runtime, metadata=metadata, names=names)
+        return {ESPDL_FILE: encode_espdl(file)}
 
     return make
 
@@ -117,7 +125,47 @@ def deploy_espdl(
     metadata, names = origin.metadata(bundle.factors), parser_names(origin.head)
     vectors = make_test_vectors(model, plan, target, images) if images else [None]
     files = [
-        write_espdl(model, plan, target, runtime=runtime, test_vector=vector, metadata=metadata, names=names)
+        build_espdl(model, plan, target, runtime=runtime, test_vector=vector, metadata=metadata, names=names)
         for vector in vectors
     ]
-    return [write_file(path, data, force=force) for path, data in zip(paths, files, strict=True)]
+    return [write_file(path, encode_espdl(file), force=force) for path, file in zip(paths, files, strict=True)]
+
+
+def parser_names(head: HeadSpec | None) -> dict[str, str]:
+    """Output to its name in the file: ``box0, score0, kpt0 | mc0`` of the smallest stride and so on, ``p``.
+
+    Args:
+        head: layout of the outputs; without one they keep their names.
+    """
+    if head is None:
+        return {}
+    strides = enumerate(head.strides)
+    names = {f"{ours}_s{stride}": f"{theirs}{i}" for i, stride in strides for ours, theirs in _STEMS.items()}
+    return names | {"proto": "p"}
+
+
+def parser_notes(head: HeadSpec | None, types: Mapping[str, str]) -> tuple[str, ...]:
+    """What a person has to know before a post-processor of ESP-DL reads the file.
+
+    Args:
+        head: layout of the outputs.
+        types: output to its integer type.
+    """
+    if head is None:
+        return ()
+    limits = {
+        f"{_STRIDES} strides": len(head.strides) == _STRIDES,
+        f"{_BINS} bins of a box side": head.reg_max == _BINS,
+        f"{_KEYPOINTS[0]} keypoints of {_KEYPOINTS[1]} numbers": head.keypoint_shape in (None, _KEYPOINTS),
+    }
+    notes = [
+        f"ESP-DL's yolo11 post-processor is made for {want}: decode this model yourself"
+        for want, ok in limits.items()
+        if not ok
+    ]
+    if len(set(types.values())) > 1:
+        wide = ", ".join(name for name, kind in types.items() if kind != "int8")
+        notes.append(
+            f"ESP-DL's post-processors read all outputs in the type of box0, and {wide} differ: decode them yourself"
+        )
+    return tuple(notes)

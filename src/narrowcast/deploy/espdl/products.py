@@ -1,84 +1,147 @@
-"""Sums of products in the file: Conv, ConvTranspose, Gemm, MatMul, with packed weights."""
+"""Sums of products: Conv, ConvTranspose, Gemm, MatMul, with packed weights, written and read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
-from narrowcast.deploy.espdl.assembly import Assembly, Stored, exponents
-from narrowcast.deploy.espdl.file import AttributeValue, EspdlTensor
-from narrowcast.deploy.espdl.layouts import channels_last, identity, reordered
-from narrowcast.deploy.espdl.packing import filter_layout, pack_filter, pack_matrix
+from narrowcast.chips.schema import Target
+from narrowcast.deploy.espdl.assembly import Assembly, Chain, Stored, exponents
+from narrowcast.deploy.espdl.families import Fact, Family
+from narrowcast.deploy.espdl.file import AttributeValue, EspdlNode, EspdlTensor
+from narrowcast.deploy.espdl.layouts import (
+    Order,
+    channels_last,
+    filter_layout,
+    identity,
+    pack_filter,
+    pack_matrix,
+    packed_lanes,
+    reordered,
+    unpack_filter,
+    unpack_matrix,
+)
+from narrowcast.deploy.espdl.restoring import Known, Restoring, scales_of
 from narrowcast.graph.windows import windows
 from narrowcast.lower.integer import bias_integers, constant_integers
-from narrowcast.ops.net import constant_of, dims
+from narrowcast.ops.net import constant_at, constant_of, dims, input_at, only_reader
 from narrowcast.plan.drafting import operand_encoding
-from narrowcast.plan.types import Encoding
+from narrowcast.plan.types import Encoding, Plan
 
-__all__ = [
-    "Chain", "add_convolution", "add_fully_connected", "add_matmul", "add_transposed_convolution", "explicit_pads",
-    "fused_relu",
-]  # fmt: skip
+__all__ = ["PRODUCTS", "explicit_pads", "fused_relu"]
+
+
+def _lanes(dtype: str) -> int:
+    """Output channels of a block of a packed filter."""
+    return 16 if dtype == "int8" else 8
+
+
+# what they have in common
 
 
 def fused_relu(assembly: Assembly, node: ir.Node) -> ir.Node | None:
     """The Relu that the runtime does in the same step as a sum of products, if there is one."""
-    output = node.outputs[0]
-    users = list(output.uses())
-    chained = len(users) == 1 and (node.op_type, users[0].node.op_type) in assembly.target.fusions
-    inner = str(output.name) not in assembly.plan.tensors and not output.is_graph_output()
-    return users[0].node if chained and inner and users[0].node.op_type == "Relu" else None
+    value = node.outputs[0]
+    relu = only_reader(value) if str(value.name) not in assembly.plan.tensors else None
+    chained = relu is not None and relu.op_type == "Relu" and (node.op_type, "Relu") in assembly.target.fusions
+    return relu if chained else None
 
 
-def _output(assembly: Assembly, node: ir.Node) -> tuple[ir.Value, Encoding, str]:
-    """The value that a sum of products writes, its encoding, and the activation on the way."""
-    relu = fused_relu(assembly, node)
-    value = node.outputs[0] if relu is None else relu.outputs[0]
-    return value, assembly.encoding(value, node), "Linear" if relu is None else "Relu"
+class _Sum:
+    """A sum of products that is being written.
+
+    Attributes:
+        value: that it writes, behind its Relu.
+        wanted: encoding of that.
+        activation: on the way.
+    """
+
+    def __init__(self, assembly: Assembly, node: ir.Node) -> None:
+        self.assembly, self.node, self.name = assembly, node, str(node.name)
+        relu = fused_relu(assembly, node)
+        self.value = node.outputs[0] if relu is None else relu.outputs[0]
+        self.wanted = assembly.encoding(self.value, node)
+        self.activation = "Linear" if relu is None else "Relu"
+
+    def operand(self, index: int, order: Order | None = None) -> Stored:
+        """A computed operand; in the model's order by default."""
+        stored = self.assembly.alike(self.node, index, self.wanted)
+        return self.assembly.ordered(stored, order or identity(len(stored.shape)))
+
+    def weights(self) -> tuple[str, Encoding, NDArray[np.int64]]:
+        """Name, encoding and integers of the constant right operand."""
+        value = input_at(self.node, 1)
+        name = "" if value is None else str(value.name)
+        encoding = self.assembly.plan.tensors.get(name)
+        if encoding is None:
+            raise UserError(f"the plan has no encoding for {name}, the weight of {self.name}", "make the plan again")
+        if encoding.dtype != self.wanted.dtype:
+            raise UserError(
+                f"{self.name} has {encoding.dtype} weights and {self.wanted.dtype} results", "make the plan again"
+            )
+        array = self.assembly.constant(self.node, 1)
+        if array is None:
+            raise UserError(f"{self.name} has no weights", "mend the model")
+        return name, encoding, constant_integers(array, encoding, self.assembly.target)
+
+    def bias(self, channels: int) -> EspdlTensor | None:
+        """The bias, if there is one."""
+        value, plan = input_at(self.node, 2), self.assembly.plan
+        if value is None:
+            return None
+        name, array = str(value.name), constant_of(value)
+        if array is None or name not in plan.tensors:
+            raise UserError(f"{self.name}: its bias is computed or has no encoding", "make the plan again")
+        spread, kind = np.broadcast_to(array.reshape(-1), (channels,)), plan.nodes[self.name].type
+        integers = bias_integers(spread, plan.tensors[name], self.assembly.target, kind)
+        stored = integers.astype(np.int64 if self.wanted.dtype == "int16" else np.int32)
+        return EspdlTensor(name, (channels,), stored, exponents(plan.tensors[name], name), "UNK")
 
 
-def _weight_encoding(assembly: Assembly, node: ir.Node, wanted: Encoding) -> Encoding:
-    name = str(node.inputs[1].name) if node.inputs[1] is not None else ""
-    encoding = assembly.plan.tensors.get(name)
-    if encoding is None:
-        raise UserError(f"the plan has no encoding for {name}, the weight of {node.name}", "make the plan again")
-    if encoding.dtype != wanted.dtype:
-        raise UserError(f"{node.name} has {encoding.dtype} weights and {wanted.dtype} results", "make the plan again")
-    return encoding
+def _read_sum(restoring: Restoring, node: EspdlNode, order: Order, inputs: list[str], **attributes: object) -> None:
+    """A sum of products in a model, with the Relu that the runtime does in the same step."""
+    output, activation = node.outputs[0], node.text("activation", "Linear")
+    restoring.store(output, order)
+    if activation not in ("Linear", "Relu", ""):
+        raise ValueError(f"activation {activation}")
+    relu = activation == "Relu"
+    inner = f"{output}__before_relu" if relu else output
+    restoring.emit(node.op_type, node.name, inputs, [inner], **attributes)
+    if relu:
+        restoring.emit("Relu", f"{node.name}/Relu", [inner], [output])
+        # the sum has the type of the result
+        restoring.placements[node.name] = restoring.placements[f"{node.name}/Relu"]
+        restoring.values[inner] = restoring.describe(Known(inner, restoring.known[output].shape, order))
 
 
-def _input(assembly: Assembly, node: ir.Node, index: int, wanted: Encoding) -> Stored:
-    stored = assembly.operand(node, index)
-    if stored.encoding is None or stored.encoding.dtype != wanted.dtype:
-        kind = "float32" if stored.encoding is None else stored.encoding.dtype
-        raise UserError(f"{node.name} reads {kind} and writes {wanted.dtype}", "make the plan again")
-    return stored
+def _encoding(dtype: str, scales: NDArray[np.float64], axis: int) -> Encoding:
+    return Encoding(dtype, float(scales[0])) if scales.size == 1 else Encoding(dtype, tuple(scales.tolist()), 0, axis)
 
 
-def _lanes(encoding: Encoding) -> int:
-    return 16 if encoding.dtype == "int8" else 8
+def _read_weight(restoring: Restoring, name: str, array: NDArray[Any], axis: int) -> str:
+    scales = scales_of(restoring.file.tensors[name], array.shape[axis])
+    spread = scales if scales.size == 1 else scales.reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+    restoring.encodings[name] = _encoding(array.dtype.name, scales, axis)
+    return restoring.number(name, (array * spread).astype(np.float32))
 
 
-def _bias(assembly: Assembly, node: ir.Node, channels: int, kind: Encoding) -> EspdlTensor | None:
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    if value is None:
-        return None
-    array, encoding = constant_of(value), assembly.plan.tensors.get(str(value.name))
-    if array is None or encoding is None:
-        raise UserError(f"{node.name}: its bias is computed or has no encoding", "make the plan again")
-    integers = bias_integers(
-        np.broadcast_to(array.reshape(-1), (channels,)),
-        encoding,
-        assembly.target,
-        assembly.plan.nodes[str(node.name)].type,
-    )
-    stored = integers.astype(np.int64 if kind.dtype == "int16" else np.int32)
-    name = str(value.name)
-    return EspdlTensor(name, (channels,), stored, exponents(encoding, name), "UNK")
+def _read_bias(restoring: Restoring, node: EspdlNode, channels: int) -> list[str]:
+    if len(node.inputs) < 3 or not node.inputs[2]:
+        return []
+    tensor = restoring.file.tensors[node.inputs[2]]
+    scales = scales_of(tensor, channels)
+    # float32 has 24 bits, a bias up to 40
+    wide = tensor.data.size > 0 and int(np.abs(tensor.data.astype(np.int64)).max()) >= 2**24
+    restoring.encodings[tensor.name] = _encoding("int64" if tensor.data.dtype.itemsize == 8 else "int32", scales, 0)
+    return [restoring.number(tensor.name, (tensor.data * scales).astype(np.float64 if wide else np.float32))]
+
+
+# convolutions
 
 
 @dataclass(frozen=True)
@@ -87,26 +150,25 @@ class _Weights:
 
     Attributes:
         name: of the filter.
-        integers: the filter, (N, C / group, ...).
         encoding: of the filter, per tensor or per output channel.
+        integers: the filter, (N, C / group, ...).
         bias: (N,), or ``None``.
         group: into how many parts the channels fall.
     """
 
     name: str
-    integers: NDArray[np.int64]
     encoding: Encoding
+    integers: NDArray[np.int64]
     bias: EspdlTensor | None = None
     group: int = 1
 
     def stored(self, assembly: Assembly) -> list[str]:
         """Their names in the file: the filter packed, with logical dims HWCN, or HWNC of a depthwise one."""
-        lanes, spatial, depthwise = _lanes(self.encoding), self.integers.ndim - 2, self.group > 1
-        window = tuple(range(2, self.integers.ndim))
-        dims = reordered(self.integers.shape, (*window, 0, 1) if depthwise else (*window, 1, 0))
+        lanes, rank, depthwise = _lanes(self.encoding.dtype), self.integers.ndim, self.group > 1
+        sizes = reordered(self.integers.shape, (*range(2, rank), *((0, 1) if depthwise else (1, 0))))
         data = pack_filter(self.integers.astype(self.encoding.dtype), lanes, depthwise)
-        layout = filter_layout(len(self.integers), spatial, lanes)
-        filters = EspdlTensor(self.name, dims, data, exponents(self.encoding, self.name), layout)
+        layout = filter_layout(len(self.integers), rank - 2, lanes)
+        filters = EspdlTensor(self.name, sizes, data, exponents(self.encoding, self.name), layout)
         return [assembly.add_tensor(tensor) for tensor in (filters, self.bias) if tensor is not None]
 
     def part(self, index: int) -> _Weights:
@@ -118,16 +180,14 @@ class _Weights:
         if bias is not None:
             scales = bias.exponents if len(bias.exponents) == 1 else bias.exponents[own]
             bias = replace(bias, name=f"{bias.name}__{index}", dims=(each,), data=bias.data[own], exponents=scales)
-        return _Weights(f"{self.name}__{index}", self.integers[own], encoding, bias)
+        return _Weights(f"{self.name}__{index}", encoding, self.integers[own], bias)
 
 
 def _window(node: ir.Node, name: str, count: int, default: int) -> tuple[int, ...]:
     return tuple(int(size) for size in node.attributes.get_ints(name, []) or [default] * count)
 
 
-def explicit_pads(
-    node: ir.Node, kernel: tuple[int, ...], sizes: tuple[int, ...], outputs: tuple[int, ...]
-) -> tuple[int, ...]:
+def explicit_pads(node: ir.Node, kernel: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
     """Padding at the begin of every axis, then at the ends; ``auto_pad`` and ``ceil_mode``, which the runtime does
     not read, are part of it.
 
@@ -135,17 +195,9 @@ def explicit_pads(
         node: a Conv or pool.
         kernel: its window.
         sizes: of the input's spatial axes.
-        outputs: of the output's.
     """
-    each = windows(node, sizes, outputs, kernel)
+    each = windows(node, sizes, dims(node.outputs[0])[2:], kernel)
     return (*(w.begin for w in each), *(max(w.end, w.needed_end) for w in each))
-
-
-def _integers(assembly: Assembly, node: ir.Node, encoding: Encoding) -> NDArray[np.int64]:
-    array = assembly.constant(node, 1)
-    if array is None:
-        raise UserError(f"{node.name} has no weights", "mend the model")
-    return constant_integers(array, encoding, assembly.target)
 
 
 def _convolve(
@@ -161,19 +213,11 @@ def _convolve(
         _convolve_groups(assembly, name, x, weights, output, **attributes)
         return
     if group > 1 and count > group:
-        x = _repeated(assembly, name, x, count // group)
+        indices = assembly.plain(f"{name}/channels", np.repeat(np.arange(group), count // group))
+        names, shape = (f"{name}/Gather", f"{name}/repeated"), (x.shape[0], count, *x.shape[2:])
+        x = assembly.extra("Gather", names, [x.name, indices], x, shape, x.order, axis=len(shape) - 1)
     inputs = [x.name, *weights.stored(assembly)]
     assembly.emit("Conv", name, inputs, [output.name], group=count if group > 1 else 1, **attributes)
-
-
-def _repeated(assembly: Assembly, name: str, x: Stored, times: int) -> Stored:
-    """A channels-last tensor with every channel several times."""
-    shape = (x.shape[0], x.shape[1] * times, *x.shape[2:])
-    indices = assembly.plain(f"{name}/channels", np.repeat(np.arange(x.shape[1]), times))
-    result = assembly.declare(Stored(assembly.fresh(f"{name}/repeated"), shape, x.order, x.encoding))
-    node = assembly.fresh_node(f"{name}/Gather")
-    assembly.emit("Gather", node, [x.name, indices], [result.name], axis=len(shape) - 1)
-    return result
 
 
 def _convolve_groups(
@@ -184,8 +228,7 @@ def _convolve_groups(
 
     def part(whole: Stored, index: int, kind: str) -> Stored:
         shape = (whole.shape[0], whole.shape[1] // group, *whole.shape[2:])
-        fresh = assembly.fresh(f"{name}/{kind}_{index}")
-        return assembly.declare(Stored(fresh, shape, whole.order, whole.encoding))
+        return assembly.declare(replace(whole, name=assembly.fresh(f"{name}/{kind}_{index}"), shape=shape))
 
     pieces = [part(x, index, "input") for index in range(group)]
     results = [part(output, index, "output") for index in range(group)]
@@ -198,48 +241,60 @@ def _convolve_groups(
     assembly.emit("Concat", join, [result.name for result in results], [output.name], axis=last)
 
 
-def add_convolution(assembly: Assembly, node: ir.Node) -> None:
-    """Conv."""
-    value, wanted, activation = _output(assembly, node)
-    encoding = _weight_encoding(assembly, node, wanted)
-    integers = _integers(assembly, node, encoding)
-    kernel, count = integers.shape[2:], integers.ndim - 2
-    x = assembly.ordered(_input(assembly, node, 0, wanted), channels_last(integers.ndim))
-    bias, group = _bias(assembly, node, len(integers), wanted), node.attributes.get_int("group", 1)
-    weights = _Weights(str(node.inputs[1].name), integers, encoding, bias, group)
+def _write_convolution(assembly: Assembly, node: ir.Node) -> None:
+    total = _Sum(assembly, node)
+    weights = _Weights(*total.weights())
+    kernel, order = weights.integers.shape[2:], channels_last(weights.integers.ndim)
+    x = total.operand(0, order)
+    weights = replace(weights, bias=total.bias(len(weights.integers)), group=node.attributes.get_int("group", 1))
     _convolve(
-        assembly, str(node.name), x, weights, assembly.result(value, channels_last(integers.ndim), wanted),
-        activation=activation, kernel_shape=kernel, dilations=_window(node, "dilations", count, 1),
-        pads=explicit_pads(node, kernel, x.shape[2:], dims(node.outputs[0])[2:]),
-        strides=_window(node, "strides", count, 1),
+        assembly, total.name, x, weights, assembly.result(total.value, order, total.wanted),
+        activation=total.activation, kernel_shape=kernel, dilations=_window(node, "dilations", len(kernel), 1),
+        pads=explicit_pads(node, kernel, x.shape[2:]), strides=_window(node, "strides", len(kernel), 1),
     )  # fmt: skip
 
 
-def add_transposed_convolution(assembly: Assembly, node: ir.Node) -> None:
+def _read_convolution(restoring: Restoring, node: EspdlNode) -> None:
+    tensor = restoring.file.tensors[node.inputs[1]]
+    rank, group = len(tensor.dims), node.integer("group", 1)
+    depthwise = group > 1
+    x = restoring.ordered(node.inputs[0], channels_last(rank))
+    *window, first, second = tensor.dims
+    count, channels = (first, second) if depthwise else (second, first)
+    if depthwise and group != count:
+        raise ValueError(f"{group} groups of {count} channels")
+    lanes = packed_lanes(tensor.layout)
+    if lanes is None:
+        last = (rank - 2, rank - 1) if depthwise else (rank - 1, rank - 2)
+        weight = tensor.array.transpose(*last, *range(rank - 2))
+    else:
+        weight = unpack_filter(tensor.data, (count, channels, *window), lanes, depthwise)
+    inputs = [x.name, _read_weight(restoring, tensor.name, weight, 0), *_read_bias(restoring, node, count)]
+    _read_sum(restoring, node, channels_last(rank), inputs, **restoring.attributes(node))
+
+
+def _write_transposed(assembly: Assembly, node: ir.Node) -> None:
     """ConvTranspose: zeros between the pixels, then a Conv with the mirrored filter."""
-    value, wanted, activation = _output(assembly, node)
-    encoding = _weight_encoding(assembly, node, wanted)
-    integers = _integers(assembly, node, encoding)  # (C, N / group, ...)
-    count, kernel = integers.ndim - 2, integers.shape[2:]
-    x = assembly.ordered(_input(assembly, node, 0, wanted), channels_last(integers.ndim))
-    group = node.attributes.get_int("group", 1)
+    total = _Sum(assembly, node)
+    name, encoding, integers = total.weights()  # (C, N / group, ...)
+    order, kernel = channels_last(integers.ndim), integers.shape[2:]
+    x, group = total.operand(0, order), node.attributes.get_int("group", 1)
     mirrored = np.flip(integers, tuple(range(2, integers.ndim)))
     mirrored = mirrored.reshape(group, -1, *integers.shape[1:]).swapaxes(1, 2)  # (group, N / group, C / group, ...)
     mirrored = mirrored.reshape(-1, *mirrored.shape[2:])
-    strides, dilations = _window(node, "strides", count, 1), _window(node, "dilations", count, 1)
+    strides, dilations = (_window(node, key, len(kernel), 1) for key in ("strides", "dilations"))
     pads, extra = _transposed_pads(node, x.shape[2:], kernel)
     if encoding.axis is not None:
         encoding = replace(encoding, axis=0)
-    bias = _bias(assembly, node, len(mirrored), wanted)
-    weights = _Weights(f"{node.inputs[1].name}__mirrored", mirrored, encoding, bias, group)
+    weights = _Weights(f"{name}__mirrored", encoding, mirrored, total.bias(len(mirrored)), group)
     spread = tuple((size - 1) * stride + 1 + e for size, stride, e in zip(x.shape[2:], strides, extra, strict=True))
-    zeros = Stored(assembly.fresh(f"{node.name}/spread"), (*x.shape[:2], *spread), x.order, x.encoding)
-    assembly.declare(zeros)
-    name = assembly.fresh_node(f"{node.name}/InsertZeros")
-    assembly.emit("InsertZeros", name, [x.name], [zeros.name], stride=strides, output_padding=extra)
+    names, shape = (f"{node.name}/InsertZeros", f"{node.name}/spread"), (*x.shape[:2], *spread)
+    zeros = assembly.extra(
+        "InsertZeros", names, [x.name], x, shape, x.order, stride=strides, output_padding=extra
+    )  # fmt: skip
     _convolve(
-        assembly, str(node.name), zeros, weights, assembly.result(value, channels_last(integers.ndim), wanted),
-        activation=activation, kernel_shape=kernel, dilations=dilations, pads=pads, strides=(1,) * count,
+        assembly, total.name, zeros, weights, assembly.result(total.value, order, total.wanted),
+        activation=total.activation, kernel_shape=kernel, dilations=dilations, pads=pads, strides=(1,) * len(kernel),
     )  # fmt: skip
 
 
@@ -248,65 +303,87 @@ def _transposed_pads(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Padding of the Conv that does a ConvTranspose's work, and zeros behind the last pixel."""
     count = len(kernel)
-    strides, dilations = _window(node, "strides", count, 1), _window(node, "dilations", count, 1)
+    strides, dilations = (_window(node, key, count, 1) for key in ("strides", "dilations"))
     pads = _window(node, "pads", 2 * count, 0)
     if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         raise UserError(f"{node.name}: ConvTranspose with auto_pad", "export it with explicit pads")
     reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
-    begins = [r - p for r, p in zip(reach, pads[:count], strict=True)]
-    ends = [r - p for r, p in zip(reach, pads[count:], strict=True)]
-    outputs = dims(node.outputs[0])[2:]
+    begins, ends = ([r - p for r, p in zip(reach, part, strict=True)] for part in (pads[:count], pads[count:]))
     extra = []
-    for axis in range(count):
+    for axis, outputs in enumerate(dims(node.outputs[0])[2:]):
         natural = (sizes[axis] - 1) * strides[axis] + 1 + begins[axis] + ends[axis] - reach[axis]
-        extra.append(outputs[axis] - natural)
+        extra.append(outputs - natural)
     if min([*begins, *ends, *extra]) < 0:
         raise UserError(f"{node.name}: ConvTranspose with padding beyond its kernel", "use less padding and a Slice")
     return (*begins, *ends), tuple(extra)
 
 
-def add_fully_connected(assembly: Assembly, node: ir.Node) -> None:
-    """Gemm: its weights are those of a 1x1 convolution."""
-    attributes = node.attributes
-    alpha, beta = attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0)
-    if alpha != 1.0 or beta != 1.0 or attributes.get_int("transA", 0):
-        raise UserError(f"{node.name}: Gemm with alpha, beta or transA", "fold them into the weights")
-    value, wanted, activation = _output(assembly, node)
-    encoding = _weight_encoding(assembly, node, wanted)
-    integers = _integers(assembly, node, encoding)
-    matrix = integers if attributes.get_int("transB", 0) else integers.T
-    x = assembly.ordered(_input(assembly, node, 0, wanted), identity(2))
-    bias = _bias(assembly, node, len(matrix), wanted)
-    weights = _Weights(str(node.inputs[1].name), matrix[:, :, None, None], encoding, bias)
-    inputs = [x.name, *weights.stored(assembly)]
-    output = assembly.result(value, identity(2), wanted)
-    assembly.emit(
-        "Gemm", str(node.name), inputs, [output.name], activation=activation, alpha=1.0, beta=1.0, transB=0
+def _read_insert_zeros(restoring: Restoring, node: EspdlNode) -> None:
+    """Zeros between the pixels: a transposed depthwise convolution with a single one."""
+    rank = len(restoring.known[node.inputs[0]].shape)
+    x, window = restoring.ordered(node.inputs[0], channels_last(rank)), rank - 2
+    strides, padding = (list(node.integers(key)) for key in ("stride", "output_padding"))
+    ones = restoring.number(f"{node.name}/one", np.ones((x.shape[1], 1, *[1] * window), np.float32))
+    restoring.encodings[ones] = Encoding("int8", 1.0)
+    restoring.store(node.outputs[0], channels_last(rank))
+    restoring.emit(
+        "ConvTranspose", node.name, [x.name, ones], [node.outputs[0]], group=x.shape[1], kernel_shape=[1] * window,
+        strides=(strides * window)[:window] or [1] * window,
+        output_padding=(padding * window)[:window] or [0] * window,
     )  # fmt: skip
 
 
-def add_matmul(assembly: Assembly, node: ir.Node) -> None:
+# matrices
+
+
+def _write_gemm(assembly: Assembly, node: ir.Node) -> None:
+    """Gemm: its weights are those of a 1x1 convolution."""
+    given = node.attributes
+    if given.get_float("alpha", 1.0) != 1.0 or given.get_float("beta", 1.0) != 1.0 or given.get_int("transA", 0):
+        raise UserError(f"{node.name}: Gemm with alpha, beta or transA", "fold them into the weights")
+    total = _Sum(assembly, node)
+    name, encoding, integers = total.weights()
+    matrix = integers if given.get_int("transB", 0) else integers.T
+    x = total.operand(0)
+    weights = _Weights(name, encoding, matrix[:, :, None, None], total.bias(len(matrix)))
+    inputs = [x.name, *weights.stored(assembly)]
+    output = assembly.result(total.value, identity(2), total.wanted)
+    assembly.emit(
+        "Gemm", total.name, inputs, [output.name], activation=total.activation, alpha=1.0, beta=1.0, transB=0
+    )  # fmt: skip
+
+
+def _read_gemm(restoring: Restoring, node: EspdlNode) -> None:
+    tensor = restoring.file.tensors[node.inputs[1]]
+    order = identity(len(restoring.known[node.inputs[0]].shape))
+    x = restoring.ordered(node.inputs[0], order)
+    channels, count = tensor.dims[-2:]
+    lanes = packed_lanes(tensor.layout)
+    if lanes is None:
+        weight = tensor.data.reshape(channels, count).T
+    else:
+        weight = unpack_filter(tensor.data, (count, channels, 1, 1), lanes)[:, :, 0, 0]
+    inputs = [x.name, _read_weight(restoring, tensor.name, weight, 0), *_read_bias(restoring, node, count)]
+    _read_sum(restoring, node, order, inputs, transB=1)
+
+
+def _write_matmul(assembly: Assembly, node: ir.Node) -> None:
     """MatMul, by a constant or by another activation; the runtime reads the right operand as a packed filter."""
-    value, wanted, activation = _output(assembly, node)
-    fixed = assembly.constant(node, 0) if constant_of(node.inputs[0]) is not None else None
+    total, fixed = _Sum(assembly, node), constant_at(node, 0)
     if fixed is None:
-        stored = _input(assembly, node, 0, wanted)
-        left = assembly.ordered(stored, identity(len(stored.shape))).name
+        left = total.operand(0).name
     else:
         code = operand_encoding(node, 0, assembly.plan.tensors, assembly.plan.edges)
         left = assembly.encoded(str(node.inputs[0].name), constant_integers(fixed, code, assembly.target), code)
-    if constant_of(node.inputs[1]) is not None:
-        encoding = _weight_encoding(assembly, node, wanted)
-        integers = _integers(assembly, node, encoding).astype(encoding.dtype)
-        name, lanes = str(node.inputs[1].name), _lanes(encoding)
-        layout = filter_layout(integers.shape[-1], 2, lanes)
-        data = pack_matrix(integers, lanes)
+    lanes = _lanes(total.wanted.dtype)
+    if constant_at(node, 1) is not None:
+        name, encoding, integers = total.weights()
+        layout, data = filter_layout(integers.shape[-1], 2, lanes), pack_matrix(integers.astype(encoding.dtype), lanes)
         right = assembly.add_tensor(EspdlTensor(name, integers.shape, data, exponents(encoding, name), layout))
     else:
-        stored = _input(assembly, node, 1, wanted)
-        right = _packed(assembly, assembly.ordered(stored, identity(len(stored.shape))), _lanes(wanted), str(node.name))
-    output = assembly.result(value, identity(len(dims(value))), wanted)
-    assembly.emit("MatMul", str(node.name), [left, right], [output.name], activation=activation)
+        right = _packed(assembly, total.operand(1), lanes, total.name)
+    output = assembly.result(total.value, identity(len(dims(total.value))), total.wanted)
+    assembly.emit("MatMul", total.name, [left, right], [output.name], activation=total.activation)
 
 
 def _packed(assembly: Assembly, matrix: Stored, lanes: int, stem: str) -> str:
@@ -326,36 +403,72 @@ def _packed(assembly: Assembly, matrix: Stored, lanes: int, stem: str) -> str:
     return chain.reshape(turned, matrix.shape).name
 
 
-class Chain:
-    """Nodes on tensors in the model's own order, named after one node."""
+def _read_matmul(restoring: Restoring, node: EspdlNode) -> None:
+    left, right = node.inputs[:2]
+    known = restoring.known.get(left)
+    first = restoring.constant(left) if known is None else restoring.ordered(left, identity(len(known.shape))).name
+    if right in restoring.file.tensors:
+        tensor = restoring.file.tensors[right]
+        lanes = packed_lanes(tensor.layout)
+        matrix = tensor.array if lanes is None else unpack_matrix(tensor.data, tensor.dims, lanes)
+        second = _read_weight(restoring, right, matrix, matrix.ndim - 1)
+    else:
+        second = _unpacked(restoring, node)
+    order = identity(len(restoring.file.values[node.outputs[0]].dims))
+    _read_sum(restoring, node, order, [first, second])
 
-    def __init__(self, assembly: Assembly, stem: str) -> None:
-        self.assembly, self.stem = assembly, stem
 
-    def _result(self, source: Stored, shape: tuple[int, ...]) -> Stored:
-        name = self.assembly.fresh(f"{self.stem}_output")
-        return self.assembly.declare(Stored(name, shape, identity(len(shape)), source.encoding))
+def _unpacked(restoring: Restoring, node: EspdlNode) -> str:
+    """A computed right operand, whose numbers the runtime takes for those of packed filters."""
+    packed = restoring.ordered(node.inputs[1], identity(len(restoring.known[node.inputs[1]].shape)))
+    if node.text("input1_layout") == "native_kn" or len(packed.shape) < 2:
+        return packed.name
+    *batch, rows, columns = packed.shape
+    places = unpack_matrix(np.arange(rows * columns), (rows, columns), 8 if node.text("quant_type") == "S16" else 16)
+    stem, last = f"{node.name}/unpack", identity(len(batch) + 1)
+    while any(name.startswith(stem) for name in (*restoring.file.values, *restoring.file.tensors)):
+        stem += "_"
+    flat, shape = (
+        restoring.number(f"{stem}_{key}", np.asarray(sizes, np.int64))
+        for key, sizes in (("flat", (*batch, rows * columns)), ("shape", packed.shape))
+    )
+    flattened, taken = (restoring.own(packed, f"{stem}/{key}", (*batch, rows * columns), last) for key in "ab")
+    whole = restoring.own(packed, f"{stem}/whole", packed.shape, packed.order)
+    restoring.emit("Reshape", f"{stem}_flatten", [packed.name, flat], [flattened.name])
+    indices = restoring.number(f"{stem}_places", places.ravel())
+    restoring.emit("Gather", f"{stem}_take", [flattened.name, indices], [taken.name], axis=len(batch))
+    restoring.emit("Reshape", f"{stem}_shape", [taken.name, shape], [whole.name])
+    return whole.name
 
-    def _emit(self, op_type: str, inputs: list[str], output: Stored, **attributes: int | tuple[int, ...]) -> Stored:
-        name = self.assembly.fresh_node(f"{self.stem}_{op_type}")
-        self.assembly.emit(op_type, name, inputs, [output.name], **attributes)
-        return output
 
-    def reshape(self, source: Stored, shape: tuple[int, ...]) -> Stored:
-        sizes = self.assembly.numbers(f"{self.stem}_shape", shape)
-        return self._emit("Reshape", [source.name, sizes], self._result(source, shape), allowzero=0)
+# versions of the runtime
 
-    def transpose(self, source: Stored, permutation: tuple[int, ...]) -> Stored:
-        output = self._result(source, reordered(source.shape, permutation))
-        return self._emit("Transpose", [source.name], output, perm=permutation)
 
-    def cut(self, source: Stored, axis: int, start: int, end: int) -> Stored:
-        shape = tuple(end - start if index == axis else size for index, size in enumerate(source.shape))
-        parts = (("start", start), ("end", end), ("axis", axis), ("step", 1))
-        numbers = [self.assembly.numbers(f"{self.stem}_{kind}", [number]) for kind, number in parts]
-        return self._emit("Slice", [source.name, *numbers], self._result(source, shape))
+def _per_channel(node: ir.Node, plan: Plan | None, target: Target) -> bool:
+    if constant_at(node, 1) is None:
+        return False
+    encoding = plan.tensors.get(str(node.inputs[1].name)) if plan is not None else None
+    return node.op_type in target.weight.per_channel if encoding is None else encoding.axis is not None
 
-    def join(self, first: Stored, second: Stored, axis: int) -> Stored:
-        sizes = list(first.shape)
-        sizes[axis] += second.shape[axis]
-        return self._emit("Concat", [first.name, second.name], self._result(first, tuple(sizes)), axis=axis)
+
+_PER_CHANNEL = Fact(
+    _per_channel,
+    "ESP-DL before 2026-04-15 computes per-channel weights with wrong scales",
+    "update ESP-DL to 3.3",
+    since=(3, 3),
+)
+_PACKED_OPERAND = Fact(
+    lambda node, plan, target: constant_at(node, 1) is None,
+    "newer ESP-DL may expect the right operand unpacked (native_kn)",
+    "compare a test vector on the board",
+    until=(3, 3),
+    severity="warning",
+)
+
+PRODUCTS = (
+    Family(("Conv",), _read_convolution, _write_convolution, "last", (_PER_CHANNEL,)),
+    Family(("ConvTranspose",), Restoring.take_last, _write_transposed, "last", (_PER_CHANNEL,)),
+    Family(("InsertZeros",), _read_insert_zeros, axes="last"),
+    Family(("Gemm",), _read_gemm, _write_gemm, facts=(_PER_CHANNEL,)),
+    Family(("MatMul",), _read_matmul, _write_matmul, facts=(_PER_CHANNEL, _PACKED_OPERAND)),
+)
