@@ -13,7 +13,7 @@ import narrowcast
 SOURCE = Path(narrowcast.__file__).parent
 #: ``vendors``: the folders inside ``chips``; ``chips`` itself is what every chip shares.
 ROOMS = (
-    "base", "vision", "ops", "config", "graph", "chips", "calibrate", "plan", "lower", "analyze", "improve", "bundle",
+    "base", "vision", "ops", "graph", "chips", "calibrate", "plan", "lower", "analyze", "improve", "bundle",
     "evaluate", "deploy", "vendors", "zoo", "cli",
 )  # fmt: skip
 VENDORS = {folder.name for folder in (SOURCE / "chips").iterdir() if (folder / "__init__.py").exists()}

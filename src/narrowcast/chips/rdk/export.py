@@ -1,6 +1,7 @@
-"""The float model as the vendor's tool should see it: outputs channels last in the vendor's order, every node named.
+"""What the vendor's tool is given of a bundle: the float model as it should see it, and the plan in its own words.
 
-The plan's decisions in hb_mapper's words: which node runs where and in which type, and the YAML that says so.
+The model's outputs are channels last in the vendor's order, and every node has a name; hb_mapper's YAML says which node
+runs where and in which type.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ from narrowcast.plan.structure import is_passive
 from narrowcast.vision import Preprocess
 from narrowcast.vision.heads import HeadSpec
 
+__all__ = [
+    "WORKING_DIR", "Exported", "ExportedOutput", "check_camera", "export", "hb_settings", "hb_yaml", "prefix", "verify",
+]  # fmt: skip
+
+WORKING_DIR = "model_output"
 #: Largest difference of an output, as a share of its largest magnitude, that counts as the same computation.
 TOLERANCE = 1e-4
 _TO_CHANNELS_LAST = (0, 2, 3, 1)
@@ -245,54 +251,30 @@ def verify(bundle: Bundle, exported: Exported, inputs: Sequence[NDArray[np.float
     return worst
 
 
-WORKING_DIR = "model_output"
+def decisions(graph: ir.Graph, plan: Plan, target: Target) -> dict[str, list[str]]:
+    """Where a plan differs from what the vendor's tool does unasked, by our settings: node names in graph order.
 
-
-@dataclass(frozen=True)
-class Decisions:
-    """Where the plan differs from what the vendor's tool does unasked. Node names, in graph order.
-
-    Attributes:
-        int16: nodes whose output has 16 bits.
-        int8: nodes that go to the BPU only because they are asked to.
-        float_: nodes left on the CPU that the BPU could run.
-        int16_inputs: nodes that read 16 bits; ``node#1`` where only that input does.
-    """
-
-    int16: tuple[str, ...] = ()
-    int8: tuple[str, ...] = ()
-    float_: tuple[str, ...] = ()
-    int16_inputs: tuple[str, ...] = ()
-
-
-def decisions(graph: ir.Graph, plan: Plan, target: Target) -> Decisions:
-    """Compare a plan with the tool's defaults.
-
-    Args:
-        graph: prepared graph of the plan.
-        plan: of a bundle.
-        target: the chip.
+    ``int16``: nodes whose output has 16 bits; ``int8``: those that go to the BPU only because they are asked to;
+    ``float``: those left on the CPU that the BPU could run; ``int16_inputs``: those that read 16 bits, ``node#1`` where
+    only that input does.
     """
     default = draft(graph, target).placement
-    int16: list[str] = []
-    int8: list[str] = []
-    float_: list[str] = []
-    wide: list[str] = []
+    found: dict[str, list[str]] = {"int16": [], "int8": [], "float": [], "int16_inputs": []}
     for node in graph:
         name = str(node.name)
         placement = plan.nodes[name]
         if is_passive(node, target):
             continue  # it carries its input's type
         if placement.type == "float32":
-            float_ += [name] if default[name].type != "float32" else []
+            found["float"] += [name] if default[name].type != "float32" else []
             continue
         encodings = [plan.tensors.get(str(output.name)) for output in node.outputs]
         if placement.type == "int16" or any(entry is not None and entry.dtype == "int16" for entry in encodings):
-            int16.append(name)
+            found["int16"].append(name)
         elif placement.unit != default[name].unit:
-            int8.append(name)
-        wide += _wide_inputs(node, plan)
-    return Decisions(tuple(int16), tuple(int8), tuple(float_), tuple(wide))
+            found["int8"].append(name)
+        found["int16_inputs"] += _wide_inputs(node, plan)
+    return found
 
 
 def _wide_inputs(node: ir.Node, plan: Plan) -> list[str]:
@@ -343,14 +325,13 @@ def hb_settings(bundle: Bundle, model: str, data: str, dtype: str) -> tuple[Quan
     manifest = bundle.manifest
     spec = manifest.preprocess
     check_camera(spec)
-    found = decisions(bundle.model.ir.graph, bundle.plan, bundle.target)
     method = str(manifest.calibration["method"])
     values = {
         "model": model, "images": data, "calibration_data": dtype, "out": f"{WORKING_DIR}/{prefix(bundle)}",
         "target": manifest.target, "method": method if method in ("kl", "minmax") else "auto",
-        "int16": found.int16, "int8": found.int8, "float": found.float_, "int16_inputs": found.int16_inputs,
         "input_name": manifest.input_name, "size": f"{spec.height}x{spec.width}", "mean": spec.mean,
         "scale": spec.scale, "color": spec.color, "layout": spec.layout, "camera": spec.camera,
+        **decisions(bundle.model.ir.graph, bundle.plan, bundle.target),
     }  # fmt: skip
     notes = [] if values["method"] == method else [f"ranges: the tool searches its own; the bundle's are from {method}"]
     return QuantizeSettings.model_validate(values), tuple(notes)
