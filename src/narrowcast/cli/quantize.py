@@ -195,7 +195,7 @@ def quantize(
     )
     bundle = apply_removals(settings, bundle)
     if save_intermediates is not None:
-        from narrowcast.bundle.intermediates import save_intermediates as save
+        from narrowcast.chips.rdk.intermediates import save_intermediates as save
 
         save(loaded, bundle, save_intermediates, settings.out.name, force=force)
     if json:

@@ -11,7 +11,7 @@ import pytest
 
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
-from narrowcast.bundle.intermediates import board_preprocess, save_intermediates, with_board_input
+from narrowcast.chips.rdk.intermediates import board_preprocess, save_intermediates, with_board_input
 from narrowcast.graph import Model, Runner
 from narrowcast.vision.nv12 import nv12_to_bgr
 from narrowcast.vision.preprocess import Preprocess, preprocess

@@ -6,8 +6,7 @@
     PREFIX_quantized_model.onnx         exact integers
 
 All four take what the board feeds: int8 pixels minus 128, in the colour format of the camera, in the layout of the
-training. The vendor's quantized model is made of its own operators and NHWC for NV12; ours runs in onnxruntime.
-"""
+training. The vendor's quantized model is made of its own operators and NHWC for NV12; ours runs in onnxruntime."""
 
 from __future__ import annotations
 
