@@ -34,6 +34,7 @@ __all__ = [
 Words = tuple[str, ...]
 _TYPES = choices("float32", "uint8", "int32", "int16", "int8")
 _REMOVABLE = choices("Quantize", "Dequantize", "Transpose", "Cast", "Reshape", "Softmax")
+_SEARCHES = choice("default", "mix", "kl", "max", "load", "skip")
 _MODES = choice("latency", "bandwidth", "balance")
 _NORMS = choices("no_preprocess", "data_mean", "data_scale", "data_mean_and_scale")
 
@@ -107,10 +108,10 @@ class CalibrationParameters(_Group):
     """Which data, which ranges, which types."""
 
     cal_data_dir: Annotated[form.Names, Ours(to.read_data, lambda ours: ours.images)] = ()
-    cal_data_type: Annotated[Words, _TYPES, Ours(write=to.write_data_type)] = ()
+    cal_data_type: Annotated[Words, _TYPES, Ours(write=lambda ours: ours.calibration_data.removeprefix("images"))] = ()
     preprocess_on: Annotated[bool, Ours(write=lambda ours: ours.calibration_data == "images" or None)] = False
     calibration_type: Annotated[
-        str, choice("default", "mix", "kl", "max", "load", "skip"), Ours(to.read_ranges, to.write_type)
+        str, _SEARCHES, Ours(to.read_ranges, lambda ours: to.TYPES.get(ours.method, "default"))
     ] = "default"
     max_percentile: Annotated[float, Ours(write=to.write_share)] = Field(default=1.0, gt=0, le=1)
     per_channel: bool = False

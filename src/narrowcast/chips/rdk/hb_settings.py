@@ -29,6 +29,8 @@ CAMERAS = {"regular": "nv12-full", "bt601_video": "nv12-studio"}
 _DEFAULT_SCALE = 1 / 255
 #: hb_mapper's own tools name raw folders so when the type is not given.
 _FLOAT_FOLDER = "_f32"
+#: calibration_type by our method; ``default`` for the others.
+TYPES = {"kl": "kl", "minmax": "max", "percentile": "max"}
 #: Entries of ``optimization`` that are settings of the same meaning.
 _FLAGS = {"set_all_nodes_int16": "all_int16", "asymmetric": "asymmetric", "bias_correction": "bias_correction"}
 #: Settings for which hb_mapper has no key.
@@ -80,7 +82,7 @@ def unsaid(ours: QuantizeSettings) -> Iterator[str]:
         yield "mean and scale are not given: scale 1/255 is written; see 'narrowcast inspect' for the model's"
     if ours.calibration_data == "images" and ours.resize != "stretch":
         yield "the vendor's tool stretches pictures; for another resize write calibration files first"
-    if ours.method not in ("auto", "kl", "minmax", "percentile"):
+    if ours.method not in ("auto", *TYPES):
         yield f"hb_mapper has no method {ours.method}: default is written"
     fields = QuantizeSettings.model_fields
     others = [key for key in _UNSAID if getattr(ours, key) != fields[key].default]
@@ -246,14 +248,6 @@ def read_ranges(config: HbMapperConfig, kind: str) -> Told:
         yield "calibration_type default: 'auto' compares methods by the noise that they leave at the outputs"
     if kind == "mix":
         yield "calibration_type mix: the method 'auto' also chooses range by range, by its own measure"
-
-
-def write_data_type(ours: QuantizeSettings) -> str | None:
-    return ours.calibration_data if ours.calibration_data != "images" else None
-
-
-def write_type(ours: QuantizeSettings) -> str:
-    return {"kl": "kl", "minmax": "max", "percentile": "max"}.get(ours.method, "default")
 
 
 def write_share(ours: QuantizeSettings) -> float | None:

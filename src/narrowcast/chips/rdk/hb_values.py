@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator
 
@@ -206,21 +205,13 @@ def operator_type(entry: str) -> tuple[str, str, str] | None:
     return operator, side, kind
 
 
-@dataclass(frozen=True)
-class March:
-    """What the tool accepts for one architecture.
+class March(NamedTuple):
+    """What the tool accepts for one architecture."""
 
-    Attributes:
-        board: where it is built in, in the vendor's words.
-        int16: tensors may have 16 bits.
-        cores: of the BPU.
-        planar_yuv444: yuv444 may be fed as NCHW.
-    """
-
-    board: str
-    int16: bool
-    cores: int
-    planar_yuv444: bool = True
+    board: str  # where it is built in, in the vendor's words
+    int16: bool  # tensors may have 16 bits
+    cores: int  # of the BPU
+    planar_yuv444: bool = True  # yuv444 may be fed as NCHW
 
 
 #: Architectures that hb_mapper compiles for; each is also the name of a target.
@@ -236,13 +227,9 @@ def _march(value: Any) -> str:
         raise Refusal(f"{name} is compiled by hb_compile, not by hb_mapper", f"use {', '.join(MARCHES)}")
     if name not in MARCHES:
         known = ", ".join(f"{march} = {rules.board}" for march, rules in MARCHES.items())
-        same = any(_letters(march) == _letters(name) for march in MARCHES)
+        same = re.sub(r"[\W_]", "", name.lower()) in {march.replace("-", "") for march in MARCHES}
         raise Refusal(f"{name!r} is unknown", nearest(name, MARCHES) if same else f"write that of your board: {known}")
     return name
-
-
-def _letters(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
