@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -153,6 +154,7 @@ def render(
     calibration = manifest.get("calibration", {})
     tuned = tuned_scores(calibration)
     columns = [entry for entry in TASK_COLUMNS if any(getattr(e.task, entry[0]) is not None for e in effects)]
+    kinds = Counter((place.unit, place.type) for place in plan.nodes.values())
     return _TEMPLATES.get_template("report.html.j2").render(
         version=__version__,
         script=Markup(_SCRIPT),
@@ -169,14 +171,16 @@ def render(
         tuned=_scores(tuned),
         tuned_images=(tuned or {}).get("images"),
         depth=_depth(analysis.tensors),
-        bars=_bars(analysis),
+        layers=sorted(analysis.layers, key=lambda effect: (-effect.task.loss, effect.name)),
         scatter=_scatter(analysis),
         chosen=[entry.name for entry in analysis.chosen],
-        histograms=_histograms(analysis),
-        kinds=_kinds(plan),
-        nodes=_nodes(plan, analysis),
-        tensors=_encodings(plan),
-        pictures=[{"name": p.name, "words": p.words, "left": _uri(p.left), "right": _uri(p.right)} for p in pictures],
+        costliest=_costliest(analysis),
+        histogram=histogram,
+        kinds=sorted(kinds.items(), key=lambda entry: (-entry[1], entry[0])),
+        plan=plan,
+        multiplications=sum(analysis.macs.values()) or 1,
+        pictures=pictures,
+        uri=_uri,
         number=_number,
         decibel=_decibel,
     )
@@ -243,22 +247,6 @@ def _depth(tensors: Sequence[Tensor]) -> str:
     return depth([f"{t.name} ({t.op})" for t in tensors], lines, "dB")
 
 
-def _bars(analysis: Analysis) -> list[dict[str, Any]]:
-    """Layers by task loss with the width of their bars in percent."""
-    layers = sorted(analysis.layers, key=lambda effect: (-effect.task.loss, effect.name))
-    loss = max((effect.task.loss for effect in layers), default=0.0) or 1.0
-    ratio = max((effect.noise_ratio for effect in layers), default=0.0) or 1.0
-    return [
-        {
-            "effect": effect,
-            "loss": f"{100 * effect.task.loss / loss:.1f}",
-            "ratio": f"{100 * effect.noise_ratio / ratio:.1f}",
-            "region": analysis.regions.get(effect.name, ""),
-        }
-        for effect in layers
-    ]
-
-
 def _scatter(analysis: Analysis) -> str:
     chosen = {entry.name for entry in analysis.chosen}
     points = [
@@ -268,43 +256,7 @@ def _scatter(analysis: Analysis) -> str:
     return scatter(points, ("share of the multiplications, logarithmic", "gain in task loss"))
 
 
-def _histograms(analysis: Analysis) -> list[dict[str, Any]]:
+def _costliest(analysis: Analysis) -> list[Tensor]:
     """The tensors with the most noise of their own, weighed by what their node costs."""
     cost = {effect.name: effect.task.loss for effect in analysis.layers}
-    order = sorted(analysis.tensors, key=lambda t: (-cost.get(t.node, 0.0), t.own_db, t.name))[:_HISTOGRAMS]
-    return [
-        {"tensor": t, "svg": histogram(t.edges, t.counts, t.low, t.high, f"values of {t.name}")} for t in order
-    ]
-
-
-def _kinds(plan: Plan) -> list[dict[str, Any]]:
-    """Unit and type of the nodes, most frequent first, with a number for the colour."""
-    counts: dict[tuple[str, str], int] = {}
-    for place in plan.nodes.values():
-        counts[place.unit, place.type] = counts.get((place.unit, place.type), 0) + 1
-    order = sorted(counts, key=lambda key: (-counts[key], key))
-    return [{"unit": unit, "type": kind, "count": counts[unit, kind]} for unit, kind in order]
-
-
-def _nodes(plan: Plan, analysis: Analysis) -> list[dict[str, Any]]:
-    total = sum(analysis.macs.values()) or 1
-    return [
-        {
-            "name": name, "unit": place.unit, "type": place.type, "reason": place.reason,
-            "region": analysis.regions.get(name, ""), "share": 100 * analysis.macs.get(name, 0) / total,
-        }
-        for name, place in plan.nodes.items()
-    ]  # fmt: skip
-
-
-def _encodings(plan: Plan) -> list[dict[str, Any]]:
-    rows = []
-    for name, encoding in plan.tensors.items():
-        scales = encoding.scales.reshape(-1)
-        rows.append(
-            {
-                "name": name, "dtype": encoding.dtype, "low": float(scales.min()), "high": float(scales.max()),
-                "channels": len(scales) if encoding.axis is not None else 0, "zero_point": encoding.zero_point,
-            }
-        )  # fmt: skip
-    return rows
+    return sorted(analysis.tensors, key=lambda t: (-cost.get(t.node, 0.0), t.own_db, t.name))[:_HISTOGRAMS]
