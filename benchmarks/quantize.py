@@ -26,8 +26,8 @@ from narrowcast.bundle.make import quantize
 from narrowcast.calibrate import ImageSet, collect, images
 from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
-from narrowcast.graph.units import inline_units
 from narrowcast.lower.noise import compare_tensors
+from narrowcast.ops.units import inline_units
 from narrowcast.plan import draft
 
 TARGETS = ("onnx", "bayes-e", "esp32p4")

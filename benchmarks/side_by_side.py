@@ -35,7 +35,7 @@ from narrowcast.bundle import Predictor
 from narrowcast.calibrate import images
 from narrowcast.evaluate import CocoData, coco
 from narrowcast.graph import Model, load
-from narrowcast.graph.units import inline_units
+from narrowcast.ops.units import inline_units
 from narrowcast.vision import preprocess, read_image
 from peers.install import InstallError, install
 from peers.scores import metrics, noise, predictions, predictor

@@ -28,10 +28,10 @@ from narrowcast.deploy.espdl import EspdlRunner, build_espdl, decode_espdl, enco
 from narrowcast.deploy.make import quantize
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.exposure import remove_unused
-from narrowcast.graph.units import inline_units
 from narrowcast.lower.integer import dequantized, lower_integer
 from narrowcast.lower.qdq import lower_qdq
 from narrowcast.lower.verify import verify
+from narrowcast.ops.units import inline_units
 from narrowcast.plan import Pins, Plan, draft, finish
 from operator_cases import CASES, IMAGE, Case, net
 

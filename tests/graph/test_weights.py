@@ -23,7 +23,7 @@ from narrowcast.deploy.espdl import deploy_espdl
 from narrowcast.graph import Runner, load, run, weights
 from narrowcast.graph.run import open_session
 from narrowcast.lower.integer import IntegerRunner, lower_integer
-from narrowcast.lower.integer.sums import Sum
+from narrowcast.lower.integer.sums import ProductSum
 from narrowcast.lower.noise import compare_tensors
 from narrowcast.plan import Plan, draft, finish
 from narrowcast.zoo import sample
@@ -161,7 +161,7 @@ def test_lowering_lets_go_of_the_sums_it_has_written(tmp_path: Path) -> None:
     gc.disable()  # nothing waits for the collector
     try:
         graph = lower_integer(*given)
-        assert not [entry for entry in gc.get_objects() if isinstance(entry, Sum)]
+        assert not [entry for entry in gc.get_objects() if isinstance(entry, ProductSum)]
     finally:
         gc.enable()
     assert graph.proofs

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from builders import constant
-from narrowcast.graph.grids import LINEAR_GRIDS, linear_positions, nearest_positions
+from narrowcast.graph.grids import linear_positions, nearest_positions
 from narrowcast.graph.run import Runner
 from narrowcast.lower.reference.moving import nearest_resize
 
@@ -53,7 +53,7 @@ def test_nearest_reads_the_same_pixels_everywhere(grid: str, rounding: str) -> N
             np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {"x": x})[0][0, 0, 0], expected)
 
 
-@pytest.mark.parametrize("grid", LINEAR_GRIDS)
+@pytest.mark.parametrize("grid", GRIDS)
 def test_linear_mixes_the_same_pixels(grid: str) -> None:
     for size, scale in PLAIN:
         model = resize(size, scale, mode="linear", coordinate_transformation_mode=grid)

@@ -17,13 +17,14 @@ from narrowcast.analyze.task_units import TaskJudge
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import track
 from narrowcast.calibrate.images import ImageSet, spread
-from narrowcast.calibrate.unary import unary_name
 from narrowcast.graph.run import Runner
 from narrowcast.lower.factors import factored
 from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.lower.qdq import lower_qdq
+from narrowcast.ops.facts import Kind, facts, weight_axis
+from narrowcast.ops.functions import unary_name
 from narrowcast.ops.net import computed_inputs, constant_of, dims, leads_to, named, only_reader
-from narrowcast.plan.structure import ACCUMULATING, is_passive
+from narrowcast.plan.structure import is_passive
 from narrowcast.plan.types import Encoding, Plan, edge_key
 from narrowcast.vision.heads import HeadSpec
 
@@ -136,15 +137,13 @@ class Subject(QuantizedNetwork):
         return [
             name
             for name in self.quantized_nodes()
-            if self.nodes[name].op_type in ACCUMULATING and constant_of(self.nodes[name].inputs[1]) is not None
+            if facts(self.nodes[name]).is_product and constant_of(self.nodes[name].inputs[1]) is not None
         ]
 
 
 def _out_axis(node: ir.Node, index: int) -> int:
     """Axis of output channels of a weight (input 1) or bias (input 2)."""
-    if index == 2 or node.op_type == "Conv":
-        return 0
-    return 0 if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else 1
+    return 0 if index == 2 else weight_axis(node)
 
 
 def subplan(
@@ -237,12 +236,12 @@ def macs(node: ir.Node) -> int:
     Conv: output elements times weights of one output channel; ConvTranspose: input elements times weights of one input
     channel; Gemm and MatMul: output elements times the common dimension.
     """
-    if node.op_type not in ACCUMULATING or node.inputs[0] is None or node.inputs[1] is None:
+    if not facts(node).is_product or node.inputs[0] is None or node.inputs[1] is None:
         return 0
     weight, read, written = constant_of(node.inputs[1]), dims(node.inputs[0]), dims(node.outputs[0])
-    if node.op_type in ("Conv", "ConvTranspose") and weight is not None:
-        return math.prod(written if node.op_type == "Conv" else read) * math.prod(weight.shape[1:])
-    common = read[:1] if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) else read[-1:]
+    if facts(node).kind in (Kind.CONVOLUTION, Kind.TRANSPOSED) and weight is not None:
+        return math.prod(written if facts(node).kind is Kind.CONVOLUTION else read) * math.prod(weight.shape[1:])
+    common = read[:1] if facts(node).kind is Kind.LINEAR and node.attributes.get_int("transA", 0) else read[-1:]
     return math.prod(written) * (common[0] if common else 0)
 
 

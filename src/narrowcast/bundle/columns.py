@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.lower.noise import beside
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.plan.structure import is_real
 
 __all__ = ["LOST", "LostColumns", "channel_axes", "lost_columns"]
@@ -22,7 +23,6 @@ LOST = "WARNING: lost"
 _VARIES = 1e-5
 #: A column of fewer steps is lost too where the error is above half of what it varies by (both root mean square).
 _FEW = 8
-_ALIKE = ("Identity", "Cast", "Softmax", "Clip", "Relu", "Sigmoid", "Tanh", "HardSigmoid")
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def channel_axes(value: ir.Value) -> tuple[int, ...]:
         return tuple(range(1, len(dims)))
     orders: list[list[int]] = []
     node = value.producer()
-    while node is not None and node.op_type in (*_ALIKE, "Transpose"):
-        if node.op_type == "Transpose":
+    while node is not None and ((entry := facts(node)).keeps_axes or entry.kind is Kind.TURN):
+        if entry.kind is Kind.TURN:
             orders.append([int(entry) for entry in node.attributes.get_ints("perm", None) or (3, 2, 1, 0)])
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
     axis = 1

@@ -11,9 +11,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.bundle.columns import channel_axes
-from narrowcast.graph.join import CONSTANT_FACTORS, cut_before, opened
+from narrowcast.graph.join import cut_before, opened
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_of, with_outputs
 from narrowcast.plan import Draft, Pins
 
@@ -23,8 +24,6 @@ __all__ = ["MIXED", "part", "without"]
 MIXED = "WARNING: mixed units"
 #: Steps of the common scale that the numbers of a part must cover. 32 of 256: below, three bits and more are lost.
 LEAST_STEPS = 32
-#: Functions whose numbers fill a known range, whatever a few images show of it.
-_BOUNDED = {"Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
 _STEPS = {"int8": 2**8, "int16": 2**16}
 
 
@@ -111,8 +110,8 @@ def _may_mix(value: ir.Value) -> bool:
     if node is None or not opened(value):
         return False
     constants = [constant for operand in node.inputs if (constant := constant_of(operand)) is not None]
-    varied = node.op_type in CONSTANT_FACTORS and any(constant.size > 1 for constant in constants)
-    return varied or (node.op_type == "Concat" and len(node.inputs) > 1)
+    varied = facts(node).shifts_or_scales and any(constant.size > 1 for constant in constants)
+    return varied or (facts(node).kind is Kind.JOIN and len(node.inputs) > 1)
 
 
 def _tail(value: ir.Value) -> list[ir.Value]:
@@ -162,11 +161,11 @@ def _mixes(value: ir.Value, operands: list[ir.Value], drafted: Draft, ranges: Ma
     whole = ranges[str(value.name)]
     extent = max(float(whole.high.max()), 0.0) - min(float(whole.low.min()), 0.0)
     least = LEAST_STEPS * extent / _STEPS[group.type]
-    if node.op_type == "Concat":
+    if facts(node).kind is Kind.JOIN:
         spans = [_span(operand, ranges) for operand in operands]
         return len(node.inputs) > 1 and any(0 < span < least for span in spans)
     constant = next((c for operand in node.inputs if (c := constant_of(operand)) is not None), None)
-    if node.op_type not in CONSTANT_FACTORS or constant is None or constant.size == 1:
+    if not facts(node).shifts_or_scales or constant is None or constant.size == 1:
         return False
     before = ranges[str(operands[0].name)]
     return any(_shrinks(before, whole, axis) for axis in channel_axes(value))
@@ -184,11 +183,11 @@ def _shrinks(before: _Range, after: _Range, axis: int) -> bool:
 def _span(value: ir.Value, ranges: Mapping[str, _Range]) -> float:
     """Largest minus least number of a value; of a bounded function, what it can give."""
     node = value.producer()
-    while node is not None and node.op_type in ("Transpose", "Reshape", "Flatten", "Slice", "Squeeze", "Unsqueeze"):
+    while node is not None and facts(node).kind in (Kind.MOVE, Kind.TURN):
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if node is not None and node.op_type in _BOUNDED and ranges[str(value.name)].span > 0:
-        low, high = _BOUNDED[node.op_type]
-        return high - low
+    bounds = facts(node).bounds if node is not None else None
+    if bounds is not None and ranges[str(value.name)].span > 0:
+        return bounds[1] - bounds[0]
     return ranges[str(value.name)].span
 
 

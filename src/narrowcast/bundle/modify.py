@@ -33,6 +33,7 @@ from narrowcast.graph.ends import REMOVABLE, Removed, remove_ends, transposed_la
 from narrowcast.lower.ends import with_integer_input, with_integer_outputs
 from narrowcast.lower.integer import integer_bytes
 from narrowcast.lower.network import QuantizedNetwork
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import dims
 from narrowcast.plan import Encoding, Plan, plan_to_json
 from narrowcast.plan.drafting import restricted
@@ -190,7 +191,7 @@ def _described(
     known = {out.name: out for out in manifest.outputs}
     outputs = tuple(known.get(str(value.name)) or output_of(value, plan, {}) for value in after.graph.outputs)
     names = {out.name for out in outputs}
-    softmax = any(entry.op_type == "Softmax" and entry.end == "tail" for entry in removed)
+    softmax = any(facts(entry.op_type).kind is Kind.SOFTMAX and entry.end == "tail" for entry in removed)
     listed = ", ".join(f"{entry.op_type} {entry.node}" for entry in removed)
     return replace(
         manifest,

@@ -16,6 +16,7 @@ from narrowcast.base.errors import UserError, nearest
 from narrowcast.base.reading import reading
 from narrowcast.base.yaml_files import read_yaml
 from narrowcast.chips.vendors import offers
+from narrowcast.ops.facts import removable
 
 __all__ = [
     "Dialect", "QuantizeSettings", "check_input", "explained", "pinned_types", "read_settings",
@@ -30,7 +31,7 @@ REFUSED = {
 }
 #: What ``remove`` takes; the first two are the normal state of an exact integer graph.
 ALWAYS_REMOVED = ("Quantize", "Dequantize")
-REMOVABLE = (*ALWAYS_REMOVED, "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity", "Softmax")
+REMOVABLE = (*ALWAYS_REMOVED, *removable())
 
 
 class QuantizeSettings(BaseModel):

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from narrowcast.calibrate.unary import unary
 from narrowcast.graph.run import Runner
+from narrowcast.ops.functions import unary
 from narrowcast.ops.net import with_outputs
 
 #: Bins of a histogram over [-limit, limit): 16 a step of an int8 range that fills it.

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
-from narrowcast.chips.forms import no_integers
 from narrowcast.chips.schema import Limits, OpRule, Target
-from narrowcast.graph.grids import LINEAR_GRIDS, floor_positions, linear_positions, nearest_positions, resize_scales
+from narrowcast.graph.grids import floor_positions, linear_positions, nearest_positions, resize_scales
 from narrowcast.graph.windows import window_counts
+from narrowcast.ops.facts import GRIDS, Kind, facts, no_integers
 
 __all__ = ["Support", "runtime_version", "support"]
 
@@ -160,7 +160,7 @@ def _constant(node: ir.Node, wanted: str) -> str:
 
 
 def _mode(node: ir.Node) -> str:
-    return str(node.attributes.get_string("mode", "constant" if node.op_type == "Pad" else "nearest"))
+    return str(node.attributes.get_string("mode", "constant" if facts(node).kind is Kind.PAD else "nearest"))
 
 
 def _factor(node: ir.Node) -> str:
@@ -269,7 +269,7 @@ def _grid(node: ir.Node) -> str:
         return "resizes batch or channels"
     if node.attributes.get_int("antialias", 0):
         return "antialias"
-    if mode == "linear" and given not in LINEAR_GRIDS:
+    if mode == "linear" and given not in GRIDS:
         return f"linear with {given}"
     for size, outputs, scale in list(zip(before, after, resize_scales(node, before, after), strict=True))[2:]:
         if mode == "linear":

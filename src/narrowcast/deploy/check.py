@@ -14,8 +14,8 @@ from narrowcast.chips import CheckRow, Target, check_rows, load_target
 from narrowcast.chips.rdk.opset import to_opset_11
 from narrowcast.deploy.espdl import RuntimeRow, build_espdl, check_runtime
 from narrowcast.graph import Model, load
-from narrowcast.graph.units import inline_units
 from narrowcast.lower.integer import lower_integer
+from narrowcast.ops.units import inline_units
 from narrowcast.plan import Pins, draft, finish
 
 __all__ = ["Checked", "check", "findings"]

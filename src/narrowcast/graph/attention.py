@@ -15,13 +15,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_value, readers
 
 __all__ = ["PARTS", "attention_softmaxes", "rewrite_attention"]
 
 #: Operators that a Softmax becomes, in order; each node is named after it: ``<softmax>/ReduceMax``.
 PARTS = ("ReduceMax", "Sub", "Exp", "ReduceSum", "Reciprocal", "Mul")
-_MOVES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze")
 #: The axes of ReduceMax are an input from this opset on.
 _AXES_INPUT_OPSET = 18
 
@@ -35,14 +35,14 @@ def attention_softmaxes(graph: ir.Graph) -> list[ir.Node]:
     Returns:
         In graph order; classifiers' last Softmax and the distributions of a decode head are not among them.
     """
-    return [node for node in graph if node.op_type == "Softmax" and _weighs(node.outputs[0])]
+    return [node for node in graph if facts(node).kind is Kind.SOFTMAX and _weighs(node.outputs[0])]
 
 
 def _weighs(value: ir.Value) -> bool:
     users = readers(value)
     if not users or value.is_graph_output():
         return False
-    return all(user.op_type == "MatMul" or (user.op_type in _MOVES and _weighs(user.outputs[0])) for user in users)
+    return all(facts(user).kind is Kind.MATRIX or (facts(user).whole and _weighs(user.outputs[0])) for user in users)
 
 
 def rewrite_attention(model: ir.Model) -> list[str]:

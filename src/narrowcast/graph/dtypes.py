@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from narrowcast.ops.builder import Op
+
 __all__ = ["only_float32"]
 
 _OTHER_FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -53,7 +55,7 @@ def _narrow_node(node: onnx.NodeProto) -> None:
             _narrow(attribute.t)
         elif attribute.name in _TYPE_ATTRIBUTES and attribute.i in _OTHER_FLOATS:
             attribute.i = TensorProto.FLOAT
-        elif node.op_type == "Constant" and attribute.name in _NUMBERS:
+        elif node.op_type == Op.CONSTANT and attribute.name in _NUMBERS:
             kind: Any = np.float32 if "float" in attribute.name else np.int64
             array = np.asarray(helper.get_attribute_value(attribute), kind)
             node.attribute.remove(attribute)

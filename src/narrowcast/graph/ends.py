@@ -10,12 +10,13 @@ import onnx_ir as ir
 
 from narrowcast.base.errors import UserError, nearest
 from narrowcast.graph.exposure import remove_unused
+from narrowcast.ops.facts import Kind, facts, removable
 from narrowcast.ops.net import named, readers, written
 
 __all__ = ["REMOVABLE", "Removed", "cut_at_nodes", "remove_ends"]
 
-#: Operators that may go from an end of a graph: they only move bytes, or are cheap where the outputs are read.
-REMOVABLE = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity", "Softmax")
+#: Operators that may go from an end of a graph.
+REMOVABLE = removable()
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _remove(graph: ir.Graph, wanted: Callable[[ir.Node], bool]) -> list[Removed]
     removed = []
     for index, value in enumerate(graph.inputs):
         users = readers(value)
-        if len(users) == 1 and users[0].op_type == "Transpose" and wanted(users[0]):
+        if len(users) == 1 and facts(users[0]).kind is Kind.TURN and wanted(users[0]):
             removed.append(_remove_head(graph, index, users[0]))
     for index, value in enumerate(graph.outputs):
         node = value.producer()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_of, dims
 from narrowcast.vision.heads import HeadSpec
 
@@ -113,7 +114,7 @@ def _last_convolutions(output: ir.Value) -> list[ir.Value] | str:
         node = value.producer()
         if node is None:
             return "the output depends on the input without a convolution between"
-        if node.op_type in ("Conv", "ConvTranspose") and not _is_decode_arithmetic(node):
+        if facts(node).kind in (Kind.CONVOLUTION, Kind.TRANSPOSED) and not _is_decode_arithmetic(node):
             found.append(value)
         else:
             stack.extend(operand for operand in reversed(node.inputs) if operand is not None)

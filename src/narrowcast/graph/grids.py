@@ -8,12 +8,10 @@ from numpy.typing import NDArray
 
 from narrowcast.ops.net import constant_at
 
-__all__ = ["LINEAR_GRIDS", "floor_positions", "linear_positions", "nearest_positions", "resize_scales"]
+__all__ = ["floor_positions", "linear_positions", "nearest_positions", "resize_scales"]
 
 #: A position so near to the middle of two pixels is the middle, as in onnxruntime: float32 decides no tie.
 _TIE = 1e-6
-#: Values of ``coordinate_transformation_mode`` that :func:`linear_positions` knows.
-LINEAR_GRIDS = ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel")
 
 
 def resize_scales(node: ir.Node, source: tuple[int, ...], wanted: tuple[int, ...]) -> list[float]:
@@ -33,7 +31,7 @@ def linear_positions(
         size: of the input.
         outputs: of the output.
         scale: output size / input size.
-        transformation: one of :data:`LINEAR_GRIDS`.
+        transformation: one of :data:`narrowcast.ops.facts.GRIDS`.
 
     Returns:
         Indices in 0..size - 2 (0 when size is 1), and fractions in 0..1; computed in float32.

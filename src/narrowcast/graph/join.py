@@ -20,13 +20,10 @@ from onnx import TensorProto, helper
 from narrowcast.graph.exposure import remove_unused
 from narrowcast.graph.run import open_session
 from narrowcast.graph.weights import with_data
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import computed_inputs, dims, written
 
-__all__ = ["CONSTANT_FACTORS", "Join", "cut_before", "opened"]
-
-#: Operators that move the numbers of one tensor, and those that change each by a constant.
-MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
-CONSTANT_FACTORS = ("Add", "Sub", "Mul", "Div")
+__all__ = ["Join", "cut_before", "opened"]
 
 
 @dataclass(frozen=True)
@@ -88,9 +85,9 @@ def opened(value: ir.Value) -> list[ir.Value] | None:
     if node is None:
         return None
     computed = [operand for _, operand in computed_inputs(node)]
-    if node.op_type == "Concat":
-        return computed
-    return computed if node.op_type in (*MOVES, *CONSTANT_FACTORS) and len(computed) == 1 else None
+    entry = facts(node)
+    simple = entry.whole or entry.shifts_or_scales
+    return computed if entry.kind is Kind.JOIN or (simple and len(computed) == 1) else None
 
 
 def cut_before(model: ir.Model, parts: Mapping[str, Sequence[str]]) -> tuple[ir.Model, Join]:

@@ -18,7 +18,8 @@ from narrowcast.base.reading import parse_json, reading, typed
 from narrowcast.graph import attention as attentions
 from narrowcast.graph import check, ends, exposure, files, prepare, validity, weights
 from narrowcast.graph.join import Join
-from narrowcast.graph.units import inline_units
+from narrowcast.ops.facts import Kind, facts
+from narrowcast.ops.units import inline_units
 from narrowcast.vision.heads import HeadSpec
 from narrowcast.vision.preprocess import Preprocess
 
@@ -120,7 +121,7 @@ class Model:
     def softmax_missing(self) -> bool:
         """Whether class scores leave as logits."""
         last = self.ir.graph.outputs[0].producer()
-        return self.task == "classify" and (last is None or last.op_type != "Softmax")
+        return self.task == "classify" and (last is None or facts(last).kind is not Kind.SOFTMAX)
 
     def compare(self, tensor: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, float]:
         """Largest differences between the original and the prepared graph for one input.

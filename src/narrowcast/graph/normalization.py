@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from narrowcast.ops.facts import Kind, facts, weight_axis
 from narrowcast.ops.net import constant_at, constant_of, constant_value, input_at, only_reader, producer, put_in_place
 
 __all__ = ["fold_batch_normalization"]
@@ -74,7 +75,7 @@ def _into_producer(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) 
     folded = _scaled(before, weight, factor) if weight is not None else None
     if folded is None or bias is None or bias.size not in (1, len(factor)):
         return False
-    beta = before.attributes.get_float("beta", 1.0) if before.op_type == "Gemm" else 1.0
+    beta = before.attributes.get_float("beta", 1.0) if facts(before).kind is Kind.LINEAR else 1.0
     total = np.broadcast_to(np.asarray(bias, np.float64).reshape(-1) * beta, factor.shape) * factor + shift
     constants = {"weight": folded, "bias": total}
     inputs = [before.inputs[0], *(_float(graph, f"{node.name}.{key}", array) for key, array in constants.items())]
@@ -88,15 +89,15 @@ def _into_producer(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) 
 def _scaled(before: ir.Node, weight: NDArray[Any], factor: Array) -> Array | None:
     """The weights of a sum of products with every output channel multiplied; ``None`` for other operators."""
     weight = np.asarray(weight, np.float64)
-    if before.op_type == "Conv":
-        return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
-    if before.op_type == "ConvTranspose":  # (C, N / group, ...), the groups one after the other
+    entry = facts(before)
+    if entry.kind is Kind.TRANSPOSED:  # (C, N / group, ...), the groups one after the other
         group, tail = before.attributes.get_int("group", 1), [1] * (weight.ndim - 2)
         rows = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
         return (rows * factor.reshape(group, 1, weight.shape[1], *tail)).reshape(weight.shape)
-    if before.op_type == "Gemm":
-        return weight * (factor[:, None] if before.attributes.get_int("transB", 0) else factor)
-    return None
+    if not entry.is_weighted:
+        return None
+    axis = weight_axis(before)
+    return weight * factor.reshape([-1 if index == axis else 1 for index in range(weight.ndim)])
 
 
 def _depthwise(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) -> None:

@@ -18,9 +18,9 @@ from narrowcast.graph.dtypes import only_float32
 from narrowcast.graph.exposure import remove_unused
 from narrowcast.graph.forms import explicit_splits, unify_forms
 from narrowcast.graph.normalization import fold_batch_normalization
-from narrowcast.graph.units import fuse_units
 from narrowcast.graph.weights import hold, hold_weights, with_data
 from narrowcast.ops.net import all_names, constant_of, constant_value, copied, node_names, value_names
+from narrowcast.ops.units import fuse_units
 
 __all__ = ["tidy"]
 

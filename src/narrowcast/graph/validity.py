@@ -16,6 +16,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import reading
 from narrowcast.graph.weights import without_weights
+from narrowcast.ops.builder import Op
 
 __all__ = ["MOST_VALUES", "check_file", "check_sizes", "model_opset"]
 
@@ -90,7 +91,7 @@ def _check_texts(message: Message, file: Path) -> None:
 
 def _check_nodes(model: onnx.ModelProto, file: Path) -> None:
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear":
+        if node.op_type == Op.DEQUANTIZE:
             raise UserError(f"{file} is already quantized", "give the float model")
         for attribute in node.attribute:
             if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.lower.network import Planner, QuantizedNetwork
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_of, is_own, named, only_reader, set_constant
 from narrowcast.plan import Draft
 from narrowcast.plan.types import Encoding
@@ -174,7 +175,8 @@ def _eligible(network: QuantizedNetwork, drafted: Draft) -> list[str]:
 
 def _is_own_convolution(node: ir.Node) -> bool:
     """A Conv whose constants nobody else reads."""
-    return node.op_type == "Conv" and all(is_own(node, i) for i, value in enumerate(node.inputs) if i and value)
+    own = all(is_own(node, index) for index, value in enumerate(node.inputs) if index and value)
+    return facts(node).kind is Kind.CONVOLUTION and own
 
 
 def best_steps(values: NDArray[Any], weights: NDArray[Any], encoding: Encoding) -> NDArray[np.float64]:
@@ -244,8 +246,6 @@ def scale_outputs(model: ir.Model, factors: Mapping[str, NDArray[np.float64]]) -
     return copy
 
 
-#: What may lie between: operators with f(a x) = a f(x) for every a > 0, channel by channel.
-PASSING = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity")
 #: Largest factor either way, so that a dead channel does not blow up.
 LIMIT = 32.0
 #: Passes over all pairs; a convolution is in two pairs, so factors have to settle.
@@ -274,7 +274,7 @@ def find_pairs(graph: ir.Graph) -> list[Pair]:
             continue
         between, value = [], node.outputs[0]
         user = only_reader(value)
-        while user is not None and user.op_type in PASSING and user.inputs[0] is value:
+        while user is not None and facts(user).homogeneous and user.inputs[0] is value:
             between.append(str(value.name))
             value = user.outputs[0]
             user = only_reader(value)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from narrowcast.analyze.task_units import TaskError, TaskJudge, combine
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import with_outputs
 
 __all__ = ["Judge", "judged_pairs", "loss_of"]
@@ -42,7 +43,7 @@ def judged_pairs(model: Model, encoded: Container[str]) -> dict[str, str]:
         encoded: tensors that exist as integers and are dequantized in the QDQ graph.
     """
     last = model.ir.graph.outputs[0].producer()
-    if model.task != "classify" or last is None or last.op_type != "Softmax" or last.inputs[0] is None:
+    if model.task != "classify" or last is None or facts(last).kind is not Kind.SOFTMAX or last.inputs[0] is None:
         return {name: name for name in model.output_names}
     logits = str(last.inputs[0].name)
     return {logits: f"{logits}_dequantized" if logits in encoded else logits}

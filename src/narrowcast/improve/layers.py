@@ -16,20 +16,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from narrowcast.calibrate.unary import unary, unary_name
 from narrowcast.graph.run import open_session
-from narrowcast.graph.units import inline_units
+from narrowcast.ops.facts import Kind, facts
+from narrowcast.ops.functions import unary, unary_name
 from narrowcast.ops.net import constant_of, only_reader
+from narrowcast.ops.units import inline_units
 from narrowcast.plan.types import Encoding, Plan, edge_key
 
 Array = NDArray[Any]
-#: Operators with a constant weight and a bias.
-CORRECTABLE = ("Conv", "ConvTranspose", "Gemm")
 
 
 def is_correctable(node: ir.Node) -> bool:
     """Whether the node multiplies its input with a constant weight of its own."""
-    return node.op_type in CORRECTABLE and constant_of(node.inputs[1]) is not None
+    return facts(node).is_weighted and constant_of(node.inputs[1]) is not None
 
 
 def fake_quantize(values: Array, encoding: Encoding) -> NDArray[np.float32]:
@@ -169,10 +168,10 @@ def layer_of(node: ir.Node) -> Layer | None:
     if weight is None:
         return None
     get = node.attributes
-    if node.op_type == "Gemm":
+    if facts(node).kind is Kind.LINEAR:
         plain = get.get_float("alpha", 1.0) == 1.0 and get.get_float("beta", 1.0) == 1.0
         return Layer(dense=True) if plain and get.get_int("transB", 0) and not get.get_int("transA", 0) else None
-    if node.op_type != "Conv" or weight.ndim != 4 or get.get_string("auto_pad", "NOTSET") != "NOTSET":
+    if facts(node).kind is not Kind.CONVOLUTION or weight.ndim != 4 or get.get_string("auto_pad", "NOTSET") != "NOTSET":
         return None
 
     def pair(name: str) -> tuple[int, int]:

@@ -37,6 +37,7 @@ from narrowcast.improve.layers import (
     positions,
     take,
 )
+from narrowcast.ops.facts import Kind, facts, weight_axis
 from narrowcast.ops.net import constant_at, input_at, is_own, set_constant
 from narrowcast.plan.types import Encoding, Plan
 
@@ -205,13 +206,11 @@ class _Step:
         return _Choice(weight, bias, int(np.count_nonzero(is_rounded | (shift != 0))))
 
     def _channel_axis(self) -> int:
-        if self.node.op_type == "Gemm":
-            return 0 if self.node.attributes.get_int("transB", 0) else 1
-        return 1 if self.node.op_type == "ConvTranspose" else 0
+        return weight_axis(self.node)
 
     def _deltas(self, actual: list[Array], biases: bool) -> Iterator[Array]:
         yield np.zeros(len(actual[0]))
-        if not biases or self.bias is None or (self.node.op_type == "ConvTranspose" and self.weight.shape[1] == 1):
+        if not biases or self.bias is None or (facts(self.node).kind is Kind.TRANSPOSED and self.weight.shape[1] == 1):
             return
         step = self._shift(actual)
         yield 0.5 * step

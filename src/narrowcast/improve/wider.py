@@ -14,11 +14,13 @@ from narrowcast.base.errors import UserError
 from narrowcast.calibrate.statistics import TensorStatistics
 from narrowcast.chips.schema import Target
 from narrowcast.lower.network import QuantizedNetwork
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import computed_inputs, constant_of, leads_to, only_reader, set_constant
 from narrowcast.plan import Encoding, Plan, edge_key, replan
 from narrowcast.plan.drafting import draft_again, read_encoding, weight_encoding
-from narrowcast.plan.structure import ACCUMULATING
 
+#: What stands between the two products of an attention.
+_SCALING = (Kind.MULTIPLY, Kind.DIVIDE, Kind.SOFTMAX)
 #: Room above the range seen, so that other images do not clip: 16 bits have it to spare.
 _MARGIN = 1.5
 _REASON = "16 bits, by tune"
@@ -67,7 +69,7 @@ class Widener:
         names = [
             [str(value.name) for value in node.inputs[1:3] if value is not None]
             for node in self.graph
-            if node.op_type in ACCUMULATING and self._widens(node, plan)
+            if facts(node).is_product and self._widens(node, plan)
         ]
         restored = [name for pair in names for name in pair if name in self.uncorrected]
         if not restored:
@@ -147,7 +149,7 @@ def wide_products(graph: ir.Graph, plan: Plan) -> list[str]:
     """
     found = []
     for node in graph:
-        if node.op_type not in ACCUMULATING:
+        if not facts(node).is_product:
             continue
         read = [read_encoding(node, index, plan.tensors, plan.edges) for index, _ in computed_inputs(node)]
         written = plan.tensors.get(str(node.outputs[0].name))
@@ -175,9 +177,9 @@ class Costs:
 
     def __init__(self, graph: ir.Graph, unit: str) -> None:
         self.graph, self.unit = graph, unit
-        products = {str(node.name): node for node in graph if node.op_type in ACCUMULATING}
+        products = {str(node.name): node for node in graph if facts(node).is_product}
         self._weights = {
-            name: (float(node.op_type != "MatMul") if unit == "convolutions" else float(macs(node)))
+            name: (float(facts(node).is_weighted) if unit == "convolutions" else float(macs(node)))
             for name, node in products.items()
         }
         self.total = sum(self._weights.values())
@@ -234,7 +236,7 @@ def _products(widener: Widener) -> dict[str, ir.Node]:
     return {
         str(node.name): node
         for node in widener.graph
-        if node.op_type in ACCUMULATING
+        if facts(node).is_product
         and constant_of(node.inputs[1]) is not None
         and widener.base.nodes[str(node.name)].type == "int8"
     }
@@ -268,10 +270,10 @@ def _attention(widener: Widener) -> list[Candidate]:
     result = []
     for node in widener.graph:
         name = str(node.name)
-        if node.op_type != "MatMul" or constant_of(node.inputs[1]) is not None:
+        if facts(node).kind is not Kind.MATRIX or constant_of(node.inputs[1]) is not None:
             continue
         names, last = [name], node
-        while (reader := only_reader(last.outputs[0])) is not None and reader.op_type in ("Mul", "Div", "Softmax"):
+        while (reader := only_reader(last.outputs[0])) is not None and facts(reader).kind in _SCALING:
             last = reader
             names.append(str(last.name))
         quantized = [each for each in names if widener.base.nodes[each].type == "int8"]

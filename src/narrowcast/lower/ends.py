@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from narrowcast.ops.builder import Op
 from narrowcast.ops.net import copied
 from narrowcast.plan.types import Encoding
 
@@ -35,7 +36,7 @@ def with_integer_outputs(proto: onnx.ModelProto, encodings: Mapping[str, Encodin
         if encoding is None:
             continue
         maker = next(node for node in graph.node if output.name in node.output)
-        if encoding.dtype == "int32" or maker.op_type != "DequantizeLinear":
+        if encoding.dtype == "int32" or maker.op_type != Op.DEQUANTIZE:
             _append_rounding(graph, output.name, encoding, len(output.type.tensor_type.shape.dim))
         else:
             _expose_quantized(graph, maker, output.name)
@@ -70,15 +71,15 @@ def _append_rounding(graph: onnx.GraphProto, name: str, encoding: Encoding, rank
     }
     for stem, value in constants.items():
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{real}_{stem}"))
-    steps = [("Div", [f"{real}_scale"]), ("Round", []), ("Add", [f"{real}_zero"])]
-    steps.append(("Clip", [f"{real}_low", f"{real}_high"]))
+    steps = [(Op.DIV, [f"{real}_scale"]), (Op.ROUND, []), (Op.ADD, [f"{real}_zero"])]
+    steps.append((Op.CLIP, [f"{real}_low", f"{real}_high"]))
     current = real
     for op_type, operands in steps:
         following = f"{real}_{op_type.lower()}"
         graph.node.append(helper.make_node(op_type, [current, *operands], [following], name=following))
         current = following
     kind = getattr(TensorProto, encoding.dtype.upper())
-    graph.node.append(helper.make_node("Cast", [current], [name], name=f"{name}_as_integers", to=kind))
+    graph.node.append(helper.make_node(Op.CAST, [current], [name], name=f"{name}_as_integers", to=kind))
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
@@ -101,7 +102,7 @@ def with_integer_input(proto: onnx.ModelProto, encoding: Encoding) -> onnx.Model
     copy = copied(proto)
     graph, image = copy.graph, copy.graph.input[0]
     readers = [node for node in graph.node if image.name in node.input]
-    if len(readers) != 1 or readers[0].op_type != "QuantizeLinear":
+    if len(readers) != 1 or readers[0].op_type != Op.QUANTIZE:
         raise ValueError(f"{image.name} is not quantized first")
     quantized = readers[0].output[0]
     graph.node.remove(readers[0])

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from narrowcast.lower.integer.lowering import IntegerGraph
+from narrowcast.ops.builder import Op
 from narrowcast.ops.net import copied
 from narrowcast.plan.types import Encoding
 
@@ -60,7 +61,7 @@ def undo_factors(proto: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:
     constants = {tensor.name: tensor for tensor in copy.graph.initializer}
     for name, values in factors.items():
         last = next(node for node in copy.graph.node if name in node.output)
-        if last.op_type == "DequantizeLinear" and last.input[1] in constants:
+        if last.op_type == Op.DEQUANTIZE and last.input[1] in constants:
             _dequantize_per_channel(copy.graph, last, constants, values)
         else:
             _divide(copy.graph, name, values, ranks[name])
@@ -93,4 +94,4 @@ def _divide(graph: onnx.GraphProto, name: str, factors: NDArray[np.float64], ran
         node.input[:] = [scaled if entry == name else entry for entry in node.input]
     array = (1 / np.asarray(factors, np.float64)).astype(np.float32).reshape(-1, *[1] * (rank - 2))
     graph.initializer.append(onnx.numpy_helper.from_array(array, inverse))
-    graph.node.append(onnx.helper.make_node("Mul", [scaled, inverse], [name], name=f"{name}_undo_factors"))
+    graph.node.append(onnx.helper.make_node(Op.MUL, [scaled, inverse], [name], name=f"{name}_undo_factors"))

@@ -17,8 +17,9 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.graph.units import inline_units
+from narrowcast.ops.builder import Op
 from narrowcast.ops.net import constant_of, constant_value, named, written
+from narrowcast.ops.units import inline_units
 from narrowcast.plan.types import Encoding, Plan, split_edge_key
 
 __all__ = ["CONTRIB_DOMAIN", "SCALE_INPUT", "ZERO_POINT_INPUT", "lower_qdq"]
@@ -87,14 +88,14 @@ class _Lowering:
         )
         output = node.outputs[0]
         output.name, output.shape = name, x.shape
-        kind = encoding.dtype.upper() if op_type == "QuantizeLinear" else "FLOAT"
+        kind = encoding.dtype.upper() if op_type == Op.QUANTIZE else "FLOAT"
         output.type = ir.TensorType(ir.DataType[kind])
         return node
 
     def pair(self, x: ir.Value, encoding: Encoding, stem: str) -> list[ir.Node]:
         """QuantizeLinear and DequantizeLinear of ``x``; ``stem`` is the tensor's name or the edge's key."""
-        quantize = self.node("QuantizeLinear", x, encoding, f"{stem}_quantized", stem)
-        return [quantize, self.node("DequantizeLinear", quantize.outputs[0], encoding, f"{stem}_dequantized", stem)]
+        quantize = self.node(Op.QUANTIZE, x, encoding, f"{stem}_quantized", stem)
+        return [quantize, self.node(Op.DEQUANTIZE, quantize.outputs[0], encoding, f"{stem}_dequantized", stem)]
 
 
 def lower_qdq(model: ir.Model, plan: Plan, tunable: Mapping[str, str] | None = None) -> tuple[onnx.ModelProto, bool]:
@@ -133,7 +134,7 @@ def _quantize_parameters(state: _Lowering) -> None:
             encoding = _fitting(encoding, array)
         users = list(value.uses())
         stored = state.constant(f"{name}_quantized", encoding.quantize(array))
-        dequantize = state.node("DequantizeLinear", stored, encoding, f"{name}_dequantized")
+        dequantize = state.node(Op.DEQUANTIZE, stored, encoding, f"{name}_dequantized")
         state.graph.insert_before(users[0].node, dequantize)
         value.replace_all_uses_with(dequantize.outputs[0])
         del state.graph.initializers[name]
@@ -159,7 +160,7 @@ def _quantize_activations(state: _Lowering, image: ir.Value) -> None:
             continue  # an accumulator is exact in float
         users = list(value.uses())
         producer = value.producer()
-        if producer is not None and producer.op_type in ("DequantizeLinear", "QuantizeLinear"):
+        if producer is not None and producer.op_type in (Op.DEQUANTIZE, Op.QUANTIZE):
             continue
         is_output = value.is_graph_output()
         name = value.name

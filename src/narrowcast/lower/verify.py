@@ -15,6 +15,7 @@ from narrowcast.base.progress import phase
 from narrowcast.chips.schema import Target
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner
 from narrowcast.lower.reference import run_reference
+from narrowcast.ops.builder import Op
 from narrowcast.plan.types import Plan
 
 __all__ = ["VerifyRow", "verify"]
@@ -94,7 +95,7 @@ def verify(
 
 
 def _makers(graph: ir.Graph) -> dict[str, tuple[str, str]]:
-    makers = {str(value.name): ("", "QuantizeLinear") for value in graph.inputs}
+    makers = {str(value.name): ("", Op.QUANTIZE) for value in graph.inputs}
     for node in graph:
         makers.update({str(value.name): (str(node.name), node.op_type) for value in node.outputs})
     return makers

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.chips.placement import place
 from narrowcast.chips.schema import Target
+from narrowcast.ops.facts import Kind, facts, weight_axis
 from narrowcast.ops.net import all_names, constant_of, named, only_reader
 from narrowcast.plan.files import ExactPins, Pins
-from narrowcast.plan.structure import ACCUMULATING, Structure, is_passive, structure
+from narrowcast.plan.structure import Structure, is_passive, structure
 from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, edge_key, split_edge_key
 
 _SMALLEST = 2.0**-30
@@ -30,11 +31,9 @@ def output_channels_axis(node: ir.Node, target: Target) -> int | None:
     axis = target.weight.per_channel.get(node.op_type)
     if axis is None:
         return None
-    if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) != 1:
+    if facts(node).kind is Kind.TRANSPOSED and node.attributes.get_int("group", 1) != 1:
         return None
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    return axis
+    return weight_axis(node) if facts(node).kind is Kind.LINEAR else axis
 
 
 def weight_encoding(node: ir.Node, target: Target, dtype: str, weight: NDArray[Any] | None = None) -> Encoding:
@@ -265,7 +264,7 @@ def restricted(plan: Plan, graph: ir.Graph, target: Target) -> Plan:
         node = value.producer()
         if str(value.name) in tensors or node is None or target.outputs.type != "accumulator":
             continue
-        if node.op_type in ACCUMULATING and plan.nodes[str(node.name)].type != "float32":
+        if facts(node).is_product and plan.nodes[str(node.name)].type != "float32":
             tensors[str(value.name)] = accumulator_encoding(node, tensors, plan.edges)
     edges = {key: encoding for key, encoding in plan.edges.items() if split_edge_key(key)[0] in nodes}
     return replace(plan, tensors=tensors, edges=edges, nodes={n: p for n, p in plan.nodes.items() if n in nodes})

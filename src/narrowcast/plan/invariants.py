@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
+from narrowcast.ops.facts import facts
 from narrowcast.ops.net import computed_inputs, constant_of
 from narrowcast.plan.drafting import (
     Draft,
@@ -21,7 +22,7 @@ from narrowcast.plan.drafting import (
     read_encoding,
     written_value,
 )
-from narrowcast.plan.structure import ACCUMULATING, is_passive
+from narrowcast.plan.structure import is_passive
 from narrowcast.plan.types import Encoding, Plan, edge_key, split_edge_key
 
 __all__ = ["product_violations", "violations"]
@@ -128,7 +129,7 @@ def product_violations(graph: ir.Graph, plan: Plan, target: Target) -> list[str]
     """What is wrong with sums of products: scales, biases and shifts; one line each."""
     found: list[str] = []
     for node in graph:
-        if node.op_type in ACCUMULATING and plan.nodes[str(node.name)].type != "float32":
+        if facts(node).is_product and plan.nodes[str(node.name)].type != "float32":
             found += [f"{node.name}: {problem}" for problem in _product(node, plan, target)]
         elif node.op_type in target.constant_operands and plan.nodes[str(node.name)].type != "float32":
             found += [f"{node.name}: {problem}" for problem in _constants(node, plan)]

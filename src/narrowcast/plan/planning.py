@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate.statistics import RangeSpec, TensorStatistics, choose_range
 from narrowcast.chips.schema import Target
+from narrowcast.ops.facts import facts
 from narrowcast.ops.net import computed_inputs, constant_of
 from narrowcast.plan.drafting import (
     Draft,
@@ -33,11 +34,8 @@ from narrowcast.plan.drafting import (
 )
 from narrowcast.plan.files import TensorPin
 from narrowcast.plan.invariants import product_violations
-from narrowcast.plan.structure import ACCUMULATING, Group
+from narrowcast.plan.structure import Group
 from narrowcast.plan.types import DTYPES, EIGHT_BITS, Encoding, Plan, edge_key
-
-#: Operators whose operands are brought into the encoding of the result before anything else happens to them.
-_IN_OUTPUTS_ENCODING = ("Concat", "Max", "Min")
 
 #: What a weight alone wants: of a node with a constant second input, and its integer type.
 Weigh = Callable[[ir.Node, str], Encoding]
@@ -99,7 +97,7 @@ class _Follower:
             kind = self.drafted.placement[str(node.name)].type
             if kind == "float32":
                 continue
-            if node.op_type not in ACCUMULATING:
+            if not facts(node).is_product:
                 changed |= growing and self._widened(node)
                 self._constants(node, kind)
             elif constant_of(node.inputs[1]) is not None:
@@ -131,7 +129,7 @@ class _Follower:
         output = self.tensors.get(name)
         if output is None or output.zero_point or target.shared.get(node.op_type) != "output":
             return False
-        if node.op_type in _IN_OUTPUTS_ENCODING or node.op_type not in target.constant_operands:
+        if facts(node).aligns or node.op_type not in target.constant_operands:
             return False
         constants = [constant for value in node.inputs if (constant := constant_of(value)) is not None]
         largest = max((float(np.abs(constant).max(initial=0)) for constant in constants), default=0.0)
@@ -150,9 +148,9 @@ class _Follower:
         target = self.drafted.target
         if node.op_type not in target.constant_operands:
             return
-        aligned = target.shared.get(node.op_type) == "output" or node.op_type in _IN_OUTPUTS_ENCODING
+        aligned = target.shared.get(node.op_type) == "output" or facts(node).aligns
         output = self.tensors.get(str(node.outputs[0].name)) if aligned else None
-        if output is None and node.op_type in _IN_OUTPUTS_ENCODING:
+        if output is None and facts(node).aligns:
             return  # the float end of a network
         for value in node.inputs:
             constant = constant_of(value)

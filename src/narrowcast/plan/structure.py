@@ -11,16 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from narrowcast.calibrate.unary import unary_name
 from narrowcast.chips.schema import Target
+from narrowcast.ops.facts import Kind, facts
+from narrowcast.ops.functions import unary_name
 from narrowcast.ops.net import computed_inputs, only_reader, readers, scalar_at, written
 from narrowcast.plan.types import Placement, edge_key
 
 __all__ = ["Group", "Structure", "is_passive", "is_real", "structure"]
-
-#: Operators whose result is a sum of products, so that it is born in an int32 accumulator.
-ACCUMULATING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
 
 @dataclass
 class Group:
@@ -66,10 +63,12 @@ def is_passive(node: ir.Node, target: Target) -> bool:
 
     So does a Pad with infinity, before a MaxPool: no range holds it, and the least integer of any will do.
     """
-    if node.op_type == "Pad" and np.isinf(_padded_number(node)):
+    kind = facts(node).kind
+    if kind is Kind.PAD and np.isinf(_padded_number(node)):
         return True
-    if node.op_type == "Resize":
-        return node.attributes.get_string("mode", "nearest") == "nearest" and "Resize:nearest" in target.passive
+    if kind is Kind.RESIZE:
+        nearest = node.attributes.get_string("mode", "nearest") == "nearest"
+        return nearest and f"{node.op_type}:nearest" in target.passive
     return node.op_type in target.passive
 
 
@@ -185,7 +184,7 @@ def _add_group(
     if not quantized_producers and not quantized_consumers:
         return
     leaves = not quantized_consumers
-    accumulated = len(producers) == 1 and producers[0].op_type in ACCUMULATING
+    accumulated = len(producers) == 1 and facts(producers[0]).is_product
     if leaves and target.outputs.type == "float32":
         return
     if leaves and target.outputs.type == "accumulator" and accumulated:
@@ -218,8 +217,8 @@ def _sources(values: list[ir.Value], target: Target, requantizing: Collection[ir
     def repeated(value: ir.Value) -> bool:
         producer = value.producer()
         if producer is not None and is_passive(producer, target) and producer not in requantizing:
-            return not (producer.op_type == "Pad" and 0 < abs(_padded_number(producer)) < np.inf)
+            return not (facts(producer).kind is Kind.PAD and 0 < abs(_padded_number(producer)) < np.inf)
         users = readers(value)
-        return len(users) == 1 and users[0].op_type == "Concat" and users[0].outputs[0] in members
+        return len(users) == 1 and facts(users[0]).kind is Kind.JOIN and users[0].outputs[0] in members
 
     return [value for value in values if not repeated(value)] or values[:1]

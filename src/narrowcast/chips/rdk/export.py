@@ -24,8 +24,8 @@ from narrowcast.chips import Target
 from narrowcast.chips.rdk.hb_mapper import from_settings, parse_hb_mapper, write_hb_mapper
 from narrowcast.chips.rdk.opset import OPSET, to_opset_11
 from narrowcast.graph.run import Runner
-from narrowcast.graph.units import inline_units
 from narrowcast.ops.net import computed_inputs
+from narrowcast.ops.units import inline_units
 from narrowcast.plan import Plan, draft
 from narrowcast.plan.drafting import read_encoding
 from narrowcast.plan.structure import is_passive

@@ -24,6 +24,7 @@ from narrowcast.bundle.contents import proto_bytes
 from narrowcast.bundle.manifest import FLOAT_FILE, INTEGER_FILE, QDQ_FILE
 from narrowcast.bundle.store import Bundle
 from narrowcast.graph.model import Model
+from narrowcast.ops.builder import Op
 from narrowcast.ops.net import copied
 from narrowcast.vision.preprocess import Preprocess
 
@@ -95,13 +96,13 @@ def with_board_input(proto: onnx.ModelProto, spec: Preprocess) -> onnx.ModelProt
     graph.initializer.append(numpy_helper.from_array(weight, f"{stem}_weight"))
     graph.initializer.append(numpy_helper.from_array(bias, f"{stem}_bias"))
     planes, result = f"{stem}_float", inner
-    nodes = [helper.make_node("Cast", [name], [planes], name=f"{stem}_cast", to=TensorProto.FLOAT)]
+    nodes = [helper.make_node(Op.CAST, [name], [planes], name=f"{stem}_cast", to=TensorProto.FLOAT)]
     if spec.layout == "NHWC":
-        nodes.append(helper.make_node("Transpose", [planes], [f"{stem}_nchw"], name=f"{stem}_nchw", perm=[0, 3, 1, 2]))
+        nodes.append(helper.make_node(Op.TRANSPOSE, [planes], [f"{stem}_nchw"], name=f"{stem}_nchw", perm=[0, 3, 1, 2]))
         planes, result = f"{stem}_nchw", f"{stem}_result"
-    nodes.append(helper.make_node("Conv", [planes, f"{stem}_weight", f"{stem}_bias"], [result], name=stem))
+    nodes.append(helper.make_node(Op.CONV, [planes, f"{stem}_weight", f"{stem}_bias"], [result], name=stem))
     if spec.layout == "NHWC":
-        nodes.append(helper.make_node("Transpose", [result], [inner], name=f"{stem}_nhwc", perm=[0, 2, 3, 1]))
+        nodes.append(helper.make_node(Op.TRANSPOSE, [result], [inner], name=f"{stem}_nhwc", perm=[0, 2, 3, 1]))
     kept = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *kept])

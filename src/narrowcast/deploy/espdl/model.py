@@ -28,7 +28,7 @@ from narrowcast.deploy.espdl.products import fused_relu
 from narrowcast.deploy.espdl.restoring import DOMAIN, Restoring
 from narrowcast.graph.exposure import remove_unused
 from narrowcast.lower.integer import IntegerRunner, constant_integers, full_table, lower_integer
-from narrowcast.lower.integer.functions import unary_function
+from narrowcast.ops.functions import unary_function
 from narrowcast.ops.net import dims
 from narrowcast.plan.types import Plan
 

@@ -18,9 +18,8 @@ from narrowcast.deploy.espdl.layouts import Order, channels_last, identity, inve
 from narrowcast.deploy.espdl.products import PRODUCTS, explicit_pads
 from narrowcast.deploy.espdl.restoring import Restoring
 from narrowcast.lower.integer import constant_integers, full_table, stepped_table
-from narrowcast.lower.integer.clipping import clip_bounds
-from narrowcast.lower.integer.functions import unary_function
 from narrowcast.lower.integer.parameters import saturating_integer
+from narrowcast.ops.functions import clip_bounds, unary_function
 from narrowcast.ops.net import constant_of, dims, integers_at
 from narrowcast.plan.types import Encoding, Plan
 
@@ -55,9 +54,6 @@ def _table(assembly: Assembly, node: ir.Node, source: Encoding, wanted: Encoding
     if source.dtype == "int16" and rule is None:
         raise UserError(f"{node.name}: the target has no 16-bit tables", "pin the node to int8")
     function = unary_function(node)
-    if node.op_type == "Clip":
-        low, high = clip_bounds(node)
-        function = lambda x: np.clip(x, low, high)  # noqa: E731
     if function is None:
         raise UserError(f"{node.name}: {node.op_type} is no function of one value", "make its operands constant")
     if source.dtype == "int16" and rule is not None:

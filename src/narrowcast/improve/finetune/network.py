@@ -14,11 +14,11 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from narrowcast.improve.finetune.operators import MOVING, check_operators, compute
+from narrowcast.improve.finetune.operators import check_operators, compute, is_moving
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_of
 from narrowcast.plan import Encoding, Plan, edge_key
 from narrowcast.plan.drafting import read_encoding
-from narrowcast.plan.structure import ACCUMULATING
 
 Tensor = Any
 Values = dict[str, Tensor]
@@ -128,7 +128,7 @@ class Network:
                 self.constants[name] = torch.tensor(np.asarray(fixed), device=device)
 
     def _take_parameters(self, node: ir.Node) -> None:
-        weight = constant_of(node.inputs[1]) if node.op_type in ACCUMULATING else None
+        weight = constant_of(node.inputs[1]) if facts(node).is_product else None
         name = str(node.inputs[1].name) if weight is not None and node.inputs[1] is not None else ""
         encoding = self.plan.tensors.get(name)
         if weight is None or encoding is None:
@@ -200,7 +200,7 @@ class Network:
         encoding = self.plan.tensors.get(name)
         if encoding is None or encoding.dtype == "int32":
             return result  # an accumulator is exact
-        moves = node.op_type in MOVING or (node.op_type == "Resize" and _is_nearest(node))
+        moves = is_moving(node) or (facts(node).kind is Kind.RESIZE and _is_nearest(node))
         if moves and all(
             self.encoding_read(node, index) == encoding
             for index, value in enumerate(node.inputs)

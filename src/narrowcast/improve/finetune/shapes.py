@@ -21,8 +21,6 @@ __all__ = [
     "reduce_sum",
     "reshaped",
     "resize",
-    "slices",
-    "split",
     "transposed_convolution",
 ]
 
@@ -151,26 +149,3 @@ def resize(node: ir.Node, x: list[Tensor]) -> Tensor:
     if mode == "linear" and where in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         return functional.interpolate(x[0], shape[2:], mode="bilinear", align_corners=where == "align_corners")
     raise _refuse(node, f"mode {mode}, {where}")
-
-
-def split(node: ir.Node, x: list[Tensor]) -> list[Tensor]:
-    """ONNX Split."""
-    axis = node.attributes.get_int("axis", 0)
-    return list(x[0].split([int((output.shape or ())[axis]) for output in node.outputs], axis))
-
-
-def slices(node: ir.Node, x: list[Tensor]) -> Tensor:
-    """ONNX Slice with constant bounds."""
-    starts, ends = integers_at(node, "starts", 1), integers_at(node, "ends", 2)
-    if starts is None or ends is None:
-        raise _refuse(node, "computed bounds")
-    axes = integers_at(node, "axes", 3) or list(range(len(starts)))
-    steps = integers_at(node, "steps", 4) or [1] * len(starts)
-    result = x[0]
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step < 1:
-            raise _refuse(node, "a step below 1")
-        index = [slice(None)] * result.dim()
-        index[axis] = slice(start, end, step)
-        result = result[tuple(index)]
-    return result

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import onnx_ir as ir
 
-from narrowcast.base.errors import UserError
 from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.parameters import saturating_integer
 from narrowcast.lower.integer.rounding import requantize
 from narrowcast.lower.integer.values import Integers, Pending
-from narrowcast.ops.net import constant_of, input_at
+from narrowcast.ops.functions import clip_bounds
 from narrowcast.plan.types import Encoding
 
-__all__ = ["clip_bounds", "integer_bounds", "lower_clip"]
-
-
-def clip_bounds(node: ir.Node) -> tuple[float, float]:
-    """Real bounds of a Relu or Clip.
-
-    Raises:
-        UserError: bounds that are computed.
-    """
-    if node.op_type == "Relu":
-        return 0.0, math.inf
-    bounds = [-math.inf, math.inf]
-    for index in (1, 2):
-        value = input_at(node, index)
-        if value is None:
-            continue
-        constant = constant_of(value)
-        if constant is None:
-            raise UserError(f"{node.name}: the bounds of Clip are computed", "make them constant")
-        bounds[index - 1] = float(constant.reshape(-1)[0])
-    return bounds[0], bounds[1]
+__all__ = ["integer_bounds", "lower_clip"]
 
 
 def integer_bounds(node: ir.Node, encoding: Encoding, rounding: str) -> tuple[int, int]:

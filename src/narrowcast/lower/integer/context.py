@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
-from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.parameters import constant_integers
 from narrowcast.lower.integer.proof import Proof
 from narrowcast.lower.integer.rounding import dequantize, quantize, requantize
 from narrowcast.lower.integer.values import Integers, Pending, Reals, Value
+from narrowcast.ops.builder import Builder
 from narrowcast.ops.net import constant_of
 from narrowcast.plan.types import Encoding, Plan, edge_key
 

@@ -26,6 +26,8 @@ from narrowcast.lower.integer.rounding import (
     round_and_saturate,
 )
 from narrowcast.lower.integer.values import Integers, Pending, Reals
+from narrowcast.ops.builder import Op
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import dims
 from narrowcast.plan.types import Encoding
 
@@ -51,7 +53,7 @@ class _Addition(Pending):
             return Integers(output, encoding, self.shape, low, high)
         terms = [
             builder.arithmetic(
-                "Mul",
+                Op.MUL,
                 remove_zero_point(builder, side),
                 ratio(float(side.encoding.scales), float(encoding.scales)),
                 output,
@@ -81,13 +83,13 @@ def lower_multiply(context: Context, node: ir.Node) -> None:
     sides = [remove_zero_point(builder, side) for side in (left, right)]
     wide = all(code.dtype == "int16" for code in (left.encoding, right.encoding, encoding))
     if wide and context.target.int16_products == "exact":
-        product = builder.add("Mul", [builder.cast(side, "double", output) for side in sides], output)
+        product = builder.add(Op.MUL, [builder.cast(side, "double", output) for side in sides], output)
         scale = float(left.encoding.scales * right.encoding.scales) / float(encoding.scales)
-        _finish(context, node, builder.arithmetic("Mul", product, scale, output, np.float64), encoding, output, True)
+        _finish(context, node, builder.arithmetic(Op.MUL, product, scale, output, np.float64), encoding, output, True)
         return
-    product = builder.add("Mul", sides, output)
+    product = builder.add(Op.MUL, sides, output)
     factor = ratio(float(left.encoding.scales * right.encoding.scales), float(encoding.scales))
-    _finish(context, node, builder.arithmetic("Mul", product, factor, output), encoding, output)
+    _finish(context, node, builder.arithmetic(Op.MUL, product, factor, output), encoding, output)
 
 
 def lower_divide(context: Context, node: ir.Node) -> None:
@@ -96,12 +98,12 @@ def lower_divide(context: Context, node: ir.Node) -> None:
     builder, output = context.builder, context.name(node.outputs[0])
     a, b = remove_zero_point(builder, left), remove_zero_point(builder, right)
     factor = ratio(float(left.encoding.scales), float(right.encoding.scales) * float(encoding.scales))
-    quotient = builder.add("Div", [builder.arithmetic("Mul", a, factor, output), b], output)
+    quotient = builder.add(Op.DIV, [builder.arithmetic(Op.MUL, a, factor, output), b], output)
     if right.low <= right.encoding.zero_point <= right.high:
         # the sign of a, times more than any integer: saturates, and is 0 for 0
-        beyond = builder.arithmetic("Mul", a, 2.0**40, output)
-        zero = builder.add("Equal", [b, builder.constant(0.0)], output)
-        quotient = builder.add("Where", [zero, beyond, quotient], output)
+        beyond = builder.arithmetic(Op.MUL, a, 2.0**40, output)
+        zero = builder.add(Op.EQUAL, [b, builder.constant(0.0)], output)
+        quotient = builder.add(Op.WHERE, [zero, beyond, quotient], output)
     _finish(context, node, quotient, encoding, output)
 
 
@@ -120,6 +122,6 @@ def lower_extreme(context: Context, node: ir.Node) -> None:
     sides = [context.integers(node, index) for index in range(2)]
     sides = [s if s.encoding == encoding else requantize(context.builder, s, encoding, context.target) for s in sides]
     context.builder.add(node.op_type, [side.name for side in sides], output=output)
-    pick = max if node.op_type == "Max" else min
+    pick = max if facts(node).kind is Kind.LARGER else min
     low, high = pick(side.low for side in sides), pick(side.high for side in sides)
     context.store(node.outputs[0], Integers(output, encoding, dims(node.outputs[0]), low, high))

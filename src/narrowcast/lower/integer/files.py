@@ -12,9 +12,9 @@ import onnx
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import parse_json, reading
-from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.lowering import IntegerGraph
 from narrowcast.lower.integer.proof import Proof
+from narrowcast.ops.builder import Builder, Op
 from narrowcast.ops.net import copied
 from narrowcast.plan.types import Encoding
 
@@ -117,10 +117,10 @@ def dequantized(graph: IntegerGraph) -> onnx.ModelProto:
         proto.graph.initializer.append(onnx.numpy_helper.from_array(encoding.broadcast(rank).astype(np.float64), scale))
         proto.graph.node.extend(
             [
-                onnx.helper.make_node("Cast", [integers], [f"{integers}_double"], to=onnx.TensorProto.DOUBLE),
-                onnx.helper.make_node("Sub", [f"{integers}_double", zero], [f"{integers}_centred"]),
-                onnx.helper.make_node("Mul", [f"{integers}_centred", scale], [f"{integers}_real"]),
-                onnx.helper.make_node("Cast", [f"{integers}_real"], [output.name], to=onnx.TensorProto.FLOAT),
+                onnx.helper.make_node(Op.CAST, [integers], [f"{integers}_double"], to=onnx.TensorProto.DOUBLE),
+                onnx.helper.make_node(Op.SUB, [f"{integers}_double", zero], [f"{integers}_centred"]),
+                onnx.helper.make_node(Op.MUL, [f"{integers}_centred", scale], [f"{integers}_real"]),
+                onnx.helper.make_node(Op.CAST, [f"{integers}_real"], [output.name], to=onnx.TensorProto.FLOAT),
             ]
         )
         output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT

@@ -11,23 +11,23 @@ from onnx import TensorProto, helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
-from narrowcast.graph.units import DOMAIN, inline_units
-from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.clipping import lower_clip
 from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.elementwise import lower_add, lower_divide, lower_extreme, lower_multiply
-from narrowcast.lower.integer.functions import unary_function
 from narrowcast.lower.integer.moving import copy_node, lower_concat, lower_moving, lower_pad
 from narrowcast.lower.integer.pooling import lower_average_pool, lower_global_average, lower_reduce
 from narrowcast.lower.integer.products import constant_product, dynamic_product
 from narrowcast.lower.integer.proof import Proof
+from narrowcast.lower.integer.real import lower_real
 from narrowcast.lower.integer.resizing import lower_linear_resize
 from narrowcast.lower.integer.rounding import quantize
 from narrowcast.lower.integer.softmax import lower_softmax
 from narrowcast.lower.integer.tables import lower_table
 from narrowcast.lower.integer.values import Integers, Reals
+from narrowcast.ops.builder import Builder, Op
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_of, dims, node_names, value_names, with_outputs
-from narrowcast.plan.structure import is_passive
+from narrowcast.ops.units import DOMAIN, inline_units
 from narrowcast.plan.types import Encoding, Plan
 
 __all__ = ["IntegerGraph", "lower_integer"]
@@ -66,37 +66,45 @@ Rule = Callable[[Context, ir.Node], None]
 
 
 def _product(context: Context, node: ir.Node) -> None:
-    constant = node.op_type != "MatMul" or constant_of(node.inputs[1]) is not None
+    constant = facts(node).is_weighted or constant_of(node.inputs[1]) is not None
     result = constant_product(context, node) if constant else dynamic_product(context, node)
     context.store(node.outputs[0], result)
 
 
-#: Operator to its rule. Operators that move bytes and unary functions are recognised apart.
-_RULES: dict[str, Rule] = {
-    "Conv": _product,
-    "ConvTranspose": _product,
-    "Gemm": _product,
-    "MatMul": _product,
-    "Add": lower_add,
-    "Sub": lower_add,
-    "Mul": lower_multiply,
-    "Div": lower_divide,
-    "Max": lower_extreme,
-    "Min": lower_extreme,
-    "Relu": lower_clip,
-    "Clip": lower_clip,
-    "AveragePool": lower_average_pool,
-    "GlobalAveragePool": lower_global_average,
-    "ReduceMean": lower_reduce,
-    "ReduceSum": lower_reduce,
-    "ReduceMax": lower_reduce,
-    "ReduceMin": lower_reduce,
-    "Concat": lower_concat,
-    "Pad": lower_pad,
-    "Softmax": lower_softmax,
+def _resize(context: Context, node: ir.Node) -> None:
+    nearest = node.attributes.get_string("mode", "nearest") == "nearest"
+    (lower_moving if nearest else lower_linear_resize)(context, node)
+
+
+_RULES: dict[Kind, Rule] = {
+    Kind.CONVOLUTION: _product,
+    Kind.TRANSPOSED: _product,
+    Kind.LINEAR: _product,
+    Kind.MATRIX: _product,
+    Kind.FUNCTION: lower_table,
+    Kind.CLIP: lower_clip,
+    Kind.TURN: lower_moving,
+    Kind.MOVE: lower_moving,
+    Kind.JOIN: lower_concat,
+    Kind.PAD: lower_pad,
+    Kind.SUM: lower_add,
+    Kind.DIFFERENCE: lower_add,
+    Kind.MULTIPLY: lower_multiply,
+    Kind.DIVIDE: lower_divide,
+    Kind.LARGER: lower_extreme,
+    Kind.SMALLER: lower_extreme,
+    Kind.AVERAGE_POOL: lower_average_pool,
+    Kind.GLOBAL_AVERAGE: lower_global_average,
+    Kind.MAX_POOL: lower_moving,
+    Kind.GLOBAL_MAX: lower_moving,
+    Kind.MEAN: lower_reduce,
+    Kind.TOTAL: lower_reduce,
+    Kind.LARGEST: lower_reduce,
+    Kind.LEAST: lower_reduce,
+    Kind.SOFTMAX: lower_softmax,
+    Kind.RESIZE: _resize,
+    Kind.REAL: lower_real,
 }
-_MOVING = ("Identity", "MaxPool", "GlobalMaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice",
-           "Split", "Gather", "DepthToSpace", "SpaceToDepth", "Expand", "Tile")  # fmt: skip
 
 
 def lower_integer(model: ir.Model, plan: Plan, target: Target, *, integer_input: bool = False) -> IntegerGraph:
@@ -166,7 +174,7 @@ def _lower_output(context: Context, value: ir.Value) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, getattr(TensorProto, encoding.dtype.upper()), shape)
     real = context.reals(value)
     if real is not None and real.name != name:
-        context.builder.add("Identity", [real.name], output=name)
+        context.builder.add(Op.IDENTITY, [real.name], output=name)
     kind = TensorProto.FLOAT if value.dtype is None else int(value.dtype)  # whole numbers and truth values as they are
     return helper.make_tensor_value_info(name, kind, shape)
 
@@ -174,15 +182,8 @@ def _lower_output(context: Context, value: ir.Value) -> onnx.ValueInfoProto:
 def _lower_node(context: Context, node: ir.Node) -> None:
     if _is_float(context, node):
         _copy_float(context, node)
-    elif node.op_type in _RULES:
-        _RULES[node.op_type](context, node)
-    elif node.op_type == "Resize" and not is_passive(node, context.target):
-        mode = node.attributes.get_string("mode", "nearest")
-        (lower_moving if mode == "nearest" else lower_linear_resize)(context, node)
-    elif node.op_type in _MOVING or is_passive(node, context.target):
-        lower_moving(context, node)
-    elif unary_function(node) is not None:
-        lower_table(context, node)
+    elif (rule := _RULES.get(facts(node).kind)) is not None:
+        rule(context, node)
     else:
         remedy = "pin it to float32" if context.target.float_nodes else "rewrite the model without it"
         raise UserError(f"{node.name}: there is no integer rule for {node.op_type}", remedy)
@@ -199,9 +200,9 @@ def _is_float(context: Context, node: ir.Node) -> bool:
     computed = [entry for entry in current if entry is not None]
     encoded = all(context.encoding(value) is not None for value in node.outputs)
     if any(not isinstance(entry, Integers) for entry in computed):
-        fused = node.op_type in ("Relu", "Clip") and encoded and context.is_fused(node.inputs[0])
+        fused = facts(node).is_clip and encoded and context.is_fused(node.inputs[0])
         return not fused
-    return not encoded and node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub")
+    return not encoded and not facts(node).waits
 
 
 def _copy_float(context: Context, node: ir.Node) -> None:

@@ -24,6 +24,8 @@ from narrowcast.lower.integer.products import window_sum
 from narrowcast.lower.integer.proof import EXACT
 from narrowcast.lower.integer.rounding import ratio, remove_zero_point, requantize, round_and_saturate
 from narrowcast.lower.integer.values import Integers
+from narrowcast.ops.builder import Op
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import dims, input_at, integers_at
 from narrowcast.plan.types import Encoding
 
@@ -71,15 +73,15 @@ def _exact_sum(context: Context, x: Integers, axes: Sequence[int], keep: bool, s
     double = count * x.magnitude > EXACT
     name = remove_zero_point(builder, x)
     name = builder.cast(name, "double", stem) if double else name
-    name = builder.add("ReduceSum", [name, builder.shape(axes)], stem, keepdims=int(keep))
+    name = builder.reduced(Op.REDUCE_SUM, name, axes, stem, keep)
     return builder.cast(name, "float", stem) if double else name
 
 
 def _finish(context: Context, node: ir.Node, total: str, factor: NDArray[np.float32], encoding: Encoding) -> None:
     builder, output = context.builder, context.name(node.outputs[0])
     limit = float(2**53)  # keeps onnxruntime from folding the factor into the ones of a pool's convolution
-    total = builder.add("Clip", [total, builder.constant(-limit), builder.constant(limit)], output)
-    scaled = builder.arithmetic("Mul", total, factor, output)
+    total = builder.add(Op.CLIP, [total, builder.constant(-limit), builder.constant(limit)], output)
+    scaled = builder.arithmetic(Op.MUL, total, factor, output)
     bounds, rounding = (encoding.qmin, encoding.qmax), context.target.requantize.rounding
     round_and_saturate(builder, scaled, rounding, bounds, encoding.zero_point, output=output, stem=output)
     context.store(node.outputs[0], Integers(output, encoding, dims(node.outputs[0]), *bounds))
@@ -90,23 +92,21 @@ def lower_reduce(context: Context, node: ir.Node) -> None:
     x, encoding = context.integers(node, 0), context.wanted(node)
     axes, keep = _axes(node, len(x.shape)), bool(node.attributes.get_int("keepdims", 1))
     builder, stem = context.builder, str(node.name)
-    if node.op_type in ("ReduceMax", "ReduceMin"):
-        if builder.opset < 18:
-            name = builder.add(node.op_type, [x.name], stem, axes=axes, keepdims=int(keep))
-        else:
-            name = builder.add(node.op_type, [x.name, builder.shape(axes)], stem, keepdims=int(keep))
+    kind = facts(node).kind
+    if kind in (Kind.LARGEST, Kind.LEAST):
+        name = builder.reduced(node.op_type, x.name, axes, stem, keep)
         reduced = Integers(name, x.encoding, dims(node.outputs[0]), x.low, x.high)
         output = context.name(node.outputs[0])
         context.store(node.outputs[0], requantize(builder, reduced, encoding, context.target, output=output))
         return
     total = _exact_sum(context, x, axes, keep, stem)
-    if node.op_type == "ReduceSum":
+    if kind is Kind.TOTAL:
         factor = np.asarray(ratio(float(x.encoding.scales), float(encoding.scales)))
         _finish(context, node, total, factor, encoding)
         return
     count = int(np.prod([x.shape[axis] for axis in axes]))
-    scaled = builder.arithmetic("Mul", total, np.float32(x.encoding.scales), stem)
-    mean = builder.arithmetic("Div", scaled, float(count), stem)
+    scaled = builder.arithmetic(Op.MUL, total, np.float32(x.encoding.scales), stem)
+    mean = builder.arithmetic(Op.DIV, scaled, float(count), stem)
     _finish(context, node, mean, np.asarray(np.float32(1) / np.float32(encoding.scales)), encoding)
 
 

@@ -11,14 +11,16 @@ import onnx_ir as ir
 from narrowcast.base.errors import UserError
 from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.parameters import bias_integers
-from narrowcast.lower.integer.sums import Array, Emit, Sum
+from narrowcast.lower.integer.sums import Array, Emit, ProductSum
 from narrowcast.lower.integer.values import Integers
+from narrowcast.ops.builder import Op
+from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_of, dims
 
 __all__ = ["constant_product", "dynamic_product", "window_sum"]
 
 
-def constant_product(context: Context, node: ir.Node) -> Sum:
+def constant_product(context: Context, node: ir.Node) -> ProductSum:
     """Conv, ConvTranspose, Gemm or MatMul with constant weights."""
     values = constant_of(node.inputs[1])
     if values is None or node.inputs[1] is None:
@@ -29,14 +31,17 @@ def constant_product(context: Context, node: ir.Node) -> Sum:
         raise UserError(f"the plan has no encoding for {name}, the weight of {node.name}", "make the plan again")
     x, weight = context.integers(node, 0), encoding.quantize(values, context.target.quantize_rounding).astype(np.int32)
     weight -= encoding.zero_point
-    axis, output_axis, emit = _LAYOUTS[node.op_type](context, node, weight)
+    entry, shape = facts(node), dims(node.outputs[0])
+    emit = _EMITS[entry.kind](context, node)
+    if entry.weight_axis is None:
+        raise AssertionError(f"{node.op_type} has no weights")
+    axis, output_axis = entry.weight_axis(node) % weight.ndim, entry.output_axis % len(shape)
     scale = x.encoding.scales * encoding.scales
     if encoding.axis is not None and encoding.axis % weight.ndim != axis:
         raise UserError(f"{node.name}: its weight is scaled along axis {encoding.axis}", "make the plan again")
-    shape = dims(node.outputs[0])
     if scale.ndim and len(scale) != shape[output_axis]:
         raise UserError(f"{node.name}: a grouped {node.op_type} has one scale per tensor", "make the plan again")
-    return Sum(context, str(node.name), emit, x, weight, axis, _bias(context, node), scale, shape, output_axis)
+    return ProductSum(context, str(node.name), emit, x, weight, axis, _bias(context, node), scale, shape, output_axis)
 
 
 def _bias(context: Context, node: ir.Node) -> Array | None:
@@ -45,7 +50,7 @@ def _bias(context: Context, node: ir.Node) -> Array | None:
     values, encoding = constant_of(node.inputs[2]), context.plan.tensors.get(str(node.inputs[2].name))
     if values is None or encoding is None:
         raise UserError(f"{node.name}: its bias has no encoding", "make the plan again")
-    channels = dims(node.outputs[0])[1 if node.op_type != "Gemm" else -1]
+    channels = dims(node.outputs[0])[facts(node).output_axis]
     return bias_integers(
         np.broadcast_to(values.reshape(-1), (channels,)), encoding, context.target, context.node_type(node)
     )
@@ -55,17 +60,17 @@ def _attributes(node: ir.Node) -> dict[str, Any]:
     return {attribute.name: attribute.value for attribute in node.attributes.values()}
 
 
-def _convolution(context: Context, node: ir.Node, weight: Array) -> tuple[int, int, Emit]:
+def _convolution(context: Context, node: ir.Node) -> Emit:
     attributes = _attributes(node)
 
     def emit(x: str, w: str, bias: str | None) -> str:
         inputs = [x, w] if bias is None else [x, w, bias]
         return context.builder.add(node.op_type, inputs, str(node.name), **attributes)
 
-    return (1 if node.op_type == "ConvTranspose" else 0), 1, emit
+    return emit
 
 
-def _gemm(context: Context, node: ir.Node, weight: Array) -> tuple[int, int, Emit]:
+def _linear(context: Context, node: ir.Node) -> Emit:
     attributes = node.attributes
     if attributes.get_float("alpha", 1.0) != 1.0 or attributes.get_float("beta", 1.0) != 1.0:
         raise UserError(
@@ -75,40 +80,40 @@ def _gemm(context: Context, node: ir.Node, weight: Array) -> tuple[int, int, Emi
 
     def emit(x: str, w: str, bias: str | None) -> str:
         inputs = [x, w] if bias is None else [x, w, bias]
-        return context.builder.add("Gemm", inputs, str(node.name), **transposed)
+        return context.builder.add(Op.GEMM, inputs, str(node.name), **transposed)
 
-    return (0 if transposed["transB"] else 1), 1, emit
+    return emit
 
 
-def _matmul(context: Context, node: ir.Node, weight: Array) -> tuple[int, int, Emit]:
+def _matrix(context: Context, node: ir.Node) -> Emit:
     def emit(x: str, w: str, bias: str | None) -> str:
-        name = context.builder.add("MatMul", [x, w], str(node.name))
-        return name if bias is None else context.builder.add("Add", [name, bias], str(node.name))
+        name = context.builder.add(Op.MATMUL, [x, w], str(node.name))
+        return name if bias is None else context.builder.add(Op.ADD, [name, bias], str(node.name))
 
-    return weight.ndim - 1, len(dims(node.outputs[0])) - 1, emit
+    return emit
 
 
-_LAYOUTS: dict[str, Callable[[Context, ir.Node, Array], tuple[int, int, Emit]]] = {
-    "Conv": _convolution,
-    "ConvTranspose": _convolution,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
+_EMITS: dict[Kind, Callable[[Context, ir.Node], Emit]] = {
+    Kind.CONVOLUTION: _convolution,
+    Kind.TRANSPOSED: _convolution,
+    Kind.LINEAR: _linear,
+    Kind.MATRIX: _matrix,
 }
 
 
-def dynamic_product(context: Context, node: ir.Node) -> Sum:
+def dynamic_product(context: Context, node: ir.Node) -> ProductSum:
     """MatMul of two activations."""
     x, y = context.integers(node, 0), context.integers(node, 1)
 
     def emit(left: str, right: str, bias: str | None) -> str:
-        return context.builder.add("MatMul", [left, right], str(node.name))
+        return context.builder.add(Op.MATMUL, [left, right], str(node.name))
 
     scale = np.asarray(x.encoding.scales * y.encoding.scales)
     shape = dims(node.outputs[0])
-    return Sum(context, str(node.name), emit, x, y, None, None, scale, shape, len(shape) - 1, x.shape[-1])
+    return ProductSum(context, str(node.name), emit, x, y, None, None, scale, shape, len(shape) - 1, x.shape[-1])
 
 
-def window_sum(context: Context, node: ir.Node, x: Integers, kernel: Sequence[int], **geometry: Any) -> Sum:
+def window_sum(context: Context, node: ir.Node, x: Integers, kernel: Sequence[int], **geometry: Any) -> ProductSum:
     """Sums over windows of a pool: a depthwise convolution with ones.
 
     Args:
@@ -121,7 +126,7 @@ def window_sum(context: Context, node: ir.Node, x: Integers, kernel: Sequence[in
     channels = x.shape[1]
 
     def emit(left: str, weight: str, bias: str | None) -> str:
-        return context.builder.add("Conv", [left, weight], str(node.name), group=channels, **geometry)
+        return context.builder.add(Op.CONV, [left, weight], str(node.name), group=channels, **geometry)
 
     ones = np.ones((channels, 1, *kernel), np.int64)
-    return Sum(context, str(node.name), emit, x, ones, 0, None, x.encoding.scales, dims(node.outputs[0]), 1)
+    return ProductSum(context, str(node.name), emit, x, ones, 0, None, x.encoding.scales, dims(node.outputs[0]), 1)

@@ -12,8 +12,8 @@ import math
 import numpy as np
 
 from narrowcast.chips.schema import Target
-from narrowcast.lower.integer.builder import Builder
 from narrowcast.lower.integer.values import Integers, Reals
+from narrowcast.ops.builder import Builder, Op
 from narrowcast.plan.types import Encoding
 
 __all__ = ["dequantize", "quantize", "ratio", "remove_zero_point", "requantize", "round_and_saturate"]
@@ -53,13 +53,13 @@ def round_and_saturate(
         stem: for names of the nodes in between.
     """
     dtype = np.float64 if double else np.float32
-    steps: list[tuple[str, tuple[float, ...]]] = [("Clip", (bounds[0] - zero_point, bounds[1] - zero_point))]
+    steps: list[tuple[str, tuple[float, ...]]] = [(Op.CLIP, (bounds[0] - zero_point, bounds[1] - zero_point))]
     if rounding == "half-even":
-        steps.append(("Round", ()))
+        steps.append((Op.ROUND, ()))
     elif rounding == "half-up":
-        steps += [("Floor", ())] if half_added else [("Add", (0.5,)), ("Floor", ())]
+        steps += [(Op.FLOOR, ())] if half_added else [(Op.ADD, (0.5,)), (Op.FLOOR, ())]
     if zero_point:
-        steps.append(("Add", (float(zero_point),)))
+        steps.append((Op.ADD, (float(zero_point),)))
     for index, (op_type, numbers) in enumerate(steps):
         last = index == len(steps) - 1 and not double
         inputs = [x, *(builder.constant(number, dtype) for number in numbers)]
@@ -71,23 +71,23 @@ def remove_zero_point(builder: Builder, value: Integers) -> str:
     """The integers minus their zero point."""
     if value.encoding.zero_point == 0:
         return value.name
-    return builder.arithmetic("Sub", value.name, float(value.encoding.zero_point), value.name)
+    return builder.arithmetic(Op.SUB, value.name, float(value.encoding.zero_point), value.name)
 
 
 def dequantize(builder: Builder, value: Integers) -> Reals:
     """Real values ``(q - zero_point) * scale`` in float32."""
     name = remove_zero_point(builder, value)
     scale = value.encoding.broadcast(len(value.shape)).astype(np.float32)
-    return Reals(builder.arithmetic("Mul", name, scale, f"{value.name}_real"), value.shape)
+    return Reals(builder.arithmetic(Op.MUL, name, scale, f"{value.name}_real"), value.shape)
 
 
 def quantize(builder: Builder, value: Reals, encoding: Encoding, target: Target, output: str) -> Integers:
     """Integers ``clip(round(x / scale) + zero_point)``; the division is in float32, exact for powers of two."""
     scale = np.float32(encoding.scales)
     if math.frexp(float(scale))[0] == 0.5:
-        x = builder.arithmetic("Mul", value.name, 1 / scale, output)
+        x = builder.arithmetic(Op.MUL, value.name, 1 / scale, output)
     else:
-        x = builder.arithmetic("Div", value.name, scale, output)
+        x = builder.arithmetic(Op.DIV, value.name, scale, output)
     bounds = (encoding.qmin, encoding.qmax)
     round_and_saturate(builder, x, target.quantize_rounding, bounds, encoding.zero_point, output=output, stem=output)
     return Integers(output, encoding, value.shape, *bounds)
@@ -118,7 +118,7 @@ def requantize(
     factor = ratio(float(value.encoding.scales), float(encoding.scales))
     name = remove_zero_point(builder, value)
     if factor != 1:
-        name = builder.arithmetic("Mul", name, factor, stem)
+        name = builder.arithmetic(Op.MUL, name, factor, stem)
     rounding = None if factor >= 1 and float(factor).is_integer() else target.requantize.rounding
     name = round_and_saturate(builder, name, rounding, (low, high), encoding.zero_point, output=output, stem=stem)
     smallest, largest = (

@@ -16,6 +16,7 @@ from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.rounding import quantize
 from narrowcast.lower.integer.tables import look_up
 from narrowcast.lower.integer.values import Integers, Reals
+from narrowcast.ops.builder import Op
 from narrowcast.ops.net import dims
 
 __all__ = ["lower_softmax"]
@@ -28,10 +29,10 @@ def lower_softmax(context: Context, node: ir.Node) -> None:
     axis = node.attributes.get_int("axis", -1) % len(x.shape)
     direct = context.target.softmax.output == "float32" and x.encoding.dtype == "int8"
     exponentials = _direct(context, node, x, output) if direct else _relative(context, x, axis, output)
-    sums = builder.add("CumSum", [exponentials, builder.constant(axis, np.int64)], output)
+    sums = builder.add(Op.CUM_SUM, [exponentials, builder.constant(axis, np.int64)], output)
     last = [builder.shape([number]) for number in (x.shape[axis] - 1, x.shape[axis], axis)]
-    total = builder.add("Slice", [sums, *last], output)
-    share = Reals(builder.add("Div", [exponentials, total], output), dims(node.outputs[0]))
+    total = builder.add(Op.SLICE, [sums, *last], output)
+    share = Reals(builder.add(Op.DIV, [exponentials, total], output), dims(node.outputs[0]))
     context.store(node.outputs[0], quantize(builder, share, encoding, context.target, output))
 
 
@@ -52,11 +53,8 @@ def _direct(context: Context, node: ir.Node, x: Integers, stem: str) -> str:
 def _relative(context: Context, x: Integers, axis: int, stem: str) -> str:
     """``exp(s * (q - max))``: an index from -(2^bits - 1) to 0."""
     builder = context.builder
-    if builder.opset < 18:
-        largest = builder.add("ReduceMax", [x.name], stem, axes=[axis], keepdims=1)
-    else:
-        largest = builder.add("ReduceMax", [x.name, builder.shape([axis])], stem, keepdims=1)
-    below = builder.add("Sub", [largest, x.name], stem)
+    largest = builder.reduced(Op.REDUCE_MAX, x.name, [axis], stem)
+    below = builder.add(Op.SUB, [largest, x.name], stem)
     count = x.encoding.qmax - x.encoding.qmin + 1
     table = np.exp(-np.arange(count) * float(x.encoding.scales)).astype(np.float32)
     return look_up(context, below, table, x.shape, builder.fresh(f"{stem}.exp"))

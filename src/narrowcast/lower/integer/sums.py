@@ -14,9 +14,10 @@ from narrowcast.lower.integer.context import Context
 from narrowcast.lower.integer.proof import EXACT, Digits, Proof, digit_bounds, split, static_digit
 from narrowcast.lower.integer.rounding import remove_zero_point, round_and_saturate
 from narrowcast.lower.integer.values import Integers, Pending, Reals
+from narrowcast.ops.builder import Op
 from narrowcast.plan.types import Encoding, round_real
 
-__all__ = ["Array", "Emit", "Sum"]
+__all__ = ["Array", "Emit", "ProductSum"]
 
 Array = NDArray[np.signedinteger[Any]]
 #: Makes the product node: activation, weights (a name or constant), bias or None -> output name.
@@ -24,7 +25,7 @@ Emit = Callable[[str, str, str | None], str]
 
 
 @dataclass(frozen=True)
-class Sum(Pending):
+class ProductSum(Pending):
     """An accumulator that is not rounded yet.
 
     Attributes:
@@ -73,7 +74,7 @@ class Sum(Pending):
         if double:
             name = self.context.builder.cast(name, "float", self.node)
         factor = self._channels(self.scale).astype(np.float32)
-        return Reals(self.context.builder.arithmetic("Mul", self._barrier(name), factor, self.node), self.shape)
+        return Reals(self.context.builder.arithmetic(Op.MUL, self._barrier(name), factor, self.node), self.shape)
 
     def accumulator(self) -> str:
         """The sum itself as integers in float32, rounded to float32 where it is larger than 2^24."""
@@ -115,13 +116,13 @@ class Sum(Pending):
         builder, bound = self.context.builder, int(self._channel_bounds().max())
         if double:
             limits = [builder.constant(float(limit), np.float64) for limit in (encoding.qmin, encoding.qmax)]
-            builder.add("Clip", [name, *limits], output=output)
+            builder.add(Op.CLIP, [name, *limits], output=output)
         else:
-            builder.add("Identity", [name], output=output)
+            builder.add(Op.IDENTITY, [name], output=output)
         low, high = max(-bound, encoding.qmin), min(bound, encoding.qmax)
         return Integers(output, encoding, self.shape, low, high)
 
-    def _settled(self, encoding: Encoding, low: int, high: int) -> Sum:
+    def _settled(self, encoding: Encoding, low: int, high: int) -> ProductSum:
         """Channels that give one integer whatever the input is, with weights of 0 and that integer as the bias.
 
         The scale of a dead channel is tiny and its bias beyond 2^24, for which the whole node would need float64.
@@ -172,7 +173,7 @@ class Sum(Pending):
         """A Clip that changes nothing, so that onnxruntime does not fold the next factor into the weights."""
         limit = float(2**53)
         builder = self.context.builder
-        return builder.add("Clip", [name, builder.constant(-limit), builder.constant(limit)], self.node)
+        return builder.add(Op.CLIP, [name, builder.constant(-limit), builder.constant(limit)], self.node)
 
     def _multiplied(self, encoding: Encoding, bounds: tuple[int, int], output: str) -> None:
         builder, rule = self.context.builder, self.context.target.requantize
@@ -180,7 +181,7 @@ class Sum(Pending):
         if double:
             name = builder.cast(name, "float", self.node)
         factor = self._channels(np.asarray(self.scale / float(encoding.scales))).astype(np.float32)
-        name = builder.arithmetic("Mul", self._barrier(name), factor, self.node)
+        name = builder.arithmetic(Op.MUL, self._barrier(name), factor, self.node)
         round_and_saturate(builder, name, rule.rounding, bounds, encoding.zero_point, output=output, stem=self.node)
 
     def _shifted(self, encoding: Encoding, bounds: tuple[int, int], output: str) -> None:
@@ -228,7 +229,7 @@ class Sum(Pending):
         x = remove_zero_point(builder, self.x)
         if isinstance(self.weight, Integers):
             name = self.emit(x, remove_zero_point(builder, self.weight), None)
-            for op_type, number in (("Mul", factor), ("Add", half)):
+            for op_type, number in ((Op.MUL, factor), (Op.ADD, half)):
                 name = name if number is None else builder.arithmetic(op_type, name, number, self.node)
             return name
         bias = self.bias
@@ -258,11 +259,11 @@ class Sum(Pending):
                 power = 2.0 ** (x_digits.bits * i + w_digits.bits * j)
                 part = self._part(left, j, w_digits, np.asarray(power if factor is None else power * factor))
                 part = builder.cast(part, "double", self.node)
-                total = builder.add("Add", [total, part], self.node) if total else part
+                total = builder.add(Op.ADD, [total, part], self.node) if total else part
         addend = np.zeros(()) if self.bias is None else self.bias * (1.0 if factor is None else factor)
         addend = addend if half is None else addend + half
         if np.any(addend):
-            total = builder.arithmetic("Add", total, self._channels(np.asarray(addend)), self.node, np.float64)
+            total = builder.arithmetic(Op.ADD, total, self._channels(np.asarray(addend)), self.node, np.float64)
         return total
 
     def _part(self, left: str, digit: int, digits: Digits, factor: NDArray[np.float64]) -> str:
@@ -270,7 +271,7 @@ class Sum(Pending):
         builder = self.context.builder
         if isinstance(self.weight, Integers):
             name = self.emit(left, _dynamic_digits(self.context, self.weight, digits)[digit], None)
-            return name if np.all(factor == 1) else builder.arithmetic("Mul", name, self._channels(factor), self.node)
+            return name if np.all(factor == 1) else builder.arithmetic(Op.MUL, name, self._channels(factor), self.node)
         weight = builder.stored(static_digit(self.weight, digits, digit), self._against_weight(factor))
         return self.emit(left, weight, None)
 
@@ -280,10 +281,10 @@ def _dynamic_digits(context: Context, value: Integers, digits: Digits) -> list[s
     builder = context.builder
     rest, result = remove_zero_point(builder, value), []
     for _ in range(digits.count - 1):
-        scaled = builder.arithmetic("Mul", rest, 2.0**-digits.bits, value.name)
-        higher = builder.add("Floor", [scaled], value.name)
+        scaled = builder.arithmetic(Op.MUL, rest, 2.0**-digits.bits, value.name)
+        higher = builder.add(Op.FLOOR, [scaled], value.name)
         result.append(
-            builder.add("Sub", [rest, builder.arithmetic("Mul", higher, 2.0**digits.bits, value.name)], value.name)
+            builder.add(Op.SUB, [rest, builder.arithmetic(Op.MUL, higher, 2.0**digits.bits, value.name)], value.name)
         )
         rest = higher
     return [*result, rest]

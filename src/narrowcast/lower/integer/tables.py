@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Table16, Target
 from narrowcast.lower.integer.context import Context
-from narrowcast.lower.integer.functions import Function, unary_function
 from narrowcast.lower.integer.rounding import round_and_saturate
 from narrowcast.lower.integer.values import Integers
+from narrowcast.ops.builder import Op
+from narrowcast.ops.facts import Function
+from narrowcast.ops.functions import unary_function
 from narrowcast.plan.types import Encoding, round_real
 
 __all__ = ["full_table", "lower_table", "stepped_table"]
@@ -42,7 +44,7 @@ def full_table(function: Function, source: Encoding, wanted: Encoding, target: T
     """One entry for every integer of the input's type, ``qmin`` first.
 
     Args:
-        function: of real numbers, see :func:`narrowcast.lower.integer.functions.unary_function`.
+        function: of real numbers, see :func:`narrowcast.ops.functions.unary_function`.
         source: encoding of the input.
         wanted: encoding of the output.
         target: its rounding.
@@ -88,8 +90,8 @@ def lower_table(context: Context, node: ir.Node) -> None:
 def _stepped_index(context: Context, x: Integers, rule: Table16, stem: str) -> str:
     """``round((q + 32768) / step)``; the division by a power of two is exact in float32."""
     builder = context.builder
-    shifted = builder.arithmetic("Add", x.name, float(-x.encoding.qmin), stem)
-    scaled = builder.arithmetic("Mul", shifted, 1.0 / rule.step, stem)
+    shifted = builder.arithmetic(Op.ADD, x.name, float(-x.encoding.qmin), stem)
+    scaled = builder.arithmetic(Op.MUL, shifted, 1.0 / rule.step, stem)
     return round_and_saturate(builder, scaled, rule.rounding, (0, rule.entries - 1), stem=stem)
 
 
@@ -111,6 +113,6 @@ def look_up(context: Context, index: str, table: NDArray[np.generic], shape: tup
         table = np.broadcast_to(table, (rows, table.size))
     rows = table.shape[0]
     integers = builder.cast(index, "int32", output)
-    flat = builder.add("Reshape", [integers, builder.shape((rows, count // rows))], output)
-    found = builder.add("GatherElements", [builder.constant(table), flat], output, axis=1)
-    return builder.add("Reshape", [found, builder.shape(shape)], output=output)
+    flat = builder.add(Op.RESHAPE, [integers, builder.shape((rows, count // rows))], output)
+    found = builder.add(Op.GATHER_ELEMENTS, [builder.constant(table), flat], output, axis=1)
+    return builder.add(Op.RESHAPE, [found, builder.shape(shape)], output=output)

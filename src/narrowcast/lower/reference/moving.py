@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from narrowcast.graph.run import open_session
-from narrowcast.graph.units import DOMAIN, inline_units
+from narrowcast.graph.validity import NEWEST_OPSET
+from narrowcast.ops.units import DOMAIN, inline_units
 
-__all__ = ["evaluate_float", "evaluate_moving", "nearest_resize"]
+__all__ = ["evaluate_float", "evaluate_moving", "evaluate_wide", "nearest_resize"]
 
 Array = NDArray[Any]
 
@@ -38,6 +41,20 @@ def evaluate_moving(node: ir.Node, inputs: dict[str, Array], opset: int) -> list
     """One node by ONNX's own reference implementation, on integers."""
     results = ReferenceEvaluator(_single_node(node, opset, [])).run(None, inputs)
     return [np.asarray(result) for result in results]
+
+
+def evaluate_wide(node: ir.Node, operands: list[Array], own: Sequence[type[OpRun]] = ()) -> list[Array]:
+    """One node by ONNX's own reference implementation in the newest opset, on float64; some operators by ours."""
+    proto = ir.serde.serialize_node(node)
+    proto.domain = ""
+    names = [f"x{index}" for index in range(len(operands))]
+    proto.input[:] = names
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in (*names, *proto.output)]
+    graph = helper.make_graph([proto], "node", values[: len(names)], values[len(names) :])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", NEWEST_OPSET)])
+    feed = dict(zip(names, operands, strict=True))
+    with np.errstate(all="ignore"):
+        return [np.asarray(result) for result in ReferenceEvaluator(model, new_ops=list(own)).run(None, feed)]
 
 
 def evaluate_float(

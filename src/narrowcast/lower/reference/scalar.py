@@ -1,120 +1,68 @@
-"""Unary functions one number at a time, with Python's math module, and their tables."""
+"""Unary functions by ONNX's own reference implementation in float64, and the tables that chips make of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx.reference.op_run import OpRun
 
 from narrowcast.chips.schema import Target
-from narrowcast.ops.net import constant_of
+from narrowcast.lower.reference.moving import evaluate_wide
+from narrowcast.ops.net import constant_at
 from narrowcast.plan.types import Encoding
 
-__all__ = ["is_scalar_function", "scalar_function", "tabulated"]
+__all__ = ["tabulated"]
 
 Array = NDArray[Any]
-Scalar = Callable[[float], float]
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+# ONNX computes these in float32, or with constants of float32, or does not know them
 
 
-def _elu(x: float, alpha: float) -> float:
-    return x if x >= 0 else alpha * math.expm1(x)
+class Erf(OpRun):  # type: ignore[misc]
+    """The error function."""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (_erf(x),)
 
 
-def _softplus(x: float) -> float:
-    return math.log1p(math.exp(x)) if x < 30 else x + math.exp(-x)
+class Gelu(OpRun):  # type: ignore[misc]
+    """``x * Phi(x)``, or its approximation by tanh."""
+
+    def _run(self, x: Array, approximate: str | None = None) -> tuple[Array]:
+        if approximate == "tanh":
+            return (0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),)
+        return (0.5 * x * (1 + _erf(x / math.sqrt(2))),)
 
 
-def _attribute(name: str, default: float) -> Callable[[ir.Node], float]:
-    return lambda node: node.attributes.get_float(name, default)
+class HardSwish(OpRun):  # type: ignore[misc]
+    """``x * clip(x / 6 + 1/2, 0, 1)``."""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (x * np.minimum(np.maximum(x / 6 + 0.5, 0.0), 1.0),)
 
 
-_MATH: dict[str, Scalar] = {
-    "Silu": lambda x: x * _sigmoid(x),
-    "Sigmoid": _sigmoid,
-    "Tanh": math.tanh,
-    "Erf": math.erf,
-    "HardSwish": lambda x: x * min(max(x / 6 + 0.5, 0.0), 1.0),
-    "Softplus": _softplus,
-    "Softsign": lambda x: x / (1 + abs(x)),
-    "Exp": math.exp,
-    "Log": lambda x: math.log(x) if x > 0 else (-math.inf if x == 0 else math.nan),
-    "Sqrt": math.sqrt,
-    "Reciprocal": lambda x: 1 / x if x else math.inf,
-    "Neg": lambda x: -x,
-    "Abs": abs,
-    "Sign": lambda x: float((x > 0) - (x < 0)),
-    "Floor": lambda x: float(math.floor(x)),
-    "Ceil": lambda x: float(math.ceil(x)),
-    "Round": lambda x: float(round(x)),
-    "Sin": math.sin,
-    "Cos": math.cos,
-    "Tan": math.tan,
-    "Sinh": math.sinh,
-    "Cosh": math.cosh,
-    "Asin": math.asin,
-    "Acos": math.acos,
-    "Atan": math.atan,
-    "Asinh": math.asinh,
-    "Acosh": math.acosh,
-    "Atanh": math.atanh,
-}
+class Silu(OpRun):  # type: ignore[misc]
+    """``x * sigmoid(x)``."""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (x / (1 + np.exp(-x)),)
 
 
-def is_scalar_function(node: ir.Node) -> bool:
-    """Whether a node is a function of each number on its own."""
-    return node.op_type in _MATH or node.op_type in (
-        "Gelu", "HardSigmoid", "LeakyRelu", "Elu", "Selu", "PRelu", "Pow",
-    )  # fmt: skip
+_OWN: list[type[OpRun]] = [Erf, Gelu, HardSwish, Silu]
 
 
-def scalar_function(node: ir.Node, channel: int = 0) -> Scalar:
-    """The function of a node, for one channel where slopes differ."""
-    number = node.attributes.get_float
-    if node.op_type == "Gelu":
-        if node.attributes.get_string("approximate", "none") == "tanh":
-            return lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-        return lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2)))
-    if node.op_type == "HardSigmoid":
-        alpha, beta = number("alpha", 0.2), number("beta", 0.5)
-        return lambda x: min(max(alpha * x + beta, 0.0), 1.0)
-    if node.op_type == "LeakyRelu":
-        slope = number("alpha", 0.01)
-        return lambda x: x if x >= 0 else x * slope
-    if node.op_type == "Elu":
-        elu_alpha = number("alpha", 1.0)
-        return lambda x: _elu(x, elu_alpha)
-    if node.op_type == "Selu":
-        selu_alpha, gamma = number("alpha", 1.6732632), number("gamma", 1.0507010)
-        return lambda x: gamma * _elu(x, selu_alpha)
-    if node.op_type in ("PRelu", "Pow"):
-        constant = np.asarray(constant_of(node.inputs[1]), np.float64).reshape(-1)
-        parameter = float(constant[channel % constant.size])
-        if node.op_type == "PRelu":
-            return lambda x: x if x >= 0 else x * parameter
-        return lambda x: float(np.power(np.float64(x), parameter))
-    return _MATH[node.op_type]
-
-
-def _entry(function: Scalar, x: float, wanted: Encoding, rounding: str) -> int:
-    try:
-        y = function(x) / float(wanted.scales)
-    except ValueError:  # outside of the domain
-        y = math.nan
-    except OverflowError:
-        y = math.inf
-    if math.isnan(y):
-        return wanted.zero_point
-    y = min(max(y, -1e12), 1e12)
-    rounded = round(y) if rounding == "half-even" else math.floor(y + 0.5)
-    return min(max(rounded + wanted.zero_point, wanted.qmin), wanted.qmax)
+def _rounded(y: Array, wanted: Encoding, rounding: str) -> Array:
+    """Real numbers (float64) as integers of an encoding; what is undefined is real 0."""
+    steps = np.nan_to_num(y / float(wanted.scales), nan=0.0, posinf=1e12, neginf=-1e12)
+    whole = np.rint(steps) if rounding == "half-even" else np.floor(steps + 0.5)
+    integers: Array = np.clip(whole + wanted.zero_point, wanted.qmin, wanted.qmax).astype(np.int64)
+    return integers
 
 
 def tabulated(node: ir.Node, x: Array, source: Encoding, wanted: Encoding, target: Target) -> Array:
@@ -133,14 +81,12 @@ def tabulated(node: ir.Node, x: Array, source: Encoding, wanted: Encoding, targe
         exact = (x + 32768) / rule.step
         index = np.rint(exact) if rule.rounding == "half-even" else np.floor(exact + 0.5)
         points = index.astype(np.int64) * rule.step - 32768
-    constant = constant_of(node.inputs[1]) if node.op_type == "PRelu" else None
-    channels = 1 if constant is None else constant.size
-    result = np.empty(x.shape, np.int64)
-    for channel in range(channels):
-        part = (slice(None), channel) if channels > 1 else (...,)
-        function = scalar_function(node, channel)
-        found, inverse = np.unique(points[part], return_inverse=True)
-        reals = ((int(q) - source.zero_point) * float(source.scales) for q in found)
-        entries = np.array([_entry(function, real, wanted, target.requantize.rounding) for real in reals], np.int64)
-        result[part] = entries[inverse].reshape(points[part].shape)
-    return result
+    parameter = constant_at(node, 1)
+    found, inverse = points, None
+    if parameter is None or parameter.size == 1:
+        found, inverse = np.unique(points, return_inverse=True)
+    operands = [(found - source.zero_point).astype(np.float64) * float(source.scales)]
+    if parameter is not None:
+        operands.append(np.asarray(parameter, np.float64).reshape(() if inverse is not None else parameter.shape))
+    entries = _rounded(evaluate_wide(node, operands, _OWN)[0], wanted, target.requantize.rounding)
+    return entries if inverse is None else entries[inverse].reshape(x.shape)

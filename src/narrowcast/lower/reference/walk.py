@@ -19,8 +19,8 @@ from narrowcast.lower.reference.arithmetic import (
     float_rounded,
     to_encoding,
 )
-from narrowcast.lower.reference.moving import evaluate_float, evaluate_moving, nearest_resize
-from narrowcast.lower.reference.scalar import is_scalar_function, tabulated
+from narrowcast.lower.reference.moving import evaluate_float, evaluate_moving, evaluate_wide, nearest_resize
+from narrowcast.lower.reference.scalar import tabulated
 from narrowcast.lower.reference.sums import (
     convolve,
     convolve_transposed,
@@ -28,13 +28,14 @@ from narrowcast.lower.reference.sums import (
     max_pool,
     window_totals,
 )
-from narrowcast.ops.net import constant_of
+from narrowcast.ops.facts import Kind, facts
+from narrowcast.ops.functions import clip_bounds
+from narrowcast.ops.net import constant_at, constant_of, dims, integers_at
 from narrowcast.plan.types import Encoding, Plan, edge_key
 
 __all__ = ["run_reference"]
 
 Array = NDArray[Any]
-_SUMS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub")
 
 
 def run_reference(
@@ -115,19 +116,10 @@ class _Walk:
         if self._runs_in_float(node):
             self._float(node)
             return
-        rule = _RULES.get(node.op_type)
-        if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") == "linear":
-            rule = _linear_resize
-        if rule is not None:
-            rule(self, node)
-        elif node.op_type in _MOVED:
-            _moved(self, node)
-        elif is_scalar_function(node):
-            x, source = self.read(node, 0)
-            wanted = self.encoding(node)
-            self.finish(node.outputs[0], tabulated(node, x, source, wanted, self.target))
-        else:
+        rule = _RULES.get(facts(node).kind)
+        if rule is None:
             raise UserError(f"{node.name}: the reference has no rule for {node.op_type}", "pin it to float32")
+        rule(self, node)
 
     def encoding(self, node: ir.Node) -> Encoding:
         return self.plan.tensors[str(node.outputs[0].name)]
@@ -193,9 +185,9 @@ class _Walk:
             if value is None or constant_of(value) is not None or str(value.name) in self.plan.tensors:
                 continue
             waiting = isinstance(self.values[str(value.name)], Unrounded)
-            if not (waiting and encoded and node.op_type in ("Relu", "Clip")):
+            if not (waiting and encoded and facts(node).is_clip):
                 return True
-        return not encoded and node.op_type not in _SUMS
+        return not encoded and not facts(node).waits
 
     def _float(self, node: ir.Node) -> None:
         inputs = {str(value.name): self.real(value) for value in node.inputs if value is not None}
@@ -205,14 +197,10 @@ class _Walk:
             self.finish(value, result)
 
 
-def _shape(value: ir.Value) -> tuple[int, ...]:
-    return tuple(int(dim) for dim in value.shape or ())
-
-
 def _convolution(walk: _Walk, node: ir.Node) -> None:
     (x, source), (weight, code) = walk.read(node, 0), walk.read(node, 1)
-    kernel = convolve if node.op_type == "Conv" else convolve_transposed
-    shape = _shape(node.outputs[0])
+    kernel = convolve if facts(node).kind is Kind.CONVOLUTION else convolve_transposed
+    shape = dims(node.outputs[0])
     total = kernel(x - source.zero_point, weight - code.zero_point, node, shape[2:])
     total = total + walk.bias(node, shape[1]).reshape(-1, *[1] * (len(shape) - 2))
     walk.finish(node.outputs[0], Accumulator(total, source.scales * code.scales, 1))
@@ -222,7 +210,7 @@ def _matrix(walk: _Walk, node: ir.Node) -> None:
     (x, source), (y, code) = walk.read(node, 0), walk.read(node, 1)
     x, y = x - source.zero_point, y - code.zero_point
     total: Array
-    if node.op_type == "Gemm":
+    if facts(node).kind is Kind.LINEAR:
         x = x.T if node.attributes.get_int("transA", 0) else x
         y = y.T if node.attributes.get_int("transB", 0) else y
         total = exact_matmul(x, y) + walk.bias(node, y.shape[1])
@@ -233,7 +221,7 @@ def _matrix(walk: _Walk, node: ir.Node) -> None:
 
 def _sum(walk: _Walk, node: ir.Node) -> None:
     (x, source), (y, code) = walk.read(node, 0), walk.read(node, 1)
-    sign = -1 if node.op_type == "Sub" else 1
+    sign = -1 if facts(node).kind is Kind.DIFFERENCE else 1
     terms = ((x - source.zero_point, source, 1), (y - code.zero_point, code, sign))
     walk.finish(node.outputs[0], Steps(terms))
 
@@ -269,18 +257,13 @@ def _whole(walk: _Walk, steps: Array, wanted: Encoding) -> Array:
 def _extreme(walk: _Walk, node: ir.Node) -> None:
     wanted = walk.encoding(node)
     sides = [to_encoding(*walk.read(node, index), wanted, walk.target) for index in (0, 1)]
-    walk.finish(node.outputs[0], (np.maximum if node.op_type == "Max" else np.minimum)(*sides))
+    walk.finish(node.outputs[0], (np.maximum if facts(node).kind is Kind.LARGER else np.minimum)(*sides))
 
 
 def _clip(walk: _Walk, node: ir.Node) -> None:
     wanted, rounding = walk.encoding(node), walk.target.requantize.rounding
-    bounds: list[float] = [0.0, np.inf] if node.op_type == "Relu" else [-np.inf, np.inf]
-    for index, value in enumerate(node.inputs[1:3]):
-        constant = constant_of(value)
-        if constant is not None:
-            bounds[index] = float(constant.reshape(-1)[0])
     integers = []
-    for bound in bounds:
+    for bound in clip_bounds(node):
         step = min(max(bound / float(wanted.scales), -1e9), 1e9)
         whole = np.rint(step) if rounding == "half-even" else np.floor(step + 0.5)
         integers.append(int(min(max(whole + wanted.zero_point, wanted.qmin), wanted.qmax)))
@@ -295,11 +278,11 @@ def _average(walk: _Walk, node: ir.Node) -> None:
     x, source = walk.read(node, 0)
     wanted = walk.encoding(node)
     x = x - source.zero_point
-    if node.op_type == "GlobalAveragePool":
+    if facts(node).kind is Kind.GLOBAL_AVERAGE:
         axes = tuple(range(2, x.ndim))
         total, counts = x.sum(axis=axes, keepdims=True), np.asarray(np.prod(x.shape[2:]))
     else:
-        total, counts = window_totals(x, node, _shape(node.outputs[0])[2:])
+        total, counts = window_totals(x, node, dims(node.outputs[0])[2:])
     factor = np.float32(1) / counts.astype(np.float32) * np.float32(float(source.scales) / float(wanted.scales))
     walk.finish(node.outputs[0], _whole(walk, total.astype(np.float32) * factor, wanted))
 
@@ -307,19 +290,16 @@ def _average(walk: _Walk, node: ir.Node) -> None:
 def _reduction(walk: _Walk, node: ir.Node) -> None:
     x, source = walk.read(node, 0)
     wanted = walk.encoding(node)
-    listed = node.attributes.get_ints("axes", None)
-    if listed is None and len(node.inputs) > 1:
-        constant = constant_of(node.inputs[1])
-        listed = None if constant is None else [int(axis) for axis in constant.reshape(-1)]
+    kind, listed = facts(node).kind, integers_at(node, "axes", 1)
     axes = tuple(range(x.ndim)) if listed is None else tuple(axis % x.ndim for axis in listed)
     keep = bool(node.attributes.get_int("keepdims", 1))
-    if node.op_type in ("ReduceMax", "ReduceMin"):
-        pick = np.max if node.op_type == "ReduceMax" else np.min
+    if kind in (Kind.LARGEST, Kind.LEAST):
+        pick = np.max if kind is Kind.LARGEST else np.min
         integers = to_encoding(pick(x, axis=axes, keepdims=keep), source, wanted, walk.target)
         walk.finish(node.outputs[0], integers)
         return
     total = np.asarray((x - source.zero_point).sum(axis=axes, keepdims=keep)).astype(np.float32)
-    if node.op_type == "ReduceSum":
+    if kind is Kind.TOTAL:
         steps = total * np.float32(float(source.scales) / float(wanted.scales))
     else:
         count = np.float32(np.prod([x.shape[axis] for axis in axes]))
@@ -335,7 +315,7 @@ def _concatenation(walk: _Walk, node: ir.Node) -> None:
 
 def _max_pool(walk: _Walk, node: ir.Node) -> None:
     x, source = walk.read(node, 0)
-    pooled = max_pool(x, node, _shape(node.outputs[0])[2:])
+    pooled = max_pool(x, node, dims(node.outputs[0])[2:])
     walk.finish(node.outputs[0], to_encoding(pooled, source, walk.encoding(node), walk.target))
 
 
@@ -353,7 +333,7 @@ def _softmax(walk: _Walk, node: ir.Node) -> None:
 
 def _linear_resize(walk: _Walk, node: ir.Node) -> None:
     x, source = walk.read(node, 0)
-    wanted, shape = walk.encoding(node), _shape(node.outputs[0])
+    wanted, shape = walk.encoding(node), dims(node.outputs[0])
     transformation = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
     grid = (x - source.zero_point).astype(np.float32) * np.float32(float(source.scales) / float(wanted.scales))
     scales = _scales(node, x.shape, shape)
@@ -387,7 +367,7 @@ def _linear_resize(walk: _Walk, node: ir.Node) -> None:
 
 
 def _scales(node: ir.Node, source: tuple[int, ...], wanted: tuple[int, ...]) -> list[float]:
-    constant = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    constant = constant_at(node, 2)
     if constant is not None and constant.size == len(source):
         return [float(scale) for scale in constant]
     return [float(np.float32(count / size)) for size, count in zip(source, wanted, strict=True)]
@@ -395,7 +375,7 @@ def _scales(node: ir.Node, source: tuple[int, ...], wanted: tuple[int, ...]) -> 
 
 def _nearest_resize(walk: _Walk, node: ir.Node) -> None:
     x, source = walk.read(node, 0)
-    shape = _shape(node.outputs[0])
+    shape = dims(node.outputs[0])
     moved = nearest_resize(x, node, _scales(node, x.shape, shape), shape)
     walk.finish(node.outputs[0], to_encoding(moved, source, walk.encoding(node), walk.target))
 
@@ -440,31 +420,54 @@ def _global_max(walk: _Walk, node: ir.Node) -> None:
     walk.finish(node.outputs[0], to_encoding(largest, source, walk.encoding(node), walk.target))
 
 
-_MOVED = ("Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split",
-          "Gather", "DepthToSpace", "SpaceToDepth", "Expand", "Tile")  # fmt: skip
-_RULES: dict[str, Callable[[_Walk, ir.Node], None]] = {
-    "Conv": _convolution,
-    "ConvTranspose": _convolution,
-    "Gemm": _matrix,
-    "MatMul": _matrix,
-    "Add": _sum,
-    "Sub": _sum,
-    "Mul": _product,
-    "Div": _quotient,
-    "Max": _extreme,
-    "Min": _extreme,
-    "Relu": _clip,
-    "Clip": _clip,
-    "AveragePool": _average,
-    "GlobalAveragePool": _average,
-    "ReduceMean": _reduction,
-    "ReduceSum": _reduction,
-    "ReduceMax": _reduction,
-    "ReduceMin": _reduction,
-    "Concat": _concatenation,
-    "MaxPool": _max_pool,
-    "GlobalMaxPool": _global_max,
-    "Pad": _pad,
-    "Softmax": _softmax,
-    "Resize": _nearest_resize,
+def _function(walk: _Walk, node: ir.Node) -> None:
+    x, source = walk.read(node, 0)
+    walk.finish(node.outputs[0], tabulated(node, x, source, walk.encoding(node), walk.target))
+
+
+def _real(walk: _Walk, node: ir.Node) -> None:
+    operands = []
+    for index, value in enumerate(node.inputs):
+        constant = constant_of(value)
+        if constant is not None and value is not None and str(value.name) not in walk.plan.tensors:
+            operands.append(constant.astype(np.float64))
+        else:
+            x, source = walk.read(node, index)
+            operands.append((x - source.zero_point).astype(np.float64) * float(source.scales))
+    walk.finish(node.outputs[0], evaluate_wide(node, operands)[0].astype(np.float32))
+
+
+def _resize(walk: _Walk, node: ir.Node) -> None:
+    linear = node.attributes.get_string("mode", "nearest") == "linear"
+    (_linear_resize if linear else _nearest_resize)(walk, node)
+
+
+_RULES: dict[Kind, Callable[[_Walk, ir.Node], None]] = {
+    Kind.CONVOLUTION: _convolution,
+    Kind.TRANSPOSED: _convolution,
+    Kind.LINEAR: _matrix,
+    Kind.MATRIX: _matrix,
+    Kind.FUNCTION: _function,
+    Kind.CLIP: _clip,
+    Kind.TURN: _moved,
+    Kind.MOVE: _moved,
+    Kind.JOIN: _concatenation,
+    Kind.PAD: _pad,
+    Kind.SUM: _sum,
+    Kind.DIFFERENCE: _sum,
+    Kind.MULTIPLY: _product,
+    Kind.DIVIDE: _quotient,
+    Kind.LARGER: _extreme,
+    Kind.SMALLER: _extreme,
+    Kind.AVERAGE_POOL: _average,
+    Kind.GLOBAL_AVERAGE: _average,
+    Kind.MAX_POOL: _max_pool,
+    Kind.GLOBAL_MAX: _global_max,
+    Kind.MEAN: _reduction,
+    Kind.TOTAL: _reduction,
+    Kind.LARGEST: _reduction,
+    Kind.LEAST: _reduction,
+    Kind.SOFTMAX: _softmax,
+    Kind.RESIZE: _resize,
+    Kind.REAL: _real,
 }

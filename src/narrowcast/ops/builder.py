@@ -13,7 +13,37 @@ from onnx import TensorProto, helper, numpy_helper
 
 from narrowcast.ops.net import unused
 
-__all__ = ["Builder"]
+__all__ = ["Builder", "Op"]
+
+
+class Op:
+    """Names of the standard operators that our own graphs are written in."""
+
+    ADD = "Add"
+    CAST = "Cast"
+    CLIP = "Clip"
+    CONSTANT = "Constant"
+    CONV = "Conv"
+    CUM_SUM = "CumSum"
+    DEQUANTIZE = "DequantizeLinear"
+    DIV = "Div"
+    EQUAL = "Equal"
+    FLOOR = "Floor"
+    GATHER = "Gather"
+    GATHER_ELEMENTS = "GatherElements"
+    GEMM = "Gemm"
+    IDENTITY = "Identity"
+    MATMUL = "MatMul"
+    MUL = "Mul"
+    QUANTIZE = "QuantizeLinear"
+    REDUCE_MAX = "ReduceMax"
+    REDUCE_SUM = "ReduceSum"
+    RESHAPE = "Reshape"
+    ROUND = "Round"
+    SLICE = "Slice"
+    SUB = "Sub"
+    TRANSPOSE = "Transpose"
+    WHERE = "Where"
 
 
 class Builder:
@@ -60,7 +90,7 @@ class Builder:
         types = (np.int8, np.uint8, np.int16, np.uint16, np.float32)
         small = next(t for t in types if t is np.float32 or np.array_equal(integers.astype(t), integers))
         name = self.cast(self.constant(integers, small), "float", "weight")
-        return name if np.all(factor == 1) else self.arithmetic("Mul", name, factor, "weight")
+        return name if np.all(factor == 1) else self.arithmetic(Op.MUL, name, factor, "weight")
 
     def shape(self, dims: Sequence[int]) -> str:
         """Name of a constant list of int64 numbers, as Reshape and others take it."""
@@ -90,13 +120,19 @@ class Builder:
         self._cache.setdefault(key, name)
         return name
 
+    def reduced(self, op_type: str, name: str, axes: Sequence[int], stem: str, keep: bool = True) -> str:
+        """A reduction along axes: an input, but for the other reductions than sums an attribute before opset 18."""
+        if self.opset < 18 and op_type != Op.REDUCE_SUM:
+            return self.add(op_type, [name], stem, axes=list(axes), keepdims=int(keep))
+        return self.add(op_type, [name, self.shape(axes)], stem, keepdims=int(keep))
+
     def append(self, node: onnx.NodeProto) -> None:
         """Append a finished node."""
         self.nodes.append(node)
 
     def cast(self, name: str, dtype: str, stem: str = "", output: str | None = None) -> str:
         """The tensor in another element type, e.g. ``"int32"`` or ``"double"``."""
-        return self.add("Cast", [name], stem, output=output, to=getattr(TensorProto, dtype.upper()))
+        return self.add(Op.CAST, [name], stem, output=output, to=getattr(TensorProto, dtype.upper()))
 
     def arithmetic(
         self,
@@ -108,5 +144,3 @@ class Builder:
     ) -> str:
         """A node with a constant as second operand."""
         return self.add(op_type, [name, self.constant(number, dtype)], stem)
-
-
