@@ -21,6 +21,12 @@ from narrowcast.vision.types import Classification, Detections
 _WIDTH, _HEIGHT = 960, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 34
 
+#: BGR of what only the float model found, of what only the quantized one found, and of keypoints that moved.
+MISSED, INVENTED, MOVED = (60, 60, 230), (0, 140, 255), (220, 60, 220)
+#: Longer side of a picture in the report, pixels.
+_SIDE = 720
+_QUALITY = 82
+
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that cover low to high."""
@@ -136,13 +142,6 @@ def histogram(edges: Sequence[float], counts: Sequence[int], low: float, high: f
     parts.append(f'<text x="{(34 + width - 8) / 2}" y="{height - 4}" text-anchor="middle" class="axis">value</text>')
     parts.append('<text x="38" y="11" class="axis">count</text>')
     return Markup(f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>')
-
-
-#: BGR of what only the float model found, of what only the quantized one found, and of keypoints that moved.
-MISSED, INVENTED, MOVED = (60, 60, 230), (0, 140, 255), (220, 60, 220)
-#: Longer side of a picture in the report, pixels.
-_SIDE = 720
-_QUALITY = 82
 
 
 @dataclass(frozen=True)

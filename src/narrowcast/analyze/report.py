@@ -25,6 +25,32 @@ from narrowcast.base.progress import phase
 from narrowcast.base.writing import write_file
 from narrowcast.plan.types import Plan
 
+#: Tensors whose histogram is shown.
+_HISTOGRAMS = 9
+_MOST_DB = 70.0
+#: Field of the task error, heading, decimals, unit of the tile.
+TASK_COLUMNS = (
+    ("keypoint_pixels", "keypoint px", 2, "pixels: how far a keypoint moves"),
+    ("oks_loss", "1 - OKS", 4, "lost keypoint similarity (1 - OKS)"),
+    ("mask_iou_loss", "1 - mask IoU", 4, "lost mask overlap (1 - IoU)"),
+    ("box_pixels", "box px", 2, "pixels: how far a box side moves"),
+    ("iou_loss", "1 - IoU", 4, "lost box overlap (1 - IoU)"),
+    ("probability", "probability", 4, "of class probability"),
+    ("candidate_probability", "candidates", 4, "of probability on all candidates"),
+    ("top1_disagreement", "top-1 differs", 4, "of images get another best class"),
+    ("divergence", "KL", 4, "nats between the class probabilities (KL)"),
+    ("noise_ratio", "noise/signal", 5, "noise-to-signal ratio of the outputs"),
+)
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("narrowcast.analyze", "."),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+#: All that runs in the page; its policy lets nothing else run, whatever a name in a model says.
+_SCRIPT = "\n" + files("narrowcast.analyze").joinpath("report.js").read_text(encoding="utf-8")
+
 
 @dataclass(frozen=True)
 class HistoryRow:
@@ -86,35 +112,6 @@ def tuned_scores(calibration: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Metrics before and after ``tune`` on labelled images that chose nothing, if they were measured."""
     found: Mapping[str, Any] | None = calibration.get("tune", {}).get("report", {}).get("metrics")
     return found
-
-
-#: Tensors whose histogram is shown.
-_HISTOGRAMS = 9
-_MOST_DB = 70.0
-#: Field of the task error, heading, decimals, unit of the tile.
-TASK_COLUMNS = (
-    ("keypoint_pixels", "keypoint px", 2, "pixels: how far a keypoint moves"),
-    ("oks_loss", "1 - OKS", 4, "lost keypoint similarity (1 - OKS)"),
-    ("mask_iou_loss", "1 - mask IoU", 4, "lost mask overlap (1 - IoU)"),
-    ("box_pixels", "box px", 2, "pixels: how far a box side moves"),
-    ("iou_loss", "1 - IoU", 4, "lost box overlap (1 - IoU)"),
-    ("probability", "probability", 4, "of class probability"),
-    ("candidate_probability", "candidates", 4, "of probability on all candidates"),
-    ("top1_disagreement", "top-1 differs", 4, "of images get another best class"),
-    ("divergence", "KL", 4, "nats between the class probabilities (KL)"),
-    ("noise_ratio", "noise/signal", 5, "noise-to-signal ratio of the outputs"),
-)
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("narrowcast.analyze", "."),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
-
-
-#: All that runs in the page; its policy lets nothing else run, whatever a name in a model says.
-_SCRIPT = "\n" + files("narrowcast.analyze").joinpath("report.js").read_text(encoding="utf-8")
 
 
 @phase("write")

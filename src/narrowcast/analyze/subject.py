@@ -28,6 +28,15 @@ from narrowcast.plan.structure import is_passive
 from narrowcast.plan.types import Encoding, Plan, edge_key
 from narrowcast.vision.heads import HeadSpec
 
+#: Region of the nodes that more than one kind of output depends on.
+BACKBONE = "backbone and neck"
+#: Region of every node of a graph without a head.
+WHOLE = "whole network"
+_STEMS = {
+    "box": "box branch", "cls": "class branch", "kpt": "keypoint branch", "mask": "mask coefficient branch",
+    "proto": "prototype branch",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject(QuantizedNetwork):
@@ -201,16 +210,6 @@ def _read_edges(
             edges[key] = plan.edges[key]
         elif alone and str(value.name) in plan.tensors and str(value.name) not in tensors:
             edges[key] = plan.tensors[str(value.name)]
-
-
-#: Region of the nodes that more than one kind of output depends on.
-BACKBONE = "backbone and neck"
-#: Region of every node of a graph without a head.
-WHOLE = "whole network"
-_STEMS = {
-    "box": "box branch", "cls": "class branch", "kpt": "keypoint branch", "mask": "mask coefficient branch",
-    "proto": "prototype branch",
-}  # fmt: skip
 
 
 def regions(subject: Subject) -> dict[str, str]:

@@ -35,6 +35,9 @@ _PACKAGES = ("narrowcast", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxslim"
 
 #: Types of outputs that hold what the model says, real numbers or whole ones (class maps), and no quantized ones.
 UNQUANTIZED = ("float32", "bool", "uint8", "uint16", "uint32", "int32", "int64")
+_TASKS = ("detect", "pose", "segment", "classify", "generic")
+#: Values of an input or output, at most: 1 GiB in float32.
+_MOST_VALUES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -162,11 +165,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed as a package"
     return found
-
-
-_TASKS = ("detect", "pose", "segment", "classify", "generic")
-#: Values of an input or output, at most: 1 GiB in float32.
-_MOST_VALUES = 1 << 28
 
 
 class _Record(BaseModel):

@@ -45,6 +45,9 @@ from narrowcast.vision.heads import HeadSpec, OutputEncoding
 from narrowcast.vision.preprocess import Geometry, Preprocess, preprocess, read_image
 from narrowcast.vision.types import Classification, Detections
 
+#: Engine to the graph that it runs, the most exact quantized one first.
+ENGINE_FILES = {"float": FLOAT_FILE, "integer": INTEGER_FILE, "qdq": QDQ_FILE}
+
 
 def quantize_input(tensor: NDArray[Any], encoding: Encoding, rounding: str) -> NDArray[Any]:
     """The image as the chip's first QuantizeLinear would give it, with its rounding; integers stay as they are."""
@@ -168,10 +171,6 @@ class Predictor:
         except ValueError as error:
             raise UserError(str(error), "give another image") from error
         return self.decode(self.run(tensor), geometry, **options)
-
-
-#: Engine to the graph that it runs, the most exact quantized one first.
-ENGINE_FILES = {"float": FLOAT_FILE, "integer": INTEGER_FILE, "qdq": QDQ_FILE}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,13 @@ from narrowcast.ops.net import with_outputs
 BINS = 4096
 #: Values of one tensor of one image that go into its histogram, at most.
 SAMPLES = 1 << 13
+METHODS = ("minmax", "mean-minmax", "percentile", "kl", "mse", "lp")
+#: Exponents of the error of the methods that minimise one. The ranges of heavy-tailed tensors, such as the first SiLU
+#: outputs of a YOLO, are too wide under the squared error and too narrow under the absolute one; 1.5 was measured best
+#: on all targets (docs/calibration.md). After LAPQ (Nahshan et al., 2019), which tunes this exponent.
+ERROR_EXPONENTS = {"mse": 2.0, "lp": 1.5}
+#: Smallest scale given out; an all-zero tensor still needs one.
+SMALLEST_SCALE = 2.0**-24
 
 
 @dataclass
@@ -196,15 +203,6 @@ def collect(
         if pending is not None:
             pending.result()
     return statistics
-
-
-METHODS = ("minmax", "mean-minmax", "percentile", "kl", "mse", "lp")
-#: Exponents of the error of the methods that minimise one. The ranges of heavy-tailed tensors, such as the first SiLU
-#: outputs of a YOLO, are too wide under the squared error and too narrow under the absolute one; 1.5 was measured best
-#: on all targets (docs/calibration.md). After LAPQ (Nahshan et al., 2019), which tunes this exponent.
-ERROR_EXPONENTS = {"mse": 2.0, "lp": 1.5}
-#: Smallest scale given out; an all-zero tensor still needs one.
-SMALLEST_SCALE = 2.0**-24
 
 
 @dataclass(frozen=True)

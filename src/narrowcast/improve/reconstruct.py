@@ -46,6 +46,13 @@ Rows = NDArray[np.float64]
 DAMPING = 0.01
 #: Columns rounded before the error is handed on to all later ones in one product.
 _BLOCK = 64
+Array = NDArray[Any]
+#: Positions of an image that are looked at, at most.
+SAMPLES = 1024
+#: A change must lower the error on the gating images by this share.
+LEAST_SHARE = 0.02
+#: One image in so many gates and does not fit.
+GATE_EVERY = 3
 
 
 def round_rows(weights: Rows, moments: Rows, scales: Rows, qmin: int, qmax: int, damping: float = DAMPING) -> Rows:
@@ -88,15 +95,6 @@ def nearest(values: Rows, scales: Rows, qmin: int, qmax: int) -> Rows:
     """Multiples of the scales (one a row) nearest to ``values``, (rows,) or (rows, K)."""
     steps = scales if values.ndim == 1 else scales[:, None]
     return np.asarray(np.clip(np.rint(values / steps), qmin, qmax) * steps, np.float64)
-
-
-Array = NDArray[Any]
-#: Positions of an image that are looked at, at most.
-SAMPLES = 1024
-#: A change must lower the error on the gating images by this share.
-LEAST_SHARE = 0.02
-#: One image in so many gates and does not fit.
-GATE_EVERY = 3
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ _SCALING = (Kind.MULTIPLY, Kind.DIVIDE, Kind.SOFTMAX)
 #: Room above the range seen, so that other images do not clip: 16 bits have it to spare.
 _MARGIN = 1.5
 _REASON = "16 bits, by tune"
+#: What a budget may count.
+BUDGET_UNITS = ("convolutions", "macs")
 
 
 @dataclass
@@ -158,10 +160,6 @@ def wide_products(graph: ir.Graph, plan: Plan) -> list[str]:
         if wide or any(each is not None and each.dtype == "int16" for each in (*read, written)):
             found.append(str(node.name))
     return found
-
-
-#: What a budget may count.
-BUDGET_UNITS = ("convolutions", "macs")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from narrowcast.ops.net import all_names, named, written
 from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, split_edge_key
 
 NODE_TYPES = ("int8", "int16", "float32")
+VERSION = 1
+_SECTIONS = ("version", "target", "nodes", "tensors", "edges")
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,6 @@ class ExactPins(Pins):
 def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = closest(name, known, 0.3)
     return UserError(f"no {kind} of this model is named {name}", f"did you mean {near}?" if near else "see inspect")
-
-
-VERSION = 1
-_SECTIONS = ("version", "target", "nodes", "tensors", "edges")
 
 
 def _encoding_to_json(encoding: Encoding) -> dict[str, Any]:
