@@ -27,7 +27,7 @@ from narrowcast.deploy.check import check
 from narrowcast.deploy.espdl import EspdlRunner, build_espdl, decode_espdl, encode_espdl, make_test_vectors
 from narrowcast.deploy.make import quantize
 from narrowcast.graph import Model, Runner, load
-from narrowcast.graph.exposure import remove_unused
+from narrowcast.graph.ends import remove_unused
 from narrowcast.lower.integer import dequantized, lower_integer
 from narrowcast.lower.qdq import lower_qdq
 from narrowcast.lower.verify import verify

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from narrowcast.deploy.espdl.parsers import parser_names
 
 from builders import save, silu_net
 from narrowcast.base.errors import UserError
@@ -18,7 +19,6 @@ from narrowcast.calibrate import images
 from narrowcast.chips import load_target
 from narrowcast.deploy import deploy
 from narrowcast.deploy.espdl import read_espdl
-from narrowcast.deploy.espdl.parsers import parser_names
 from narrowcast.graph import Model, Runner, load
 from narrowcast.lower.verify import verify
 from narrowcast.zoo import sample

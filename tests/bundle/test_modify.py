@@ -18,8 +18,8 @@ from narrowcast.calibrate import images
 from narrowcast.chips import load_target
 from narrowcast.cli.deploy import modify as run
 from narrowcast.graph import Model, load
-from narrowcast.lower.ends import with_integer_outputs
 from narrowcast.lower.integer import IntegerRunner
+from narrowcast.lower.qdq import with_integer_outputs
 from narrowcast.lower.verify import verify
 from narrowcast.plan import Encoding
 from narrowcast.vision import Detections

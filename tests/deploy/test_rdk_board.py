@@ -18,7 +18,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.chips.rdk.board.run import joined
 from narrowcast.deploy import deploy
-from narrowcast.graph.join import Join
+from narrowcast.graph.ends import Join
 from narrowcast.vision import read_image
 from narrowcast.vision.nv12 import bgr_to_nv12
 from narrowcast.vision.preprocess import Preprocess, preprocess

@@ -15,7 +15,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.calibrate import collect
 from narrowcast.chips import check_rows, load_target
 from narrowcast.graph import Runner, load
-from narrowcast.graph.attention import PARTS, attention_softmaxes
+from narrowcast.graph.forms import PARTS, attention_softmaxes
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.integer import lower_integer
 from narrowcast.plan import Pins, draft, finish

@@ -15,7 +15,7 @@ from builders import constant, model, save, silu_net, weights
 from narrowcast.base.errors import UserError
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.check import random_image
-from narrowcast.graph.exposure import find_head
+from narrowcast.graph.ends import find_head
 from narrowcast.vision.heads import decode_dense
 from narrowcast.zoo import sample
 

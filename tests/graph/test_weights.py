@@ -20,7 +20,8 @@ from narrowcast.calibrate import collect, images
 from narrowcast.chips import Target, load_target
 from narrowcast.deploy.analysis import subject_of
 from narrowcast.deploy.espdl import deploy_espdl
-from narrowcast.graph import Runner, load, run, weights
+from narrowcast.graph import Runner, load, run
+from narrowcast.graph import run as weights
 from narrowcast.graph.run import open_session
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.lower.integer.sums import ProductSum

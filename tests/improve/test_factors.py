@@ -12,9 +12,9 @@ from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
 from narrowcast.improve.factors import best_steps, output_factors, relevant, scale_outputs, steady
-from narrowcast.lower.factors import factored, undo_factors, with_factors
 from narrowcast.lower.integer import IntegerRunner, dequantized, lower_integer
 from narrowcast.lower.network import QuantizedNetwork
+from narrowcast.lower.qdq import factored, undo_factors, with_factors
 from narrowcast.plan import Encoding, Plan, draft, finish
 from narrowcast.vision.heads import HeadSpec
 

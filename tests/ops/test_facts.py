@@ -18,10 +18,7 @@ SOURCE = Path(narrowcast.__file__).parent
 #: What ONNX knows, and our own.
 OPERATORS = {schema.name for schema in onnx.defs.get_all_schemas()} | {entry.name for entry in known()}
 #: Where names of operators belong: the table, the chips' own formats and words, and the forms that exporters write.
-ALLOWED = (
-    "ops/", "chips/", "deploy/", "config/hb_",
-    "graph/attention.py", "graph/forms.py", "graph/normalization.py",
-)  # fmt: skip
+ALLOWED = ("ops/", "chips/", "deploy/", "graph/forms.py")
 
 
 def trees() -> Iterator[tuple[str, ast.Module]]:

@@ -25,8 +25,7 @@ from onnx import numpy_helper
 from narrowcast.analyze.subject import Subject
 from narrowcast.analyze.task_units import TaskError, TaskJudge, combine
 from narrowcast.base.progress import track
-from narrowcast.graph.run import Runner, available_cores, open_session
-from narrowcast.graph.weights import held_arrays
+from narrowcast.graph.run import Runner, available_cores, held_arrays, open_session
 from narrowcast.lower.cutting import fixed_tensors, part_of
 from narrowcast.lower.noise import Noise
 from narrowcast.ops.net import with_outputs

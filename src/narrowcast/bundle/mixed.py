@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.bundle.columns import channel_axes
-from narrowcast.graph.join import cut_before, opened
+from narrowcast.graph.ends import cut_before, opened
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
 from narrowcast.ops.facts import Kind, facts

@@ -30,9 +30,9 @@ from narrowcast.bundle.manifest import (
 )
 from narrowcast.bundle.store import Bundle, open_bundle
 from narrowcast.graph.ends import REMOVABLE, Removed, remove_ends, transposed_layout
-from narrowcast.lower.ends import with_integer_input, with_integer_outputs
 from narrowcast.lower.integer import integer_bytes
 from narrowcast.lower.network import QuantizedNetwork
+from narrowcast.lower.qdq import with_integer_input, with_integer_outputs
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import dims
 from narrowcast.plan import Encoding, Plan, plan_to_json

@@ -31,7 +31,7 @@ from narrowcast.bundle.manifest import (
     read_manifest,
 )
 from narrowcast.chips import Target, load_target, read_target
-from narrowcast.graph.join import Join
+from narrowcast.graph.ends import Join
 from narrowcast.graph.model import Model, load
 from narrowcast.graph.run import Runner
 from narrowcast.lower.integer import IntegerGraph, open_integer

@@ -11,8 +11,7 @@ import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Limits, OpRule, Target
-from narrowcast.graph.grids import floor_positions, linear_positions, nearest_positions, resize_scales
-from narrowcast.graph.windows import window_counts
+from narrowcast.graph.windows import floor_positions, linear_positions, nearest_positions, resize_scales, window_counts
 from narrowcast.ops.facts import GRIDS, Kind, facts, no_integers
 
 __all__ = ["Support", "runtime_version", "support"]

@@ -1,19 +1,168 @@
-"""Remove nodes at the head or the tail of a graph, as ``hb_model_modifier`` does, and cut a graph at named nodes."""
+"""Remove nodes at the head or the tail of a graph, as ``hb_model_modifier`` does, and cut a graph at named nodes.
+
+A graph cut before the operators that only put its outputs together; these are a small float graph of their own.
+
+Decoders end in Concat: pixels and probabilities share a tensor, and no 8-bit scale holds both. Cut before it, each part
+has its own scale, and the parts are joined in float where the outputs are read.
+
+Find the decode head of a YOLOv8 / YOLO11 export by topology and cut it off after its last convolutions.
+
+A stock export ends in arithmetic that puts pixels (0..640) and probabilities (0..1) into one tensor, which no
+8-bit scale can hold. The walk goes back from the outputs and stops at convolutions, so names do not matter;
+whether the guess is right is decided by running both graphs (:mod:`narrowcast.graph.check`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from narrowcast.base.errors import UserError, nearest
-from narrowcast.graph.exposure import remove_unused
+from narrowcast.graph.run import open_session, with_data
 from narrowcast.ops.facts import Kind, facts, removable
-from narrowcast.ops.net import named, readers, written
+from narrowcast.ops.net import computed_inputs, constant_of, dims, named, readers, written
+from narrowcast.vision.heads import HeadSpec
 
-__all__ = ["REMOVABLE", "Removed", "cut_at_nodes", "remove_ends"]
+
+@dataclass(frozen=True)
+class Exposure:
+    """A recognised head: its layout and the values at which the graph is cut, by new output name."""
+
+    head: HeadSpec
+    values: dict[str, ir.Value]
+
+
+def find_head(graph: ir.Graph, keypoint_shape: tuple[int, int] | None = None) -> Exposure | str:
+    """Recognise a detect, pose or segment head.
+
+    Args:
+        graph: static shapes, constants as initializers.
+        keypoint_shape: (keypoints, 2 or 3) where the file says it.
+
+    Returns:
+        The head, or one clause that says why there is none.
+    """
+    decoded = [output for output in graph.outputs if len(dims(output)) == 3]
+    if len(decoded) != 1:
+        return "no single decoded output with three axes (1, rows, anchors)"
+    rows, anchors = dims(decoded[0])[1:]
+    convolutions = _last_convolutions(decoded[0])
+    if isinstance(convolutions, str):
+        return convolutions
+    levels = _levels(graph, convolutions)
+    if isinstance(levels, str):
+        return levels
+    cells = sum(dims(convs[0])[2] * dims(convs[0])[3] for convs in levels.values())
+    if cells != anchors:
+        return f"the last convolutions have {cells} cells, the output {anchors} anchors"
+    channels = {tuple(dims(conv)[1] for conv in convs) for convs in levels.values()}
+    if len(channels) != 1:
+        return "the strides differ in their channels"
+    return _describe(graph, levels, next(iter(channels)), rows, keypoint_shape)
+
+
+def _describe(
+    graph: ir.Graph,
+    levels: dict[int, list[ir.Value]],
+    channels: tuple[int, ...],
+    rows: int,
+    keypoint_shape: tuple[int, int] | None,
+) -> Exposure | str:
+    if len(channels) not in (2, 3) or channels[0] % 4:
+        return f"{len(channels)} last convolutions a stride with {channels} channels fit no known head"
+    box, classes, extra = channels[0], channels[1], channels[2] if len(channels) == 3 else 0
+    if rows != 4 + classes + extra:
+        return f"{rows} output rows fit no head with {channels} channels"
+    protos = [output for output in graph.outputs if len(dims(output)) == 4]
+    task, role = ("detect", "") if not extra else ("segment", "mask") if protos else ("pose", "kpt")
+    if task == "segment" and (len(protos) != 1 or dims(protos[0])[1] != extra):
+        return "the mask prototypes do not fit the mask coefficients"
+    if task == "pose":
+        if keypoint_shape is None and extra % 3 == 0:
+            keypoint_shape = (extra // 3, 3)
+        if keypoint_shape is None or keypoint_shape[0] * keypoint_shape[1] != extra:
+            return f"{extra} extra channels are no known keypoint layout"
+    head = HeadSpec(
+        task=task,
+        strides=tuple(levels),
+        num_classes=classes,
+        reg_max=box // 4,
+        keypoint_shape=keypoint_shape if task == "pose" else None,
+        num_masks=extra if task == "segment" else 0,
+    )
+    values = {
+        f"{name}_s{stride}": conv
+        for stride, convs in levels.items()
+        for name, conv in zip(("box", "cls", role), convs, strict=False)
+    }
+    if protos:
+        values["proto"] = protos[0]
+    return Exposure(head, values)
+
+
+def _is_decode_arithmetic(conv: ir.Node) -> bool:
+    """The 1x1 convolution of DFL with the fixed weights 0, 1, 2, ... is part of decode."""
+    weight = constant_of(conv.inputs[1])
+    return weight is not None and weight.shape[0] == 1 and bool(np.array_equal(weight.ravel(), np.arange(weight.size)))
+
+
+def _last_convolutions(output: ir.Value) -> list[ir.Value] | str:
+    """Outputs of the convolutions first met when walking back, in the order of the operands (box first)."""
+    found: list[ir.Value] = []
+    seen: set[ir.Value] = set()
+    stack = [output]
+    while stack:
+        value = stack.pop()
+        if value in seen or value.const_value is not None:
+            continue
+        seen.add(value)
+        node = value.producer()
+        if node is None:
+            return "the output depends on the input without a convolution between"
+        if facts(node).kind in (Kind.CONVOLUTION, Kind.TRANSPOSED) and not _is_decode_arithmetic(node):
+            found.append(value)
+        else:
+            stack.extend(operand for operand in reversed(node.inputs) if operand is not None)
+    return found
+
+
+def _levels(graph: ir.Graph, convolutions: list[ir.Value]) -> dict[int, list[ir.Value]] | str:
+    """Group by feature-map size: stride (ascending) to convolutions in walking order."""
+    height, width = dims(graph.inputs[0])[2:]
+    levels: dict[int, list[ir.Value]] = {}
+    for conv in convolutions:
+        sizes = dims(conv)
+        if len(sizes) != 4 or height % sizes[2] or height // sizes[2] != width // sizes[3] or width % sizes[3]:
+            return f"{conv.name} has the shape {list(sizes)}, which is no whole stride of the input"
+        levels.setdefault(height // sizes[2], []).append(conv)
+    return dict(sorted(levels.items()))
+
+
+def cut(model: ir.Model, exposure: Exposure) -> None:
+    """Make the values of ``exposure`` the graph's outputs, named as there, in place."""
+    graph = model.graph
+    graph.outputs.clear()
+    for name, value in exposure.values.items():
+        value.name = name
+        graph.outputs.append(value)
+    remove_unused(model)
+
+
+def remove_unused(model: ir.Model) -> None:
+    """Drop nodes, functions and initializers that no output needs, in place."""
+    from onnx_ir.passes import common
+
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)
+
 
 #: Operators that may go from an end of a graph.
 REMOVABLE = removable()
@@ -153,3 +302,115 @@ def cut_at_nodes(model: ir.Model, names: Sequence[str]) -> None:
     graph.outputs.clear()
     graph.outputs.extend(values)
     remove_unused(model)
+
+
+@dataclass(frozen=True)
+class Join:
+    """What makes the outputs of the user's graph from those of a graph that was cut.
+
+    Attributes:
+        proto: float32 graph; its inputs are parts, outputs of the cut graph.
+        outputs: names of the user's outputs, in order; those that ``proto`` does not make are outputs of the cut graph.
+    """
+
+    proto: onnx.ModelProto
+    outputs: tuple[str, ...]
+
+    @cached_property
+    def _session(self) -> Any:
+        return open_session(self.proto, 1, "basic")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the outputs of the cut graph that are joined."""
+        return tuple(value.name for value in self.proto.graph.input)
+
+    def run(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The user's outputs by name.
+
+        Args:
+            values: all outputs of the cut graph; the parts as real numbers.
+        """
+        made = [value.name for value in self.proto.graph.output]
+        feed = {name: np.asarray(values[name], np.float32) for name in self.parts}
+        found = {**values, **dict(zip(made, self._session.run(made, feed), strict=True))}
+        return {name: found[name] for name in self.outputs}
+
+    def describe(self, file: str) -> dict[str, Any]:
+        """For a person or a program without onnxruntime, JSON-ready: the user's outputs, and the steps to them."""
+        graph = self.proto.graph
+        shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.output}
+        steps = []
+        for node in graph.node:
+            constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+            steps.append(
+                {
+                    "op": node.op_type,
+                    "inputs": list(node.input),
+                    "output": node.output[0],
+                    **{entry.name: helper.get_attribute_value(entry) for entry in node.attribute},
+                    **{f"constant {n}": constants[n].tolist() for n in node.input
+                       if n in constants and constants[n].size <= 16},
+                }
+            )  # fmt: skip
+        outputs, parts = list(self.outputs), list(self.parts)
+        return {"file": file, "outputs": outputs, "joined": shapes, "parts": parts, "steps": steps}
+
+
+def opened(value: ir.Value) -> list[ir.Value] | None:
+    """The computed operands of the node that writes a value; ``None`` where :class:`Join` cannot take that node."""
+    node = value.producer()
+    if node is None:
+        return None
+    computed = [operand for _, operand in computed_inputs(node)]
+    entry = facts(node)
+    simple = entry.whole or entry.shifts_or_scales
+    return computed if entry.kind is Kind.JOIN or (simple and len(computed) == 1) else None
+
+
+def cut_before(model: ir.Model, parts: Mapping[str, Sequence[str]]) -> tuple[ir.Model, Join]:
+    """Cut a copy of a graph.
+
+    Args:
+        model: prepared graph; not changed.
+        parts: for each output that is cut, the names of the float32 values where :func:`opened` nodes lead from.
+
+    Returns:
+        The graph whose outputs are the parts and the other outputs, and what joins them.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    values = {str(value.name): value for value in written(graph)}
+    outputs = tuple(str(value.name) for value in graph.outputs)
+    names = dict.fromkeys(part for output in outputs for part in parts.get(output, (output,)))
+    graph.outputs.clear()
+    graph.outputs.extend(values[name] for name in names)
+    remove_unused(copy)
+    return copy, Join(_joining(model, parts, outputs), outputs)
+
+
+def _joining(model: ir.Model, parts: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> onnx.ModelProto:
+    """The nodes between the parts and the outputs."""
+    graph = with_data(ir.to_proto(model)).graph  # it outlives the model
+    makers = {output: node for node in graph.node for output in node.output}
+    ends = {part for group in parts.values() for part in group}
+    wanted: set[str] = set()
+    stack = list(parts)
+    while stack:
+        node = makers[stack.pop()]
+        if node.output[0] not in wanted:
+            wanted.add(node.output[0])
+            stack.extend(name for name in node.input if name in makers and name not in ends)
+    nodes = [node for node in graph.node if node.output[0] in wanted]
+    read = {name for node in nodes for name in node.input}
+    shapes = {str(value.name): dims(value) for value in written(model.graph)}
+    infos = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in {*ends, *parts}}
+    joining = helper.make_graph(
+        nodes,
+        "join",
+        [infos[name] for name in dict.fromkeys(part for group in parts.values() for part in group) if name in read],
+        [infos[name] for name in outputs if name in parts],
+        [tensor for tensor in graph.initializer if tensor.name in read],
+    )
+    opset = helper.make_opsetid("", model.opset_imports[""])
+    return helper.make_model(joining, opset_imports=[opset], ir_version=model.ir_version, producer_name="narrowcast")

@@ -1,4 +1,12 @@
-"""ONNX files in: read, check, fix dynamic axes, bring to one opset range."""
+"""ONNX files in: read, check, fix dynamic axes, bring to one opset range.
+
+Is a model file what the rest of the program may rely on? Everything that reads graphs trusts what passes here.
+
+One float type in a graph: float32.
+
+Exporters write constants as Python numbers (``Constant(value_float)``), and simplifiers make float64 of them; others
+compute a mask or a scale in float16 between two casts. Chips compute none of these, and onnxruntime mixes none.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +17,126 @@ import math
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-import onnx.shape_inference
-import onnx.version_converter
-from onnx import TensorProto
+from google.protobuf.message import Message  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from onnx import AttributeProto, TensorProto, helper, numpy_helper, shape_inference, version_converter
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import reading
-from narrowcast.graph.validity import MOST_VALUES, check_file, model_opset
-from narrowcast.graph.weights import with_data
+from narrowcast.graph.run import with_data, without_weights
+from narrowcast.ops.builder import Op
 from narrowcast.ops.net import copied
 
-__all__ = ["fix_shapes", "input_shape", "literal", "model_opset", "read_onnx", "to_supported_opset"]
+OLDEST_OPSET, NEWEST_OPSET = 11, 22
+#: Values of a tensor, at most: 1 GiB in float32, or 16 channels of 4096 x 4096.
+MOST_VALUES = 1 << 28
+#: Cells that a window pads, strides or spans on a side, at most: a small file must not ask for hours of work.
+MOST_STEPS = 4096
+_STEPS = ("pads", "strides", "dilations", "kernel_shape", "output_padding")
+_AGAIN = "export it again"
+
+
+def model_opset(model: onnx.ModelProto) -> int:
+    """Version of the default operator set, 0 when it is not imported."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def check_file(model: onnx.ModelProto, file: Path) -> None:
+    """Check a model as it is in its file.
+
+    Raises:
+        UserError: no ONNX file, an opset that is too old or too new, no float32 model, weights that are not finite or
+            not as many as their shape says, no outputs, control flow, windows of more than :data:`MOST_STEPS` cells.
+    """
+    graph = model.graph
+    if not graph.node or not graph.input:
+        raise UserError(f"{file} is truncated or not an ONNX file", _AGAIN)
+    opset = model_opset(model)
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise UserError(f"{file} has opset {opset}", f"export it with an opset from {OLDEST_OPSET} to {NEWEST_OPSET}")
+    if not graph.output:
+        raise UserError(f"{file} has no outputs", _AGAIN)
+    for value in (*graph.input, *graph.output):
+        kind = value.type.WhichOneof("value")
+        if kind not in (None, "tensor_type"):
+            raise UserError(f"{file}: {value.name} is no tensor but a {kind.removesuffix('_type')}", _AGAIN)
+        if value.type.tensor_type.elem_type not in TensorProto.DataType.values():
+            raise UserError(f"{file}: {value.name} has no known type", _AGAIN)
+    for tensor in graph.initializer:
+        if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+            raise UserError(f"{file} holds 16-bit float weights ({tensor.name})", "export it in float32 (half=False)")
+        values = _values(tensor, file)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise UserError(f"{file} holds NaN or infinite weights in {tensor.name}", "train or export it again")
+    _check_nodes(model, file)
+    _check_texts(model, file)
+    with reading(file, _AGAIN, "is not valid ONNX"):
+        onnx.checker.check_model(without_weights(model))
+
+
+def _values(tensor: TensorProto, file: Path) -> NDArray[Any]:
+    """The numbers of a constant, as many as its shape says."""
+    shape = tuple(tensor.dims)
+    if any(size < 0 for size in shape) or math.prod(shape) > MOST_VALUES:
+        raise UserError(f"{file}: the constant {tensor.name} has the impossible shape {shape}", _AGAIN)
+    with reading(f"{file}: the constant {tensor.name} of shape {shape}", _AGAIN):
+        values: NDArray[Any] = numpy_helper.to_array(tensor)
+        return values
+
+
+def _check_texts(message: Message, file: Path) -> None:
+    """Names and other texts are UTF-8: protobuf hands over bytes where they are not."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for entry in [value] if isinstance(value, (str, bytes, Message)) else value:
+            if isinstance(entry, bytes):
+                raise UserError(f"{file}: a {field.name} is no UTF-8 text", _AGAIN)
+            if isinstance(entry, Message):
+                _check_texts(entry, file)
+
+
+def _check_nodes(model: onnx.ModelProto, file: Path) -> None:
+    for node in model.graph.node:
+        if node.op_type == Op.DEQUANTIZE:
+            raise UserError(f"{file} is already quantized", "give the float model")
+        for attribute in node.attribute:
+            if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+                raise UserError(
+                    f"{file} decides while it runs what it computes ({node.op_type} {node.name})",
+                    "export it without control flow and without NMS (nms=False)",
+                )
+            if attribute.name in _STEPS and max(attribute.ints, default=0) > MOST_STEPS:
+                raise UserError(f"{file}: {attribute.name} of {node.op_type} {node.name} is impossible", _AGAIN)
+            with reading(f"{file}: {attribute.name} of {node.op_type} {node.name}", _AGAIN, "is no text"):
+                _ = [text.decode() for text in (attribute.s, *attribute.strings)]
+            if attribute.type == AttributeProto.TENSOR:
+                _values(attribute.t, file)
+
+
+def check_sizes(model: onnx.ModelProto, source: str) -> None:
+    """Check the shapes of all tensors of a model whose inputs have static shapes, before anything computes them.
+
+    Raises:
+        UserError: shapes that contradict each other, or a tensor of more than :data:`MOST_VALUES` values.
+    """
+    with reading(source, _AGAIN, "has shapes that contradict each other"):
+        graph = shape_inference.infer_shapes(model, check_type=True, data_prop=True).graph
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if any(size < 0 for size in shape) or math.prod(shape) > MOST_VALUES:
+            text = "x".join(map(str, shape))
+            raise UserError(
+                f"{source}: {value.name} would hold {text} values, the most is {MOST_VALUES:,} (1 GiB)",
+                "export the model for a smaller input",
+            )
+
 
 #: Per-channel DequantizeLinear and Squeeze/Split with tensor operands exist from here on.
 LOWEST_WORKING_OPSET = 13
@@ -40,7 +153,7 @@ def read_onnx(path: str | Path) -> tuple[onnx.ModelProto, str]:
         The model with all weights in memory, and the SHA-256 of the file.
 
     Raises:
-        UserError: missing, truncated, no ONNX file, or what :func:`narrowcast.graph.validity.check_file` refuses.
+        UserError: missing, truncated, no ONNX file, or what :func:`narrowcast.graph.files.check_file` refuses.
     """
     file = Path(path)
     if not file.exists():
@@ -167,7 +280,7 @@ def _trust_inference(model: onnx.ModelProto, file: str, changed: bool) -> None:
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")
     with reading(file, "export it again", "has shapes that contradict each other"):
-        found = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+        found = shape_inference.infer_shapes(bare, data_prop=True).graph
     shapes = {v.name: v.type.tensor_type for v in (*found.value_info, *found.output)}
     inferred = {name: kind.shape for name, kind in shapes.items() if kind.HasField("shape")}
     made = {name for node in model.graph.node for name in node.output} - inferred.keys()
@@ -229,4 +342,49 @@ def to_supported_opset(model: onnx.ModelProto, file: str) -> onnx.ModelProto:
     if model_opset(model) >= LOWEST_WORKING_OPSET:
         return model
     with reading(file, "export it with opset 17", f"cannot be raised to opset {LOWEST_WORKING_OPSET}"):
-        return onnx.version_converter.convert_version(with_data(model), LOWEST_WORKING_OPSET)
+        return version_converter.convert_version(with_data(model), LOWEST_WORKING_OPSET)
+
+
+_OTHER_FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+#: Attributes that name the type of a node's result.
+_TYPE_ATTRIBUTES = ("to", "dtype")
+_NUMBERS = ("value_float", "value_floats", "value_int", "value_ints")
+
+
+def only_float32(model: onnx.ModelProto) -> None:
+    """Make constants, casts and known types of other floats float32, in place, subgraphs included."""
+    for graph in _graphs(model.graph):
+        for tensor in graph.initializer:
+            _narrow(tensor)
+        for node in graph.node:
+            _narrow_node(node)
+        for value in (*graph.value_info, *graph.output):
+            if value.type.tensor_type.elem_type in _OTHER_FLOATS:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+
+
+def _narrow(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type in _OTHER_FLOATS:
+        array = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def _narrow_node(node: onnx.NodeProto) -> None:
+    for attribute in list(node.attribute):
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            _narrow(attribute.t)
+        elif attribute.name in _TYPE_ATTRIBUTES and attribute.i in _OTHER_FLOATS:
+            attribute.i = TensorProto.FLOAT
+        elif node.op_type == Op.CONSTANT and attribute.name in _NUMBERS:
+            kind: Any = np.float32 if "float" in attribute.name else np.int64
+            array = np.asarray(helper.get_attribute_value(attribute), kind)
+            node.attribute.remove(attribute)
+            node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(array)))

@@ -1,4 +1,4 @@
-"""One form for operators that ONNX lets people write in several ways, so that nothing behind knows the others.
+r"""One form for operators that ONNX lets people write in several ways, so that nothing behind knows the others.
 
     Gemm                 alpha, beta and transA folded or written out; a bias of several rows, or computed operands: Add
     Max, Min, Sum, Mean  of two operands (Sum as Add, Mean as Add and Mul)
@@ -7,20 +7,49 @@
                          half_pixel where no size was rounded; nothing where all sizes stay
     Split                sizes, no ``num_outputs``
     ConvTranspose        ``pads``, no ``auto_pad``, no ``output_shape``
+
+BatchNormalization of a trained model: factors and an offset for every channel, and no node of its own.
+
+    y = x * factor + shift,   factor = scale / sqrt(variance + epsilon),   shift = bias - mean * factor
+
+It goes into the weights of the sum of products before it (Conv, ConvTranspose, Gemm) where nothing else reads that sum;
+else it becomes a depthwise 1x1 convolution (four axes), or Mul and Add.
+
+Softmax inside attention, written as operators that stay on the chip.
+
+    softmax(x) = e / sum(e),   e = exp(x - max(x))
+
+    x --> ReduceMax --> Sub --> Exp --> ReduceSum --> Reciprocal --> Mul -->
+    \___________________/        \__________________________________/
+
+Chips that put Softmax on the CPU pay for it with a second subgraph and two copies of the attention matrix. These
+operators, by tables and sums, stay where the convolutions are. The vendor of the RDK boards computes Softmax so when
+it is asked for integers, with 16-bit tables for Exp and Reciprocal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from narrowcast.ops.net import constant_at, constant_of, constant_value, dims, put_in_place
-
-__all__ = ["explicit_splits", "unify_forms"]
+from narrowcast.ops.facts import Kind, facts, weight_axis
+from narrowcast.ops.net import (
+    constant_at,
+    constant_of,
+    constant_value,
+    dims,
+    input_at,
+    only_reader,
+    producer,
+    put_in_place,
+    readers,
+)
 
 
 def explicit_splits(model: onnx.ModelProto) -> None:
@@ -205,3 +234,174 @@ _RULES: dict[str, Callable[[ir.Graph, ir.Node], None]] = {
     "Resize": _resize,
     "ConvTranspose": _transposed_convolution,
 }
+
+
+Array = NDArray[np.float64]
+
+
+def fold_batch_normalization(model: ir.Model) -> list[str]:
+    """Replace every BatchNormalization with constant parameters, in place.
+
+    Returns:
+        One sentence for each kind of replacement that happened. Values keep their names.
+    """
+    counts = {"weights of the node before": 0, "a depthwise convolution": 0, "Mul and Add": 0}
+    for node in list(model.graph):
+        parameters = _parameters(node) if node.op_type == "BatchNormalization" else None
+        if parameters is None or len(node.outputs) != 1:
+            continue
+        factor, shift = parameters
+        rank = len(node.outputs[0].shape or ())
+        if _into_producer(model.graph, node, factor, shift):
+            counts["weights of the node before"] += 1
+        elif rank == 4:
+            _depthwise(model.graph, node, factor, shift)
+            counts["a depthwise convolution"] += 1
+        elif rank >= 2:
+            _multiply_and_add(model.graph, node, factor, shift, rank)
+            counts["Mul and Add"] += 1
+    return [
+        f"{count} BatchNormalization node{'s' if count != 1 else ''} became {what}"
+        for what, count in counts.items()
+        if count
+    ]
+
+
+def _parameters(node: ir.Node) -> tuple[Array, Array] | None:
+    arrays = [constant_of(value) for value in node.inputs[1:5]]
+    if any(array is None for array in arrays) or node.attributes.get_int("training_mode", 0):
+        return None
+    scale, bias, mean, variance = (np.asarray(array, np.float64) for array in arrays)
+    factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    return factor, bias - mean * factor
+
+
+def _float(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    return constant_value(graph, name, array.astype(np.float32))
+
+
+def _into_producer(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) -> bool:
+    """Scale weights and bias of the node before; ``False`` where that is not possible."""
+    source = node.inputs[0]
+    before = producer(source)
+    if source is None or before is None or only_reader(source) is None:
+        return False
+    weight = constant_at(before, 1)
+    given = input_at(before, 2)
+    bias = np.zeros(1) if given is None else constant_of(given)
+    folded = _scaled(before, weight, factor) if weight is not None else None
+    if folded is None or bias is None or bias.size not in (1, len(factor)):
+        return False
+    beta = before.attributes.get_float("beta", 1.0) if facts(before).kind is Kind.LINEAR else 1.0
+    total = np.broadcast_to(np.asarray(bias, np.float64).reshape(-1) * beta, factor.shape) * factor + shift
+    constants = {"weight": folded, "bias": total}
+    inputs = [before.inputs[0], *(_float(graph, f"{node.name}.{key}", array) for key, array in constants.items())]
+    attributes = [entry for entry in before.attributes.values() if entry.name != "beta"]
+    new = ir.Node("", before.op_type, inputs, attributes, num_outputs=1, name=before.name)
+    put_in_place(graph, node, [new])
+    graph.remove(before, safe=True)
+    return True
+
+
+def _scaled(before: ir.Node, weight: NDArray[Any], factor: Array) -> Array | None:
+    """The weights of a sum of products with every output channel multiplied; ``None`` for other operators."""
+    weight = np.asarray(weight, np.float64)
+    entry = facts(before)
+    if entry.kind is Kind.TRANSPOSED:  # (C, N / group, ...), the groups one after the other
+        group, tail = before.attributes.get_int("group", 1), [1] * (weight.ndim - 2)
+        rows = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
+        return (rows * factor.reshape(group, 1, weight.shape[1], *tail)).reshape(weight.shape)
+    if not entry.is_weighted:
+        return None
+    axis = weight_axis(before)
+    return weight * factor.reshape([-1 if index == axis else 1 for index in range(weight.ndim)])
+
+
+def _depthwise(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array) -> None:
+    weight = _float(graph, f"{node.name}.weight", factor.reshape(-1, 1, 1, 1))
+    bias = _float(graph, f"{node.name}.bias", shift)
+    inputs = [node.inputs[0], weight, bias]
+    put_in_place(graph, node, [ir.node("Conv", inputs, {"group": factor.size}, num_outputs=1, name=node.name)])
+
+
+def _multiply_and_add(graph: ir.Graph, node: ir.Node, factor: Array, shift: Array, rank: int) -> None:
+    shape = (1, -1, *[1] * (rank - 2))
+    inputs = [node.inputs[0], _float(graph, f"{node.name}.weight", factor.reshape(shape))]
+    product = ir.node("Mul", inputs, num_outputs=1, name=f"{node.name}_scale")
+    value, like = product.outputs[0], node.outputs[0]
+    value.name, value.shape, value.type = f"{node.name}_scaled", like.shape, like.type
+    offset = _float(graph, f"{node.name}.bias", shift.reshape(shape))
+    put_in_place(graph, node, [product, ir.node("Add", [value, offset], num_outputs=1, name=node.name)])
+
+
+#: Operators that a Softmax becomes, in order; each node is named after it: ``<softmax>/ReduceMax``.
+PARTS = ("ReduceMax", "Sub", "Exp", "ReduceSum", "Reciprocal", "Mul")
+#: The axes of ReduceMax are an input from this opset on.
+_AXES_INPUT_OPSET = 18
+
+
+def attention_softmaxes(graph: ir.Graph) -> list[ir.Node]:
+    """Softmax nodes whose result weighs something: every reader, behind operators that move bytes, is a MatMul.
+
+    Args:
+        graph: prepared graph.
+
+    Returns:
+        In graph order; classifiers' last Softmax and the distributions of a decode head are not among them.
+    """
+    return [node for node in graph if facts(node).kind is Kind.SOFTMAX and _weighs(node.outputs[0])]
+
+
+def _weighs(value: ir.Value) -> bool:
+    users = readers(value)
+    if not users or value.is_graph_output():
+        return False
+    return all(facts(user).kind is Kind.MATRIX or (facts(user).whole and _weighs(user.outputs[0])) for user in users)
+
+
+def rewrite_attention(model: ir.Model) -> list[str]:
+    """Replace every Softmax of an attention, in place.
+
+    Args:
+        model: prepared graph with static shapes.
+
+    Returns:
+        Names of the nodes replaced. Output tensors keep their names.
+    """
+    replaced = []
+    for node in attention_softmaxes(model.graph):
+        _replace(model, node)
+        replaced.append(str(node.name))
+    return replaced
+
+
+def _replace(model: ir.Model, softmax: ir.Node) -> None:
+    graph, stem = model.graph, str(softmax.name)
+    x = softmax.inputs[0]
+    if x is None or x.shape is None:
+        raise AssertionError(f"{stem} has no input of static shape")
+    rank = len(x.shape)
+    axis = softmax.attributes.get_int("axis", -1) % rank
+    reduced = ir.Shape([1 if index == axis else dim for index, dim in enumerate(x.shape)])
+    axes = constant_value(graph, f"{stem}/axes", np.array([axis], np.int64))
+    as_attribute = model.opset_imports[""] < _AXES_INPUT_OPSET
+
+    def node(op_type: str, inputs: list[ir.Value], shape: ir.Shape | None, attributes: dict[str, object]) -> ir.Value:
+        made = ir.node(op_type, inputs, attributes=attributes or None, num_outputs=1, name=f"{stem}/{op_type}")
+        value = made.outputs[0]
+        value.name, value.shape, value.type = f"{stem}/{op_type}_output_0", shape, x.type
+        graph.insert_before(softmax, made)
+        return value
+
+    if as_attribute:
+        largest = node("ReduceMax", [x], reduced, {"axes": [axis], "keepdims": 1})
+    else:
+        largest = node("ReduceMax", [x, axes], reduced, {"keepdims": 1})
+    exponential = node("Exp", [node("Sub", [x, largest], x.shape, {})], x.shape, {})
+    total = node("ReduceSum", [exponential, axes], reduced, {"keepdims": 1})
+    product = node("Mul", [exponential, node("Reciprocal", [total], reduced, {})], x.shape, {})
+    old = softmax.outputs[0]
+    name = old.name
+    old.replace_all_uses_with(product)
+    graph.remove(softmax, safe=True)
+    product.name = name

@@ -15,9 +15,12 @@ import onnx_ir as ir
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
 from narrowcast.base.reading import parse_json, reading, typed
-from narrowcast.graph import attention as attentions
-from narrowcast.graph import check, ends, exposure, files, prepare, validity, weights
-from narrowcast.graph.join import Join
+from narrowcast.graph import check, ends, files, prepare
+from narrowcast.graph import ends as exposure
+from narrowcast.graph import files as validity
+from narrowcast.graph import forms as attentions
+from narrowcast.graph import run as weights
+from narrowcast.graph.ends import Join
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.units import inline_units
 from narrowcast.vision.heads import HeadSpec

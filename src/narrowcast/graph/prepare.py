@@ -14,11 +14,10 @@ from onnx_ir.passes import common
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import reading
-from narrowcast.graph.dtypes import only_float32
-from narrowcast.graph.exposure import remove_unused
-from narrowcast.graph.forms import explicit_splits, unify_forms
-from narrowcast.graph.normalization import fold_batch_normalization
-from narrowcast.graph.weights import hold, hold_weights, with_data
+from narrowcast.graph.ends import remove_unused
+from narrowcast.graph.files import only_float32
+from narrowcast.graph.forms import explicit_splits, fold_batch_normalization, unify_forms
+from narrowcast.graph.run import hold, hold_weights, with_data
 from narrowcast.ops.net import all_names, constant_of, constant_value, copied, node_names, value_names
 from narrowcast.ops.units import fuse_units
 

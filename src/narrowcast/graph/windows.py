@@ -1,4 +1,7 @@
-"""The windows of convolutions and pools along each axis, with ``auto_pad`` and ``ceil_mode`` worked out."""
+"""The windows of convolutions and pools along each axis, with ``auto_pad`` and ``ceil_mode`` worked out.
+
+Where Resize reads its input: indices of mode nearest, neighbours and fractions of mode linear, in float32.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["Window", "window_counts", "windows"]
+from narrowcast.ops.net import constant_at
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,93 @@ def window_counts(node: ir.Node, sizes: Sequence[int], outputs: Sequence[int]) -
     for window in windows(node, sizes, outputs):
         counts = counts[..., None] * window.counts(with_pads)
     return counts
+
+
+#: A position so near to the middle of two pixels is the middle, as in onnxruntime: float32 decides no tie.
+_TIE = 1e-6
+
+
+def resize_scales(node: ir.Node, source: tuple[int, ...], wanted: tuple[int, ...]) -> list[float]:
+    """Output size divided by input size of every axis, float32 as the node says it (its ``scales`` or its sizes)."""
+    scales = constant_at(node, 2)
+    if scales is not None and scales.size == len(source):
+        return [float(scale) for scale in scales]
+    return [float(np.float32(w / s)) for s, w in zip(source, wanted, strict=True)]
+
+
+def linear_positions(
+    size: int, outputs: int, scale: float, transformation: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Lower neighbour and fraction of every output along one axis.
+
+    Args:
+        size: of the input.
+        outputs: of the output.
+        scale: output size / input size.
+        transformation: one of :data:`narrowcast.ops.facts.GRIDS`.
+
+    Returns:
+        Indices in 0..size - 2 (0 when size is 1), and fractions in 0..1; computed in float32.
+    """
+    position = np.arange(outputs, dtype=np.float32)
+    inverse = np.float32(1 / scale)
+    if transformation == "align_corners":
+        spread = np.float32((outputs - 1) / (size - 1)) if size > 1 and outputs > 1 else np.float32(0)
+        position = position * (1 / spread if spread else spread)
+    elif transformation == "asymmetric":
+        position = position * inverse
+    elif transformation == "half_pixel" or (transformation == "pytorch_half_pixel" and outputs > 1):
+        position = (position + np.float32(0.5)) * inverse - np.float32(0.5)
+    elif transformation == "pytorch_half_pixel":
+        position = np.zeros_like(position)
+    else:
+        raise ValueError(transformation)
+    lower = np.floor(position).astype(np.int64)
+    fraction = (position - lower.astype(np.float32)).astype(np.float32)
+    fraction[lower < 0] = 0
+    lower[lower < 0] = 0
+    beyond = lower >= size - 1
+    fraction[beyond] = 1 if size > 1 else 0
+    lower[beyond] = max(size - 2, 0)
+    return lower, fraction
+
+
+def floor_positions(size: int, outputs: int, scale: float) -> NDArray[np.int64]:
+    """``floor(i / scale)`` for every output, the quotient as a float32 product with ``1 / scale``."""
+    position = np.arange(outputs, dtype=np.float32) * (np.float32(1) / np.float32(scale))
+    return np.asarray(np.minimum(position.astype(np.int64), size - 1))
+
+
+def nearest_positions(node: ir.Node, size: int, outputs: int, scale: float) -> NDArray[np.int64]:
+    """The pixel that mode nearest reads for every output along one axis, positions in float32.
+
+    Args:
+        node: a Resize with mode nearest.
+        size: of the input.
+        outputs: of the output.
+        scale: output size / input size.
+
+    Raises:
+        ValueError: a transformation or rule that is not known.
+    """
+    transformation = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    place, half, factor = np.arange(outputs, dtype=np.float32), np.float32(0.5), np.float32(scale)
+    if transformation == "align_corners":
+        place = place * np.float32(size - 1) / np.float32(max(outputs - 1, 1))
+    elif transformation == "asymmetric":
+        place = place / factor
+    elif transformation == "pytorch_half_pixel" and outputs == 1:
+        place = np.zeros(1, np.float32)
+    elif transformation in ("half_pixel", "pytorch_half_pixel"):
+        place = (place + half) / factor - half
+    else:
+        raise ValueError(transformation)
+    rule = node.attributes.get_string("nearest_mode", "round_prefer_floor")
+    exact = place.astype(np.float64)
+    index = {
+        "round_prefer_floor": np.ceil(exact - 0.5 - _TIE),
+        "round_prefer_ceil": np.floor(exact + 0.5 + _TIE),
+        "floor": np.floor(place),
+        "ceil": np.ceil(place),
+    }[rule]
+    return np.asarray(np.clip(index, 0, size - 1).astype(np.int64))

@@ -2,7 +2,7 @@
 
 The range of a channel comes from the values at the cells that decode may keep, weighted by what an error costs there.
 It becomes a factor in the weights and the bias of the convolution that makes the output, see
-:mod:`narrowcast.lower.factors`.
+:mod:`narrowcast.lower.qdq`.
 
 Beside it, cross-layer equalization: give the channels between two convolutions similar ranges, exactly.
 

@@ -20,10 +20,9 @@ from narrowcast.base.progress import track
 from narrowcast.graph.run import open_session
 from narrowcast.improve.judge import Judge, loss_of
 from narrowcast.lower.cutting import cut_behind
-from narrowcast.lower.factors import Factors, undo_factors
 from narrowcast.lower.network import Planner, QuantizedNetwork
 from narrowcast.lower.noise import Noise, mean_sqnr
-from narrowcast.lower.qdq import SCALE_INPUT, ZERO_POINT_INPUT, lower_qdq
+from narrowcast.lower.qdq import SCALE_INPUT, ZERO_POINT_INPUT, Factors, lower_qdq, undo_factors
 from narrowcast.plan import Draft
 from narrowcast.plan.structure import Group
 from narrowcast.plan.types import Encoding, Plan

@@ -26,7 +26,7 @@ from onnx import helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import track
-from narrowcast.graph.weights import hold_weights
+from narrowcast.graph.run import hold_weights
 from narrowcast.improve.layers import (
     Layer,
     NodeRunner,

@@ -11,8 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from narrowcast.graph.run import Runner, as_reals
-from narrowcast.graph.weights import rest
+from narrowcast.graph.run import Runner, as_reals, rest
 from narrowcast.ops.net import with_outputs
 
 __all__ = ["Noise", "beside", "compare_tensors", "mean_sqnr"]

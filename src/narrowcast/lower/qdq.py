@@ -3,6 +3,14 @@
 Every tensor with an encoding is followed by QuantizeLinear and DequantizeLinear; weights and biases are stored as
 integers behind a DequantizeLinear. Activation units such as SiLU are written out as standard operators, with
 nothing quantized inside.
+
+QDQ graphs whose inputs and outputs are integers: the outermost QuantizeLinear and DequantizeLinear removed.
+
+Factors of the channels of an output, folded into the last convolution and divided out again behind the chip.
+
+A chip gives an output one scale, however different the ranges of its channels are. A factor a channel in the weights
+and the bias that make the output costs nothing there, and whoever reads the integers reads them with a scale a channel:
+``real = (integer - zero point) * scale / factor``.
 """
 
 from __future__ import annotations
@@ -16,13 +24,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
+from narrowcast.lower.integer.lowering import IntegerGraph
 from narrowcast.ops.builder import Op
-from narrowcast.ops.net import constant_of, constant_value, named, written
+from narrowcast.ops.net import constant_of, constant_value, copied, named, written
 from narrowcast.ops.units import inline_units
 from narrowcast.plan.types import Encoding, Plan, split_edge_key
-
-__all__ = ["CONTRIB_DOMAIN", "SCALE_INPUT", "ZERO_POINT_INPUT", "lower_qdq"]
 
 #: 16-bit QuantizeLinear is standard from opset 21 on; onnxruntime has it in this domain before.
 CONTRIB_DOMAIN = "com.microsoft"
@@ -192,3 +200,177 @@ def _requantize_edges(state: _Lowering) -> None:
         pair = state.pair(value, encoding, key)
         state.graph.insert_before(node, pair)
         node.replace_input_with(index, pair[1].outputs[0])
+
+
+#: Largest float32 below 2^31, so that a cast to int32 cannot overflow.
+_LARGEST = 2147483520.0
+
+
+def with_integer_outputs(proto: onnx.ModelProto, encodings: Mapping[str, Encoding]) -> onnx.ModelProto:
+    """Let outputs leave as integers.
+
+    Args:
+        proto: from :func:`narrowcast.lower.lower_qdq`; not changed.
+        encodings: graph output to its encoding in the plan.
+
+    Returns:
+        A copy in which these outputs keep their names and have the encodings' types. Outputs that the plan keeps in
+        accumulators, which are real numbers in a QDQ graph, are divided by their scales and rounded half to even.
+    """
+    copy = copied(proto)
+    graph = copy.graph
+    for output in graph.output:
+        encoding = encodings.get(output.name)
+        if encoding is None:
+            continue
+        maker = next(node for node in graph.node if output.name in node.output)
+        if encoding.dtype == "int32" or maker.op_type != Op.DEQUANTIZE:
+            _append_rounding(graph, output.name, encoding, len(output.type.tensor_type.shape.dim))
+        else:
+            _expose_quantized(graph, maker, output.name)
+        output.type.tensor_type.elem_type = getattr(TensorProto, encoding.dtype.upper())
+    _drop_unused(graph)
+    return copy
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
+
+
+def _expose_quantized(graph: onnx.GraphProto, dequantize: onnx.NodeProto, name: str) -> None:
+    quantized = dequantize.input[0]
+    _rename(graph, name, f"{name}_dequantized")
+    _rename(graph, quantized, name)
+    if not any(f"{name}_dequantized" in node.input for node in graph.node):
+        graph.node.remove(dequantize)
+
+
+def _append_rounding(graph: onnx.GraphProto, name: str, encoding: Encoding, rank: int) -> None:
+    real = f"{name}_real"
+    _rename(graph, name, real)
+    bounds = max(float(encoding.qmin), -_LARGEST), min(float(encoding.qmax), _LARGEST)
+    constants = {
+        "scale": encoding.broadcast(rank).astype(np.float32),
+        "zero": np.float32(encoding.zero_point),
+        "low": np.float32(bounds[0]),
+        "high": np.float32(bounds[1]),
+    }
+    for stem, value in constants.items():
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{real}_{stem}"))
+    steps = [(Op.DIV, [f"{real}_scale"]), (Op.ROUND, []), (Op.ADD, [f"{real}_zero"])]
+    steps.append((Op.CLIP, [f"{real}_low", f"{real}_high"]))
+    current = real
+    for op_type, operands in steps:
+        following = f"{real}_{op_type.lower()}"
+        graph.node.append(helper.make_node(op_type, [current, *operands], [following], name=following))
+        current = following
+    kind = getattr(TensorProto, encoding.dtype.upper())
+    graph.node.append(helper.make_node(Op.CAST, [current], [name], name=f"{name}_as_integers", to=kind))
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def with_integer_input(proto: onnx.ModelProto, encoding: Encoding) -> onnx.ModelProto:
+    """Let the image enter as integers.
+
+    Args:
+        proto: from :func:`narrowcast.lower.lower_qdq`; not changed.
+        encoding: of the graph's first input in the plan.
+
+    Raises:
+        ValueError: the input is not quantized first.
+    """
+    copy = copied(proto)
+    graph, image = copy.graph, copy.graph.input[0]
+    readers = [node for node in graph.node if image.name in node.input]
+    if len(readers) != 1 or readers[0].op_type != Op.QUANTIZE:
+        raise ValueError(f"{image.name} is not quantized first")
+    quantized = readers[0].output[0]
+    graph.node.remove(readers[0])
+    for node in graph.node:
+        node.input[:] = [image.name if name == quantized else name for name in node.input]
+    image.type.tensor_type.elem_type = getattr(TensorProto, encoding.dtype.upper())
+    _drop_unused(graph)
+    return copy
+
+
+#: Output name to its factors, (C,) float64, above 0.
+Factors = Mapping[str, NDArray[np.float64]]
+
+
+def factored(encoding: Encoding, factors: NDArray[Any]) -> Encoding:
+    """How an output that left with factors is read: the per-tensor scale becomes one a channel of axis 1."""
+    scales = np.broadcast_to(encoding.scales / np.asarray(factors, np.float64), np.shape(factors))
+    return replace(encoding, scale=tuple(float(scale) for scale in scales), axis=1)
+
+
+def with_factors(graph: IntegerGraph, factors: Factors) -> IntegerGraph:
+    """The same integers, whose outputs mean what the float model's outputs mean.
+
+    Args:
+        graph: lowered from a model into which the factors are folded.
+        factors: of some outputs.
+    """
+    outputs = dict(graph.outputs)
+    for name, values in factors.items():
+        encoding = outputs[name]
+        if encoding is not None:
+            outputs[name] = factored(encoding, values)
+    return replace(graph, outputs=outputs)
+
+
+def undo_factors(proto: onnx.ModelProto, factors: Factors) -> onnx.ModelProto:
+    """A graph whose real outputs are divided by the factors; itself where there are none.
+
+    Args:
+        proto: a graph with float outputs (1, C, ...), lowered from a model into which the factors are folded.
+        factors: of some outputs.
+    """
+    if not factors:
+        return proto
+    copy = copied(proto)
+    ranks = {output.name: len(output.type.tensor_type.shape.dim) for output in copy.graph.output}
+    constants = {tensor.name: tensor for tensor in copy.graph.initializer}
+    for name, values in factors.items():
+        last = next(node for node in copy.graph.node if name in node.output)
+        if last.op_type == Op.DEQUANTIZE and last.input[1] in constants:
+            _dequantize_per_channel(copy.graph, last, constants, values)
+        else:
+            _divide(copy.graph, name, values, ranks[name])
+    return copy
+
+
+def _dequantize_per_channel(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    constants: Mapping[str, onnx.TensorProto],
+    factors: NDArray[np.float64],
+) -> None:
+    """Put the factors into the scale of the last DequantizeLinear."""
+    scale = onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
+    zero = onnx.numpy_helper.to_array(constants[node.input[2]])
+    stem = f"{node.output[0]}_channels"
+    new = {
+        f"{stem}_scale": (scale / factors).astype(np.float32),
+        f"{stem}_zero_point": np.full(len(factors), zero, zero.dtype),
+    }
+    graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in new.items())
+    node.input[1:3] = list(new)
+    node.attribute.append(onnx.helper.make_attribute("axis", 1))
+
+
+def _divide(graph: onnx.GraphProto, name: str, factors: NDArray[np.float64], rank: int) -> None:
+    scaled, inverse = f"{name}_with_factors", f"{name}_inverse_factors"
+    for node in graph.node:
+        node.output[:] = [scaled if output == name else output for output in node.output]
+        node.input[:] = [scaled if entry == name else entry for entry in node.input]
+    array = (1 / np.asarray(factors, np.float64)).astype(np.float32).reshape(-1, *[1] * (rank - 2))
+    graph.initializer.append(onnx.numpy_helper.from_array(array, inverse))
+    graph.node.append(onnx.helper.make_node(Op.MUL, [scaled, inverse], [name], name=f"{name}_undo_factors"))

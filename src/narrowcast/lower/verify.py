@@ -1,24 +1,31 @@
-"""Is the integer graph in onnxruntime the same as the slow reference? Node by node, on real inputs."""
+"""Is the integer graph in onnxruntime the same as the slow reference? Node by node, on real inputs.
+
+How far the usual QDQ graph is from the exact integers.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
 from narrowcast.chips.schema import Target
+from narrowcast.graph.run import Runner, as_reals
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner
+from narrowcast.lower.noise import Noise
 from narrowcast.lower.reference import run_reference
 from narrowcast.ops.builder import Op
-from narrowcast.plan.types import Plan
-
-__all__ = ["VerifyRow", "verify"]
+from narrowcast.ops.net import with_outputs
+from narrowcast.plan.types import Encoding, Plan
 
 
 @dataclass
@@ -108,3 +115,91 @@ def _count(row: VerifyRow, actual: NDArray[Any], expected: NDArray[Any]) -> None
     row.differing += int(np.count_nonzero(distance))
     row.total += distance.size
     row.largest = max(row.largest, int(distance.max(initial=0)))
+
+
+@dataclass
+class Distance:
+    """One tensor over all images.
+
+    Attributes:
+        tensor: graph output, or with ``all_tensors`` a value name or edge key.
+        unit: ``"steps"`` of its encoding, or ``"real"`` for a tensor that is float in both graphs.
+        differing: how many values differ.
+        noise: of the differences, in ``unit``.
+    """
+
+    tensor: str
+    unit: str
+    differing: int = 0
+    noise: Noise = field(default_factory=Noise)
+
+    @property
+    def share(self) -> float:
+        """Differing values, 0..1."""
+        return self.differing / self.noise.count if self.noise.count else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; ``sqnr_db`` is ``None`` where nothing differs."""
+        sqnr = round(self.noise.sqnr_db, 2) if math.isfinite(self.noise.sqnr_db) else None
+        return {
+            "name": self.tensor, "differing": round(self.share, 6), "largest": self.noise.max_abs, "unit": self.unit,
+            "sqnr_db": sqnr,
+        }  # fmt: skip
+
+    def add(self, exact: NDArray[Any], other: NDArray[Any]) -> None:
+        """Count one pair of tensors of the same shape."""
+        x, y = (np.asarray(values, np.float64).reshape(-1) for values in (exact, other))
+        self.differing += int(np.count_nonzero(x != y))
+        self.noise.take(x, y)
+
+
+def qdq_distance(
+    graph: IntegerGraph,
+    qdq: onnx.ModelProto | str | Path,
+    images: Iterable[NDArray[np.float32]],
+    *,
+    all_tensors: bool = False,
+    threads: int = 0,
+) -> list[Distance]:
+    """Compare the QDQ graph, run as a bundle runs it, with the integers.
+
+    The QDQ graph rounds in float32 and half to even whatever the chip does, sums in float32, and quantizes no bias
+    to less than 32 bits, so its integers differ by a step here and there, and more behind such a step.
+
+    Args:
+        graph: from :func:`narrowcast.lower.integer.lower_integer`, with float input.
+        qdq: from :func:`narrowcast.lower.lower_qdq` of the same plan, or its file.
+        images: float inputs of both graphs, consumed once.
+        all_tensors: compare every quantized tensor, not only the outputs.
+        threads: of onnxruntime; 0 for all cores.
+
+    Returns:
+        One distance a tensor, in graph order. An accumulator is compared in its own (much smaller) steps.
+    """
+    proto = qdq if isinstance(qdq, onnx.ModelProto) else onnx.load(str(qdq))
+    codes = {key: code for key, code in graph.encodings.items() if all_tensors and code.dtype != "int32"}
+    quantized = {key: f"{key}_quantized" for key in codes}
+    rows = {key: Distance(key, "steps") for key in codes}
+    rows.update({name: Distance(name, "real" if code is None else "steps") for name, code in graph.outputs.items()})
+    # one session after the other: each holds all weights
+    right = Runner(with_outputs(proto, list(quantized.values())), threads, "basic")
+    results = [(image, right.run(image, [*graph.outputs, *quantized.values()])) for image in images]
+    del right
+    left = IntegerRunner(graph, threads, "basic", all_tensors=all_tensors)
+    for image, found in results:
+        exact: dict[str, NDArray[Any]] = {}
+        if all_tensors:
+            exact.update(left.integers(image))
+        exact.update(left.run(image))
+        for key, row in rows.items():
+            other = found[quantized[key]] if key in quantized else _steps(found[key], graph.outputs[key])
+            row.add(*(as_reals(exact[key], other) if row.unit == "real" else (exact[key], other)))
+    return list(rows.values())
+
+
+def _steps(values: NDArray[Any], encoding: Encoding | None) -> NDArray[Any]:
+    """A float output of the QDQ graph in steps of its encoding, to the nearest step."""
+    if encoding is None:
+        return values
+    whole = np.rint(values.astype(np.float64) / encoding.broadcast(values.ndim)) + encoding.zero_point
+    return np.asarray(np.clip(whole, encoding.qmin, encoding.qmax))

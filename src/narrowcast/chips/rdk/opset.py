@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from narrowcast.base.errors import UserError
-from narrowcast.graph.weights import with_data
+from narrowcast.graph.run import with_data
 
 __all__ = ["IR_VERSION", "OPSET", "to_opset_11"]
 

@@ -37,7 +37,7 @@ from narrowcast.chips.rdk.export import (
 )
 from narrowcast.chips.rdk.opset import IR_VERSION, OPSET
 from narrowcast.deploy.delivery import Delivery
-from narrowcast.graph.join import Join
+from narrowcast.graph.ends import Join
 
 __all__ = ["deploy_rdk", "removable", "removal_script"]
 

@@ -21,7 +21,7 @@ from narrowcast.chips import Target
 from narrowcast.deploy.espdl.codec import encode_espdl
 from narrowcast.deploy.espdl.model import build_espdl, make_test_vectors
 from narrowcast.graph import Model
-from narrowcast.lower.factors import Factors
+from narrowcast.lower.qdq import Factors
 from narrowcast.plan import Plan
 from narrowcast.vision.heads import HeadSpec
 

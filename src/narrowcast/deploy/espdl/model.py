@@ -26,7 +26,7 @@ from narrowcast.deploy.espdl.layouts import Order, channels_last, identity, inve
 from narrowcast.deploy.espdl.operators import facts, feeds_channels_last, model_readers, read_node, write_node
 from narrowcast.deploy.espdl.products import fused_relu
 from narrowcast.deploy.espdl.restoring import DOMAIN, Restoring
-from narrowcast.graph.exposure import remove_unused
+from narrowcast.graph.ends import remove_unused
 from narrowcast.lower.integer import IntegerRunner, constant_integers, full_table, lower_integer
 from narrowcast.ops.functions import unary_function
 from narrowcast.ops.net import dims

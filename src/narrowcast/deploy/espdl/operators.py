@@ -18,7 +18,7 @@ from narrowcast.deploy.espdl.layouts import Order, channels_last, identity, inve
 from narrowcast.deploy.espdl.products import PRODUCTS, explicit_pads
 from narrowcast.deploy.espdl.restoring import Restoring
 from narrowcast.lower.integer import constant_integers, full_table, stepped_table
-from narrowcast.lower.integer.parameters import saturating_integer
+from narrowcast.lower.integer.values import saturating_integer
 from narrowcast.ops.functions import clip_bounds, unary_function
 from narrowcast.ops.net import constant_of, dims, integers_at
 from narrowcast.plan.types import Encoding, Plan

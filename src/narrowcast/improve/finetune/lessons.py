@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune.network import Network
-from narrowcast.improve.finetune.settings import Region
+from narrowcast.improve.finetune.regions import Region
 
 __all__ = ["Lesson", "lessons"]
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from narrowcast.base.errors import UserError
-from narrowcast.graph.grids import nearest_positions, resize_scales
+from narrowcast.graph.windows import nearest_positions, resize_scales
 from narrowcast.ops.net import dims, integers_at
 
 __all__ = [

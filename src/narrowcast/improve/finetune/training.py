@@ -22,7 +22,8 @@ from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune.lessons import Lesson, lessons
 from narrowcast.improve.finetune.losses import ClassLoss, HeadLoss, NoiseLoss, noise
 from narrowcast.improve.finetune.network import Network, Scales
-from narrowcast.improve.finetune.settings import Region, Settings, Tied, region, tie
+from narrowcast.improve.finetune.regions import Region, Tied, region, tie
+from narrowcast.improve.finetune.settings import Settings
 from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.ops.net import set_constant, with_outputs
 from narrowcast.vision.heads import HeadSpec

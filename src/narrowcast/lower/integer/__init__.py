@@ -1,11 +1,10 @@
 """The exact integer graph: the very integers of the chip, in onnxruntime, at about float speed."""
 
-from narrowcast.lower.integer.files import dequantized, integer_bytes, open_integer
+from narrowcast.lower.integer.context import Proof
+from narrowcast.lower.integer.files import IntegerRunner, dequantized, integer_bytes, open_integer
 from narrowcast.lower.integer.lowering import IntegerGraph, lower_integer
-from narrowcast.lower.integer.parameters import bias_integers, constant_integers
-from narrowcast.lower.integer.proof import Proof
-from narrowcast.lower.integer.running import IntegerRunner
 from narrowcast.lower.integer.tables import full_table, stepped_table
+from narrowcast.lower.integer.values import bias_integers, constant_integers
 
 __all__ = [
     "IntegerGraph",

@@ -7,6 +7,13 @@ multiply floats and round, and every step below is one float32 operation, in the
     Mul        round(((a - za) * (b - zb)) * (sa * sb / s')) + z'; of 16 bits exact where the target says so
     Div        round(((a - za) * (sa / (sb * s'))) / (b - zb)) + z'; 0 / b is 0, a / 0 saturates
     Max, Min   of both operands in the output's encoding
+
+Relu and Clip, alone or inside a fused unit: saturation to tighter bounds.
+
+Operators that are computed in real numbers between integers: LayerNormalization and the like.
+
+Operands become real numbers in float64, the node computes in float64, and what it gives is rounded to float32 and
+quantized. The first rounding takes off what implementations of float64 differ by, so that all of them agree.
 """
 
 from __future__ import annotations
@@ -18,20 +25,23 @@ import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
 from narrowcast.lower.integer.context import Context
-from narrowcast.lower.integer.rounding import (
+from narrowcast.lower.integer.moving import copy_node
+from narrowcast.lower.integer.values import (
+    Integers,
+    Pending,
+    Reals,
     dequantize,
     ratio,
     remove_zero_point,
     requantize,
     round_and_saturate,
+    saturating_integer,
 )
-from narrowcast.lower.integer.values import Integers, Pending, Reals
 from narrowcast.ops.builder import Op
 from narrowcast.ops.facts import Kind, facts
-from narrowcast.ops.net import dims
+from narrowcast.ops.functions import clip_bounds
+from narrowcast.ops.net import constant_of, dims
 from narrowcast.plan.types import Encoding
-
-__all__ = ["lower_add", "lower_divide", "lower_extreme", "lower_multiply"]
 
 
 @dataclass(frozen=True)
@@ -125,3 +135,42 @@ def lower_extreme(context: Context, node: ir.Node) -> None:
     pick = max if facts(node).kind is Kind.LARGER else min
     low, high = pick(side.low for side in sides), pick(side.high for side in sides)
     context.store(node.outputs[0], Integers(output, encoding, dims(node.outputs[0]), low, high))
+
+
+def integer_bounds(node: ir.Node, encoding: Encoding, rounding: str) -> tuple[int, int]:
+    """The bounds as integers of the output: saturating to them is the same as clipping before rounding."""
+    low, high = (saturating_integer(bound, encoding, rounding) for bound in clip_bounds(node))
+    return low, high
+
+
+def lower_clip(context: Context, node: ir.Node) -> None:
+    """Relu and Clip: ``clip(round(x / s'), round(low / s'), round(high / s'))``, after the shift of a fused sum."""
+    encoding, value = context.wanted(node), node.inputs[0]
+    bounds = integer_bounds(node, encoding, context.target.requantize.rounding)
+    output = context.name(node.outputs[0])
+    current = context.values.get(str(value.name)) if value is not None else None
+    if isinstance(current, Pending):
+        result: Integers = current.quantized(encoding, *bounds, output)
+    else:
+        result = requantize(context.builder, context.integers(node, 0), encoding, context.target, bounds, output)
+    context.store(node.outputs[0], result)
+
+
+def lower_real(context: Context, node: ir.Node) -> None:
+    """A node of one result in float64; constants without an encoding are taken as they are."""
+    output, builder = str(node.outputs[0].name), context.builder
+    operands = []
+    for index, value in enumerate(node.inputs):
+        constant = constant_of(value)
+        if value is None:
+            operands.append("")
+        elif constant is not None and str(value.name) not in context.plan.tensors:
+            wide = constant.astype(np.float64) if constant.dtype.kind == "f" else constant
+            operands.append(builder.constant(wide, wide.dtype))
+        else:
+            x = context.integers(node, index)
+            steps = builder.cast(remove_zero_point(builder, x), "double", output)
+            operands.append(builder.arithmetic(Op.MUL, steps, float(x.encoding.scales), output, np.float64))
+    real = builder.fresh(f"{output}.real")
+    copy_node(context, node, operands, [real])
+    context.store(node.outputs[0], Reals(builder.cast(real, "float", output), dims(node.outputs[0])))

@@ -1,4 +1,7 @@
-"""An integer graph as an ordinary ONNX file: what its integers mean is JSON in the file's metadata."""
+"""An integer graph as an ordinary ONNX file: what its integers mean is JSON in the file's metadata.
+
+Run an integer graph with onnxruntime.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import parse_json, reading
+from narrowcast.graph.run import Runner
+from narrowcast.lower.integer.context import Proof
 from narrowcast.lower.integer.lowering import IntegerGraph
-from narrowcast.lower.integer.proof import Proof
 from narrowcast.ops.builder import Builder, Op
 from narrowcast.ops.net import copied
 from narrowcast.plan.types import Encoding
-
-__all__ = ["METADATA_KEY", "dequantized", "integer_bytes", "open_integer"]
 
 #: Key of the file's metadata under which everything but the graph stands.
 METADATA_KEY = "narrowcast.integer"
@@ -125,3 +128,45 @@ def dequantized(graph: IntegerGraph) -> onnx.ModelProto:
         )
         output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     return proto
+
+
+class IntegerRunner:
+    """An onnxruntime session for an integer graph.
+
+    Args:
+        graph: from :func:`narrowcast.lower.integer.lower_integer`.
+        threads: of onnxruntime; 0 for all cores.
+        level: graph optimization, as :class:`narrowcast.graph.Runner` takes it.
+        all_tensors: give out every integer tensor too; takes more memory.
+    """
+
+    def __init__(self, graph: IntegerGraph, threads: int = 0, level: str = "all", all_tensors: bool = False) -> None:
+        self.graph = graph
+        self.all_tensors = all_tensors
+        self.runner = Runner(graph.with_all_tensors() if all_tensors else graph.proto, threads, level)
+
+    def run(self, tensor: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The graph's outputs by name, in their own types.
+
+        Args:
+            tensor: float32 image as the float model takes it, or integers for a graph with integer input.
+        """
+        return self.runner.run(tensor, list(self.graph.outputs))
+
+    def integers(self, tensor: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Every integer tensor by value name or edge key, in the type of its encoding.
+
+        Raises:
+            ValueError: the session was made without ``all_tensors``.
+        """
+        if not self.all_tensors:
+            raise ValueError("make the runner with all_tensors=True")
+        keys: dict[str, list[str]] = {}
+        for key, name in self.graph.tensors.items():
+            keys.setdefault(name, []).append(key)
+        found = self.runner.run(tensor, list(keys))
+        result = {}
+        for name, same in keys.items():
+            values = np.asarray(found.pop(name))  # so that the floats go as soon as they are converted
+            result.update({key: values.astype(self.graph.encodings[key].dtype) for key in same})
+        return {key: result[key] for key in self.graph.tensors}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from narrowcast.chips.schema import Target
 from narrowcast.plan.types import Encoding
 
-__all__ = ["Accumulator", "Steps", "Unrounded", "float_rounded", "shift_and_round", "to_encoding"]
+__all__ = ["Accumulator", "Array", "Steps", "Unrounded", "float_rounded", "shift_and_round", "to_encoding"]
 
 Array = NDArray[Any]
 

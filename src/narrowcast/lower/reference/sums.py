@@ -1,17 +1,31 @@
-"""Sums of products and windows, exact."""
+"""Sums of products and windows, exact.
+
+Operators that move numbers about, on arrays of any type; and float operators.
+
+Unary functions by ONNX's own reference implementation in float64, and the tables that chips make of them.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
-__all__ = ["convolve", "convolve_transposed", "exact_matmul", "max_pool", "spatial", "window_totals"]
-
-Array = NDArray[Any]
+from narrowcast.chips.schema import Target
+from narrowcast.graph.files import NEWEST_OPSET
+from narrowcast.graph.run import open_session
+from narrowcast.lower.reference.arithmetic import Array
+from narrowcast.ops.net import constant_at
+from narrowcast.ops.units import DOMAIN, inline_units
+from narrowcast.plan.types import Encoding
 
 
 def exact_matmul(left: Array, right: Array) -> Array:
@@ -138,3 +152,161 @@ def window_totals(x: Array, node: ir.Node, outputs: tuple[int, ...]) -> tuple[Ar
     total = sum(part for _, part in _taps(_padded(x, geometry, kernel, outputs, 0), kernel, geometry, outputs))
     counts = sum(part for _, part in _taps(_padded(inside, geometry, kernel, outputs, 0), kernel, geometry, outputs))
     return np.asarray(total), np.asarray(counts)[0, 0]
+
+
+def _single_node(node: ir.Node, opset: int, functions: list[onnx.FunctionProto]) -> onnx.ModelProto:
+    proto = ir.serde.serialize_node(node)
+    names = [name for name in proto.input if name]
+    graph = helper.make_graph(
+        [proto],
+        "node",
+        [helper.make_value_info(name, onnx.TypeProto()) for name in dict.fromkeys(names)],
+        [helper.make_value_info(name, onnx.TypeProto()) for name in proto.output],
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    if functions:
+        opsets.append(helper.make_opsetid(DOMAIN, 1))
+    return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8)
+
+
+def evaluate_moving(node: ir.Node, inputs: dict[str, Array], opset: int) -> list[Array]:
+    """One node by ONNX's own reference implementation, on integers."""
+    results = ReferenceEvaluator(_single_node(node, opset, [])).run(None, inputs)
+    return [np.asarray(result) for result in results]
+
+
+def evaluate_wide(node: ir.Node, operands: list[Array], own: Sequence[type[OpRun]] = ()) -> list[Array]:
+    """One node by ONNX's own reference implementation in the newest opset, on float64; some operators by ours."""
+    proto = ir.serde.serialize_node(node)
+    proto.domain = ""
+    names = [f"x{index}" for index in range(len(operands))]
+    proto.input[:] = names
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in (*names, *proto.output)]
+    graph = helper.make_graph([proto], "node", values[: len(names)], values[len(names) :])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", NEWEST_OPSET)])
+    feed = dict(zip(names, operands, strict=True))
+    with np.errstate(all="ignore"):
+        return [np.asarray(result) for result in ReferenceEvaluator(model, new_ops=list(own)).run(None, feed)]
+
+
+def evaluate_float(
+    node: ir.Node, inputs: dict[str, Array], opset: int, functions: list[onnx.FunctionProto]
+) -> list[Array]:
+    """One float node by onnxruntime: no chip defines its last bits."""
+    needed = functions if node.domain == DOMAIN else []
+    model = _single_node(node, opset, needed)
+    for value in model.graph.input:
+        array = inputs[value.name]
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        value.CopyFrom(helper.make_tensor_value_info(value.name, kind, array.shape))
+    for value, known in zip(model.graph.output, node.outputs, strict=True):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, None))
+        if known.dtype is not None:
+            value.type.tensor_type.elem_type = int(known.dtype)
+    session = open_session(inline_units(model) if needed else model, 0, "all")
+    return [np.asarray(result) for result in session.run(None, inputs)]
+
+
+def nearest_resize(x: Array, node: ir.Node, scales: list[float], outputs: tuple[int, ...]) -> Array:
+    """Resize with mode nearest; positions are float32, and half a pixel is what is that within a millionth.
+
+    Raises:
+        ValueError: a transformation that no integers follow.
+    """
+    transformation = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    nearest = node.attributes.get_string("nearest_mode", "round_prefer_floor")
+    for axis, (size, count, scale) in enumerate(zip(x.shape, outputs, scales, strict=True)):
+        place, half, factor = np.arange(count, dtype=np.float32), np.float32(0.5), np.float32(scale)
+        if transformation == "align_corners":
+            place = place * np.float32(size - 1) / np.float32(max(count - 1, 1))
+        elif transformation == "asymmetric":
+            place = place / factor
+        elif transformation == "pytorch_half_pixel" and count == 1:
+            place = np.zeros(1, np.float32)
+        elif transformation in ("half_pixel", "pytorch_half_pixel"):
+            place = (place + half) / factor - half
+        else:
+            raise ValueError(transformation)
+        exact = place.astype(np.float64)
+        index = {
+            "round_prefer_floor": np.ceil(exact - 0.500001),
+            "round_prefer_ceil": np.floor(exact + 0.500001),
+            "floor": np.floor(place),
+            "ceil": np.ceil(place),
+        }[nearest]
+        x = np.take(x, np.clip(index, 0, size - 1).astype(np.int64), axis=axis)
+    return x
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+# ONNX computes these in float32, or with constants of float32, or does not know them
+
+
+class Erf(OpRun):  # type: ignore[misc]
+    """The error function."""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (_erf(x),)
+
+
+class Gelu(OpRun):  # type: ignore[misc]
+    """``x * Phi(x)``, or its approximation by tanh."""
+
+    def _run(self, x: Array, approximate: str | None = None) -> tuple[Array]:
+        if approximate == "tanh":
+            return (0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),)
+        return (0.5 * x * (1 + _erf(x / math.sqrt(2))),)
+
+
+class HardSwish(OpRun):  # type: ignore[misc]
+    """``x * clip(x / 6 + 1/2, 0, 1)``."""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (x * np.minimum(np.maximum(x / 6 + 0.5, 0.0), 1.0),)
+
+
+class Silu(OpRun):  # type: ignore[misc]
+    """``x * sigmoid(x)``."""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (x / (1 + np.exp(-x)),)
+
+
+_OWN: list[type[OpRun]] = [Erf, Gelu, HardSwish, Silu]
+
+
+def _rounded(y: Array, wanted: Encoding, rounding: str) -> Array:
+    """Real numbers (float64) as integers of an encoding; what is undefined is real 0."""
+    steps = np.nan_to_num(y / float(wanted.scales), nan=0.0, posinf=1e12, neginf=-1e12)
+    whole = np.rint(steps) if rounding == "half-even" else np.floor(steps + 0.5)
+    integers: Array = np.clip(whole + wanted.zero_point, wanted.qmin, wanted.qmax).astype(np.int64)
+    return integers
+
+
+def tabulated(node: ir.Node, x: Array, source: Encoding, wanted: Encoding, target: Target) -> Array:
+    """A unary node on integers, through 8-bit tables, 16-bit tables with steps, or entry by entry.
+
+    Args:
+        node: the function.
+        x: int64 integers in ``source``.
+        source: encoding of the input.
+        wanted: encoding of the output.
+        target: its rounding and its 16-bit table.
+    """
+    rule = target.table16 if (source.dtype, wanted.dtype) == ("int16", "int16") else None
+    points = x
+    if rule is not None:
+        exact = (x + 32768) / rule.step
+        index = np.rint(exact) if rule.rounding == "half-even" else np.floor(exact + 0.5)
+        points = index.astype(np.int64) * rule.step - 32768
+    parameter = constant_at(node, 1)
+    found, inverse = points, None
+    if parameter is None or parameter.size == 1:
+        found, inverse = np.unique(points, return_inverse=True)
+    operands = [(found - source.zero_point).astype(np.float64) * float(source.scales)]
+    if parameter is not None:
+        operands.append(np.asarray(parameter, np.float64).reshape(() if inverse is not None else parameter.shape))
+    entries = _rounded(evaluate_wide(node, operands, _OWN)[0], wanted, target.requantize.rounding)
+    return entries if inverse is None else entries[inverse].reshape(x.shape)

@@ -19,13 +19,16 @@ from narrowcast.lower.reference.arithmetic import (
     float_rounded,
     to_encoding,
 )
-from narrowcast.lower.reference.moving import evaluate_float, evaluate_moving, evaluate_wide, nearest_resize
-from narrowcast.lower.reference.scalar import tabulated
 from narrowcast.lower.reference.sums import (
     convolve,
     convolve_transposed,
+    evaluate_float,
+    evaluate_moving,
+    evaluate_wide,
     exact_matmul,
     max_pool,
+    nearest_resize,
+    tabulated,
     window_totals,
 )
 from narrowcast.ops.facts import Kind, facts
