@@ -1,46 +1,31 @@
 """A prepared float model in the dialect of hb_mapper: opset 11, IR 7, static shapes, constants as initializers.
 
 ONNX's own converter cannot step back over several of these operators (ReduceMean, Resize, Softmax, LayerNormalization),
-so each change between opset 11 and 22 that a prepared graph can meet has a rule here. Sources: the operator changelog
-of ONNX. What has no equivalent is refused with the node's name.
+so each change between opset 11 and 22 that a prepared graph can meet has a rule here, or is written as the first form
+in which the operator's entry in ``ops`` defines it. Sources: the operator changelog of ONNX. What has no equivalent is
+refused with the node's name.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.graph.run import with_data
+from narrowcast.ops.facts import facts
 
 __all__ = ["IR_VERSION", "OPSET", "to_opset_11"]
 
 OPSET, IR_VERSION = 11, 7
 _OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
-#: Tensor of a recipe: ``x`` for the input, one of an earlier step, or the name and value of a constant.
-Operand = str | tuple[str, float]
-#: Operator, names, operands, attributes: see :func:`_step`.
-Step = tuple[str, str, tuple[Operand, ...], dict[str, Any]]
-
-
-def _step(op_type: str, names: str, *operands: Operand, **attributes: Any) -> Step:
-    """A node of a recipe, for what opset 11 says in several.
-
-    Args:
-        op_type: operator.
-        names: what its tensor and the node itself are called behind the names of the whole: ``a``, or ``a:b`` for two
-            names; the tensor without a name is the result.
-        operands: what it reads.
-        attributes: of the node.
-    """
-    return op_type, names, operands, attributes
 
 
 @dataclass
@@ -77,18 +62,33 @@ class _Graph:
         """The node with these inputs and attributes."""
         self.nodes.append(helper.make_node(node.op_type, list(inputs), list(node.output), name=node.name, **attributes))
 
-    def write(self, node: onnx.NodeProto, *steps: Step, **tensors: str) -> None:
-        """A recipe in the place of a node; ``tensors`` are operands besides ``x``."""
-        known = {"x": node.input[0], **tensors}
-        for op_type, names, operands, attributes in steps:
-            stem, _, own = names.partition(":")
-            own = own if ":" in names else stem
-            known[stem] = f"{node.output[0]}_{stem}" if stem else node.output[0]
-            name = f"{node.name}_{own}" if own else node.name
+    def write(self, node: onnx.NodeProto, recipe: str, own: Mapping[str, str] | None = None, **operands: str) -> None:
+        """A recipe in the place of a node.
+
+        Args:
+            node: what is replaced.
+            recipe: nodes in ONNX's text form, from ``x`` to ``y``. Each tensor and the node that writes it are called
+                as the node's output and the node, with the name in the text behind.
+            own: what nodes have behind instead, by tensor.
+            operands: names in the text of what is read besides ``x``.
+        """
+        head = f'<domain: "recipe", opset_import: ["" : {OPSET}]> Recipe ({", ".join(["x", *operands])}) => (y)'
+        known = {"x": node.input[0], "y": node.output[0], **operands}
+        numbers: dict[str, float] = {}
+        for step in onnx.parser.parse_function(f"{head} {{ {recipe} }}").node:
+            (name,) = step.output
+            if step.op_type == "Constant":
+                numbers[name] = step.attribute[0].f
+                continue
             inputs = [
-                known[o] if isinstance(o, str) else self.constant(o[0], np.asarray(o[1], np.float32)) for o in operands
+                known.get(given)
+                or self.constant(given if name == "y" else name, np.asarray(numbers[given], np.float32))
+                for given in step.input
             ]
-            self.nodes.append(helper.make_node(op_type, inputs, [known[stem]], name=name, **attributes))
+            known.setdefault(name, f"{node.output[0]}_{name}")
+            behind = (own or {}).get(name, name if name != "y" else "")
+            title = f"{node.name}_{behind}" if behind else node.name
+            self.nodes.append(helper.make_node(step.op_type, inputs, [known[name]], name=title, **_attributes(step)))
 
 
 Rule = Callable[[_Graph, onnx.NodeProto, dict[str, Any]], None]
@@ -117,7 +117,7 @@ def to_opset_11(proto: onnx.ModelProto) -> onnx.ModelProto:
         {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values},
     )
     for node in inferred.graph.node:
-        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        attributes = _attributes(node)
         for name, default in _YOUNGER.get(node.op_type, {}).items():
             value = attributes.pop(name, default)
             if not (all(entry == 1 for entry in value) if isinstance(value, list) else value == default):
@@ -126,6 +126,8 @@ def to_opset_11(proto: onnx.ModelProto) -> onnx.ModelProto:
             _RULES[node.op_type](graph, node, attributes)
         elif node.op_type in _YOUNGER:
             graph.again(node, node.input, attributes)
+        elif not _exists(node) and facts(node.op_type).forms and not attributes:
+            graph.write(node, facts(node.op_type).forms[0])
         else:
             _check_known(node)
             graph.nodes.append(node)
@@ -165,9 +167,17 @@ def _refused(node: onnx.NodeProto, what: str) -> UserError:
     return UserError(f"{node.name or node.op_type}: {what} does not exist at opset {OPSET}", remedy)
 
 
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+
+
+def _exists(node: onnx.NodeProto) -> bool:
+    return bool(onnx.defs.has(node.op_type, max_inclusive_version=OPSET))
+
+
 def _check_known(node: onnx.NodeProto) -> None:
     """A node without a rule is copied, so opset 11 must know its operator and attributes."""
-    if not onnx.defs.has(node.op_type, max_inclusive_version=OPSET):
+    if not _exists(node):
         raise _refused(node, node.op_type)
     known = onnx.defs.get_schema(node.op_type, OPSET).attributes
     for entry in node.attribute:
@@ -180,7 +190,7 @@ def _axes_to_attribute(graph: _Graph, node: onnx.NodeProto, attributes: dict[str
     axes = graph.given(node, 1)
     empty_is_identity = attributes.pop("noop_with_empty_axes", 0)
     if axes is None and empty_is_identity and "axes" not in attributes:
-        graph.write(node, _step("Identity", "", "x"))
+        graph.write(node, "y = Identity(x)")
         return
     if axes is not None:
         rank = len(graph.shapes.get(node.input[0], ()))
@@ -211,9 +221,9 @@ def _softmax(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) ->
     back = [order.index(index) for index in range(len(shape))]
     graph.write(
         node,
-        _step("Transpose", "last:to_last", "x", perm=order),
-        _step(node.op_type, "done:", "last", axis=last),
-        _step("Transpose", ":from_last", "done", perm=back),
+        f"last = Transpose <perm = {order}> (x) done = {node.op_type} <axis = {last}> (last)"
+        f"y = Transpose <perm = {back}> (done)",
+        {"last": "to_last", "done": "", "y": "from_last"},
     )
 
 
@@ -263,25 +273,11 @@ def _constant(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -
 
 
 def _gelu(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
-    """x / 2 * (1 + erf(x / sqrt(2))), or by tanh: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))."""
-    if attributes.get("approximate", b"none") == b"none":
-        inner = [_step("Div", "scaled", "x", ("scaled", math.sqrt(2))), _step("Erf", "erf", "scaled")]
-    else:
-        inner = [
-            _step("Mul", "square", "x", "x"),
-            _step("Mul", "cube", "square", "x"),
-            _step("Mul", "cubic", "cube", ("cubic", 0.044715)),
-            _step("Add", "sum", "x", "cubic"),
-            _step("Mul", "scaled", "sum", ("scaled", math.sqrt(2 / math.pi))),
-            _step("Tanh", "tanh", "scaled"),
-        ]
-    graph.write(
-        node,
-        *inner,
-        _step("Add", "gate", inner[-1][1], ("gate", 1.0)),
-        _step("Mul", "product", "x", "gate"),
-        _step("Mul", "", "product", ("half", 0.5)),
-    )
+    graph.write(node, _GELU_BY_TANH if attributes.get("approximate") == b"tanh" else facts(node.op_type).forms[0])
+
+
+def _mish(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    graph.write(node, "softplus = Softplus(x) tanh = Tanh(softplus) y = Mul(x, tanh)")
 
 
 def _layer_normalization(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
@@ -289,28 +285,28 @@ def _layer_normalization(graph: _Graph, node: onnx.NodeProto, attributes: dict[s
     if len([name for name in node.output if name]) > 1:
         raise _refused(node, "LayerNormalization with statistics as outputs")
     rank = len(graph.shapes[node.input[0]])
-    over = {"axes": list(range(int(attributes.get("axis", -1)) % rank, rank)), "keepdims": 1}
-    tensors = dict(zip(("scale", "bias"), (name for name in node.input[1:] if name), strict=False))
-    biased = "bias" in tensors
+    axes = list(range(int(attributes.get("axis", -1)) % rank, rank))
+    operands = dict(zip(("scale", "bias"), (name for name in node.input[1:] if name), strict=False))
+    scaled = "scaled = Mul(normal, scale) y = Add(scaled, bias)" if "bias" in operands else "y = Mul(normal, scale)"
     graph.write(
         node,
-        _step("ReduceMean", "mean", "x", **over),
-        _step("Sub", "centred", "x", "mean"),
-        _step("Mul", "squared", "centred", "centred"),
-        _step("ReduceMean", "variance", "squared", **over),
-        _step("Add", "padded", "variance", ("epsilon", attributes.get("epsilon", 1e-5))),
-        _step("Sqrt", "deviation", "padded"),
-        _step("Div", "normal", "centred", "deviation"),
-        _step("Mul", "scaled:" if biased else "", "normal", "scale"),
-        *([_step("Add", ":bias", "scaled", "bias")] if biased else []),
-        **tensors,
+        f"mean = ReduceMean <axes = {axes}, keepdims = 1> (x) centred = Sub(x, mean) squared = Mul(centred, centred)"
+        f"variance = ReduceMean <axes = {axes}, keepdims = 1> (squared)"
+        "padded = Add(variance, epsilon)"
+        f"deviation = Sqrt(padded) normal = Div(centred, deviation) {scaled}",
+        {"scaled": "", "y": "bias"} if "bias" in operands else {},
+        epsilon=graph.constant("epsilon", np.asarray(attributes.get("epsilon", 1e-5), np.float32)),
+        **operands,
     )
 
 
-def _recipe(*steps: Step) -> Rule:
-    return lambda graph, node, attributes: graph.write(node, *steps)
-
-
+#: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))
+_GELU_BY_TANH = (
+    "square = Mul(x, x) cube = Mul(square, x) factor = Constant <value_float = 0.044715> () cubic = Mul(cube, factor)"
+    "sum = Add(x, cubic) root = Constant <value_float = 0.79788456> () scaled = Mul(sum, root) tanh = Tanh(scaled)"
+    "one = Constant <value_float = 1.0> () gate = Add(tanh, one) product = Mul(x, gate)"
+    "half = Constant <value_float = 0.5> () y = Mul(product, half)"
+)
 #: Attributes that opset 11 does not know, and the value of each that means what opset 11 does.
 _YOUNGER: dict[str, dict[str, Any]] = {
     "ArgMax": {"select_last_index": 0},
@@ -328,11 +324,8 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
     "Constant": _constant,
     "Gelu": _gelu,
-    "HardSwish": _recipe(_step("HardSigmoid", "gate", "x", alpha=1 / 6, beta=0.5), _step("Mul", "", "x", "gate")),
     "LayerNormalization": _layer_normalization,
-    "Mish": _recipe(
-        _step("Softplus", "softplus", "x"), _step("Tanh", "tanh", "softplus"), _step("Mul", "", "x", "tanh")
-    ),
+    "Mish": _mish,
     "Pad": _pad,
     "Reshape": _reshape,
     "Resize": _resize,
