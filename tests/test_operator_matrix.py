@@ -20,11 +20,12 @@ from builders import save
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate import collect
 from narrowcast.chips import Target, load_target
+from narrowcast.chips.esp.codec import decode_espdl, encode_espdl
+from narrowcast.chips.esp.model import EspdlRunner, build_espdl, make_test_vectors
 from narrowcast.chips.placement import place
 from narrowcast.chips.rdk.opset import to_opset_11
 from narrowcast.chips.support import support
 from narrowcast.deploy.check import check
-from narrowcast.deploy.espdl import EspdlRunner, build_espdl, decode_espdl, encode_espdl, make_test_vectors
 from narrowcast.deploy.make import quantize
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.ends import remove_unused

@@ -119,7 +119,8 @@ def make_seeds(folder: Path) -> None:
     """Write one valid file of every kind: models, bundles, images, arrays, annotations, a report, an .espdl file."""
     from narrowcast.bundle import quantize
     from narrowcast.calibrate import images
-    from narrowcast.deploy.espdl import build_espdl, encode_espdl
+    from narrowcast.chips.esp.codec import encode_espdl
+    from narrowcast.chips.esp.model import build_espdl
     from narrowcast.graph import load
 
     (folder / "img").mkdir(parents=True)

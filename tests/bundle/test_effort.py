@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from narrowcast.deploy.espdl.parsers import parser_names
 
 from builders import save, silu_net
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target
+from narrowcast.chips.esp.codec import read_espdl
+from narrowcast.chips.esp.kit import parser_names
 from narrowcast.deploy import deploy
-from narrowcast.deploy.espdl import read_espdl
 from narrowcast.graph import Model, Runner, load
 from narrowcast.lower.verify import verify
 from narrowcast.zoo import sample

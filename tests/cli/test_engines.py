@@ -14,9 +14,10 @@ from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target
+from narrowcast.chips.esp.codec import read_espdl
+from narrowcast.chips.esp.kit import deploy_espdl
+from narrowcast.chips.esp.model import EspdlRunner
 from narrowcast.deploy import ESPDL_FILE, quantize
-from narrowcast.deploy.espdl import EspdlRunner, read_espdl
-from narrowcast.deploy.espdl.kit import deploy_espdl
 from narrowcast.graph import Model
 from narrowcast.zoo import sample
 

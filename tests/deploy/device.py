@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from narrowcast.deploy.espdl import EspdlFile, EspdlNode
-from narrowcast.deploy.espdl.layouts import unpack_filter
+from narrowcast.chips.esp.file import EspdlFile, EspdlNode
+from narrowcast.chips.esp.layouts import unpack_filter
 
 Array = np.ndarray
 LIMITS = {"int8": (-128, 127), "int16": (-32768, 32767)}

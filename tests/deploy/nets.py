@@ -14,7 +14,8 @@ from onnx import helper
 from builders import constant, model, save, weights
 from narrowcast.calibrate import collect
 from narrowcast.chips import Target, load_target
-from narrowcast.deploy.espdl import EspdlRunner, build_espdl, decode_espdl, encode_espdl, make_test_vectors
+from narrowcast.chips.esp.codec import decode_espdl, encode_espdl
+from narrowcast.chips.esp.model import EspdlRunner, build_espdl, make_test_vectors
 from narrowcast.graph import load
 from narrowcast.plan import Pins, Plan, draft, finish
 

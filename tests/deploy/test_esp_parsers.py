@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from narrowcast.bundle import Bundle
+from narrowcast.chips.esp.codec import read_espdl
+from narrowcast.chips.esp.file import EspdlFile
+from narrowcast.chips.esp.kit import parser_names, parser_notes
+from narrowcast.chips.esp.model import EspdlRunner, build_espdl
 from narrowcast.deploy import deploy
-from narrowcast.deploy.espdl import EspdlFile, EspdlRunner, build_espdl, parser_names, parser_notes, read_espdl
 from narrowcast.vision import read_image
 from narrowcast.vision.heads import HeadSpec
 from narrowcast.vision.preprocess import preprocess

@@ -16,7 +16,8 @@ from onnx import helper
 from builders import constant, model, save, weights
 from narrowcast.base.errors import UserError
 from narrowcast.chips import check_rows, load_target, place
-from narrowcast.deploy.espdl import build_espdl, check_runtime
+from narrowcast.chips.esp.model import build_espdl
+from narrowcast.chips.esp.runtime import check_runtime
 from narrowcast.graph import load
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.plan import draft

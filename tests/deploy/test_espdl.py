@@ -12,20 +12,10 @@ from nets import Net, attention, convolutions, odd_layouts, planned, round_trip
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips import load_target
-from narrowcast.deploy.espdl import (
-    EspdlFile,
-    EspdlNode,
-    EspdlRunner,
-    EspdlTensor,
-    EspdlValue,
-    build_espdl,
-    check_runtime,
-    decode_espdl,
-    describe,
-    encode_espdl,
-    read_espdl,
-    restore,
-)
+from narrowcast.chips.esp.codec import decode_espdl, encode_espdl, read_espdl
+from narrowcast.chips.esp.file import EspdlFile, EspdlNode, EspdlTensor, EspdlValue, describe
+from narrowcast.chips.esp.model import EspdlRunner, build_espdl, restore
+from narrowcast.chips.esp.runtime import check_runtime
 from narrowcast.lower.integer import IntegerRunner, lower_integer
 
 
@@ -82,7 +72,7 @@ def test_bad_files_end_in_one_line(kind: str, says: str, tmp_path: Path) -> None
 
 
 def test_a_newer_schema_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from narrowcast.deploy.espdl import codec
+    from narrowcast.chips.esp import codec
 
     monkeypatch.setattr(codec, "_code", lambda dtype: 77)
     with pytest.raises(UserError, match="newer schema"):

@@ -12,9 +12,10 @@ import pytest
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.chips import load_target, target_names
+from narrowcast.chips.esp.codec import read_espdl
+from narrowcast.chips.esp.model import EspdlRunner
 from narrowcast.cli.deploy import deploy as command
 from narrowcast.deploy import KITS, deploy
-from narrowcast.deploy.espdl import EspdlRunner, read_espdl
 from narrowcast.zoo import sample
 
 

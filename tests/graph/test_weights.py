@@ -18,8 +18,8 @@ from narrowcast.bundle import Bundle, modify, open_bundle, quantize
 from narrowcast.bundle.contents import proto_bytes
 from narrowcast.calibrate import collect, images
 from narrowcast.chips import Target, load_target
+from narrowcast.chips.esp.kit import deploy_espdl
 from narrowcast.deploy.analysis import subject_of
-from narrowcast.deploy.espdl import deploy_espdl
 from narrowcast.graph import Runner, load, run
 from narrowcast.graph import run as weights
 from narrowcast.graph.run import open_session

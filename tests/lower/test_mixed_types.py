@@ -12,7 +12,8 @@ from onnx import helper
 from builders import constant, model, save, weights
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
-from narrowcast.deploy.espdl import EspdlRunner, build_espdl, decode_espdl, encode_espdl
+from narrowcast.chips.esp.codec import decode_espdl, encode_espdl
+from narrowcast.chips.esp.model import EspdlRunner, build_espdl
 from narrowcast.graph import Model, Runner, load
 from narrowcast.lower import lower_qdq
 from narrowcast.lower.integer import IntegerRunner, lower_integer

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from narrowcast.chips import Target
-    from narrowcast.deploy.espdl import RuntimeRow
+    from narrowcast.chips.esp.runtime import RuntimeRow
     from narrowcast.graph import Model
 
 

@@ -11,7 +11,8 @@ from narrowcast.cli.tables import print_json, print_table, say
 
 def inspect_espdl(path: Path, nodes: bool, json: bool) -> None:
     """Inputs and outputs, operators and sizes; every node on request."""
-    from narrowcast.deploy.espdl import describe, read_espdl
+    from narrowcast.chips.esp.codec import read_espdl
+    from narrowcast.chips.esp.file import describe
 
     file = read_espdl(path)
     with reading(path, "copy or export it again"):

@@ -1,7 +1,7 @@
 """What the board gets."""
 
+from narrowcast.chips.esp.kit import ESPDL_FILE
 from narrowcast.deploy.delivery import Delivery
-from narrowcast.deploy.espdl import ESPDL_FILE
 from narrowcast.deploy.kits import KITS, chosen_kit, deploy
 from narrowcast.deploy.make import quantize
 

@@ -11,8 +11,9 @@ import numpy as np
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate import TensorStatistics
 from narrowcast.chips import CheckRow, Target, check_rows, load_target
+from narrowcast.chips.esp.model import build_espdl
+from narrowcast.chips.esp.runtime import RuntimeRow, check_runtime
 from narrowcast.chips.rdk.opset import to_opset_11
-from narrowcast.deploy.espdl import RuntimeRow, build_espdl, check_runtime
 from narrowcast.graph import Model, load
 from narrowcast.lower.integer import lower_integer
 from narrowcast.ops.units import inline_units

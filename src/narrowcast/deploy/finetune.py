@@ -19,7 +19,7 @@ from narrowcast.bundle.make import remake
 from narrowcast.bundle.manifest import check_out
 from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
-from narrowcast.deploy.espdl import Origin, bundled_espdl
+from narrowcast.chips.esp.kit import Origin, bundled_espdl
 from narrowcast.graph import Model, Runner
 from narrowcast.improve import Judge
 from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch

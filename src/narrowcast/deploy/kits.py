@@ -12,10 +12,10 @@ from narrowcast.base.progress import phase
 from narrowcast.bundle import Bundle, Manifest
 from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
+from narrowcast.chips.esp.kit import deploy_espdl, parser_notes
 from narrowcast.chips.rdk.package import deploy_rdk
 from narrowcast.chips.rdk.tros import deploy_tros
 from narrowcast.deploy.delivery import Delivery
-from narrowcast.deploy.espdl import deploy_espdl, parser_notes
 
 __all__ = ["KITS", "Kit", "chosen_kit", "deploy", "recorded_images"]
 

@@ -10,8 +10,8 @@ from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.calibrate import Images
 from narrowcast.chips import load_target
+from narrowcast.chips.esp.kit import Origin, bundled_espdl
 from narrowcast.deploy.check import findings
-from narrowcast.deploy.espdl import Origin, bundled_espdl
 from narrowcast.graph import Model, load
 
 __all__ = ["quantize"]

@@ -22,7 +22,7 @@ from narrowcast.bundle.make import remake
 from narrowcast.bundle.manifest import check_out
 from narrowcast.calibrate import Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
-from narrowcast.deploy.espdl import Origin, bundled_espdl
+from narrowcast.chips.esp.kit import Origin, bundled_espdl
 from narrowcast.deploy.tune_halves import Labelled, halves, halves_of_labels
 from narrowcast.evaluate import Report
 from narrowcast.evaluate.coco_scores import FAMILIES

@@ -7,7 +7,7 @@ operators lie between them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +16,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
+from narrowcast.chips.esp.file import AttributeValue, EspdlNode, EspdlTensor, EspdlValue
+from narrowcast.chips.esp.layouts import Order, channels_last, identity, inverse, reordered, then
 from narrowcast.chips.schema import Target
-from narrowcast.deploy.espdl.file import AttributeValue, EspdlNode, EspdlTensor, EspdlValue
-from narrowcast.deploy.espdl.layouts import Order, channels_last, identity, inverse, reordered, then
 from narrowcast.ops.net import all_names, constant_of, dims, input_at, node_names, unused
 from narrowcast.plan.types import Encoding, Plan, edge_key
 
-__all__ = ["QUANT_TYPES", "Assembly", "Chain", "Stored", "exponents"]
+__all__ = ["QUANT_TYPES", "Assembly", "Chain", "Stored", "exponents", "own_attributes"]
 
 #: Number type of a kernel, by the type of its result.
 QUANT_TYPES = {"int8": "S8", "int16": "S16", "float32": "F32"}
@@ -50,6 +50,12 @@ def exponents(encoding: Encoding, name: str) -> tuple[int, ...]:
     return tuple(map(int, found if found.size == 1 else encoding.exponents))
 
 
+def own_attributes(node: ir.Node) -> dict[str, Any]:
+    """The attributes of a node as plain values."""
+    given = {attribute.name: attribute.value for attribute in node.attributes.values()}
+    return {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in given.items()}
+
+
 @dataclass(frozen=True)
 class Stored:
     """Where an activation of the model lies in the file.
@@ -74,10 +80,11 @@ class Assembly:
         graph: prepared graph; only read.
         plan: its encodings.
         target: the chip.
+        wants_last: whether readers of a value want its channels last.
     """
 
-    def __init__(self, graph: ir.Graph, plan: Plan, target: Target) -> None:
-        self.plan, self.target = plan, target
+    def __init__(self, graph: ir.Graph, plan: Plan, target: Target, wants_last: Callable[[ir.Value], bool]) -> None:
+        self.plan, self.target, self.wants_last = plan, target, wants_last
         self.stored: dict[str, Stored] = {}
         self.nodes: list[EspdlNode] = []
         self.values: dict[str, EspdlValue] = {}
@@ -254,6 +261,11 @@ class Assembly:
         if array is None:
             raise UserError(f"{node.name}: input {index} of {node.op_type} is computed", "make it constant")
         return array
+
+    def integers(self, node: ir.Node, index: int) -> list[int]:
+        """The whole numbers of a constant input, none when absent."""
+        array = self.constant(node, index)
+        return [] if array is None else [int(number) for number in array.reshape(-1)]
 
     # nodes
 

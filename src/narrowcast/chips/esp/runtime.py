@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_ir as ir
 
+from narrowcast.chips.esp.families import facts
 from narrowcast.chips.schema import Target
 from narrowcast.chips.support import runtime_version, support
-from narrowcast.deploy.espdl.families import Severity
-from narrowcast.deploy.espdl.operators import facts
 
 __all__ = ["RuntimeRow", "check_runtime"]
 
@@ -35,7 +35,7 @@ class RuntimeRow:
     node: str
     op_type: str
     type: str
-    severity: Severity
+    severity: Literal["error", "warning"]
     problem: str
     remedy: str
 

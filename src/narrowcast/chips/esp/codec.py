@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import reading
-from narrowcast.deploy.espdl.file import AttributeValue, EspdlFile, EspdlNode, EspdlTensor, EspdlValue
+from narrowcast.chips.esp.file import AttributeValue, EspdlFile, EspdlNode, EspdlTensor, EspdlValue
 
 __all__ = ["decode_espdl", "encode_espdl", "read_espdl"]
 

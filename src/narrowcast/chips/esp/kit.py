@@ -18,8 +18,8 @@ from narrowcast.base.writing import check_file, write_file
 from narrowcast.bundle import Bundle, Manifest
 from narrowcast.bundle.contents import Extra
 from narrowcast.chips import Target
-from narrowcast.deploy.espdl.codec import encode_espdl
-from narrowcast.deploy.espdl.model import build_espdl, make_test_vectors
+from narrowcast.chips.esp.codec import encode_espdl
+from narrowcast.chips.esp.model import build_espdl, make_test_vectors
 from narrowcast.graph import Model
 from narrowcast.lower.qdq import Factors
 from narrowcast.plan import Plan

@@ -1,22 +1,25 @@
-"""The model under construction of which a file is read: ONNX's layouts, real numbers with encodings."""
+"""The model under construction for which a file is read: ONNX's layouts, real numbers with encodings; and what a
+family of operators is to the reader, to the writer and to a version of the runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from narrowcast.chips.esp.assembly import Assembly
+from narrowcast.chips.esp.file import EspdlFile, EspdlNode, EspdlValue
+from narrowcast.chips.esp.layouts import Order, channels_last, identity, inverse, reordered, then
 from narrowcast.chips.schema import Target
-from narrowcast.deploy.espdl.file import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
-from narrowcast.deploy.espdl.layouts import Order, channels_last, identity, inverse, reordered, then
-from narrowcast.plan.types import Encoding, Placement
+from narrowcast.plan.types import Encoding, Placement, Plan
 
-__all__ = ["DOMAIN", "Known", "Restoring", "scales_of"]
+__all__ = ["DOMAIN", "Fact", "Family", "Known", "Restoring"]
 
 #: Of the operators that ONNX does not have.
 DOMAIN = "narrowcast"
@@ -173,8 +176,46 @@ class Restoring:
         self.take(node, channels_last(len(self.known[node.inputs[0]].shape)), **changed)
 
 
-def scales_of(tensor: EspdlTensor, channels: int) -> NDArray[np.float64]:
-    """One scale, or one a channel."""
-    if len(tensor.exponents) not in (1, channels):
-        raise ValueError(f"{len(tensor.exponents)} exponents of {tensor.name} for {channels} channels")
-    return np.exp2(np.asarray(tensor.exponents, np.float64))
+@dataclass(frozen=True)
+class Fact:
+    """Something that not every version of the runtime does right.
+
+    Attributes:
+        concerns: whether a node of a model needs it, by a plan or, without one, by what the target plans.
+        problem: one clause.
+        remedy: what to do.
+        since: version from which on it works.
+        until: version up to which it is known to.
+        severity: of a finding: it would not run or compute something else, or it may.
+    """
+
+    concerns: Callable[[ir.Node, Plan | None, Target], bool]
+    problem: str
+    remedy: str
+    since: tuple[int, ...] = ()
+    until: tuple[int, ...] = (1 << 30,)
+    severity: Literal["error", "warning"] = "error"
+
+    def works(self, version: tuple[int, ...]) -> bool:
+        """Whether it is right in a version."""
+        return self.since <= version and version[: len(self.until)] <= self.until
+
+
+@dataclass(frozen=True)
+class Family:
+    """Operators that a file holds in the same way.
+
+    Attributes:
+        operators: names, ONNX's and ESP-DL's.
+        read: a node of a file into a model.
+        write: a node of a model into a file; ``None`` where no model has it, or another node is written instead.
+        axes: ``"last"``: its tensors have their channels last; ``"any"``: one tensor, in any order of axes;
+            ``"own"``: whatever its rules say.
+        facts: about versions of the runtime.
+    """
+
+    operators: tuple[str, ...]
+    read: Callable[[Restoring, EspdlNode], None]
+    write: Callable[[Assembly, ir.Node], None] | None = None
+    axes: Literal["last", "any", "own"] = "own"
+    facts: tuple[Fact, ...] = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,13 @@ from onnx import helper
 import narrowcast
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import reading
+from narrowcast.chips.esp.assembly import Assembly
+from narrowcast.chips.esp.families import facts, feeds_channels_last, model_readers, read_node, write_node
+from narrowcast.chips.esp.file import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
+from narrowcast.chips.esp.layouts import Order, channels_last, identity, inverse
+from narrowcast.chips.esp.products import fused_relu
+from narrowcast.chips.esp.restoring import DOMAIN, Restoring
 from narrowcast.chips.schema import Target
-from narrowcast.deploy.espdl.assembly import Assembly
-from narrowcast.deploy.espdl.file import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
-from narrowcast.deploy.espdl.layouts import Order, channels_last, identity, inverse
-from narrowcast.deploy.espdl.operators import facts, feeds_channels_last, model_readers, read_node, write_node
-from narrowcast.deploy.espdl.products import fused_relu
-from narrowcast.deploy.espdl.restoring import DOMAIN, Restoring
 from narrowcast.graph.ends import remove_unused
 from narrowcast.lower.integer import IntegerRunner, constant_integers, full_table, lower_integer
 from narrowcast.ops.functions import unary_function
@@ -81,7 +82,7 @@ def build_espdl(
     metadata: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> EspdlFile:
-    """A model as a file; :func:`narrowcast.deploy.espdl.encode_espdl` gives its bytes.
+    """A model as a file; :func:`narrowcast.chips.esp.codec.encode_espdl` gives its bytes.
 
     Args:
         model: prepared graph; not changed.
@@ -100,7 +101,7 @@ def build_espdl(
     version = _runtime(runtime, target)
     if plan.target != target.name:
         raise UserError(f"the plan was made for {plan.target}, not for {target.name}", "make the plan again")
-    assembly = Assembly(model.graph, plan, target)
+    assembly = Assembly(model.graph, plan, target, partial(feeds_channels_last, readers=model_readers))
     for value in model.graph.inputs:
         _add_input(assembly, value)
     fused = {fused_relu(assembly, node) for node in model.graph}
@@ -158,8 +159,7 @@ def _add_input(assembly: Assembly, value: ir.Value) -> None:
     shape = dims(value)
     if shape[:1] != (1,) and len(shape) > 2:
         raise UserError(f"the input {value.name} has batch {shape[0]}", "export the model with batch 1")
-    last = feeds_channels_last(value, model_readers)
-    assembly.result(value, channels_last(len(shape)) if last else identity(len(shape)), encoding)
+    assembly.result(value, channels_last(len(shape)) if assembly.wants_last(value) else identity(len(shape)), encoding)
 
 
 def _finish_output(assembly: Assembly, value: ir.Value) -> None:
@@ -237,7 +237,7 @@ def restore(file: EspdlFile, target: Target) -> Restored:
     """Turn a file into a model and a plan.
 
     Args:
-        file: from :func:`narrowcast.deploy.espdl.read_espdl`.
+        file: from :func:`narrowcast.chips.esp.codec.read_espdl`.
         target: the chip; files do not name theirs, and the chips round differently.
 
     Raises:
@@ -292,7 +292,7 @@ class EspdlRunner:
     """A file, ready to run on this machine with the chip's integers.
 
     Args:
-        file: from :func:`narrowcast.deploy.espdl.read_espdl`.
+        file: from :func:`narrowcast.chips.esp.codec.read_espdl`.
         target: the chip: files do not say for which one they are.
         threads: of onnxruntime; 0 for all cores.
 

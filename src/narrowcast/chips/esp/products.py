@@ -10,11 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
-from narrowcast.chips.schema import Target
-from narrowcast.deploy.espdl.assembly import Assembly, Chain, Stored, exponents
-from narrowcast.deploy.espdl.families import Fact, Family
-from narrowcast.deploy.espdl.file import AttributeValue, EspdlNode, EspdlTensor
-from narrowcast.deploy.espdl.layouts import (
+from narrowcast.chips.esp.assembly import Assembly, Chain, Stored, exponents
+from narrowcast.chips.esp.file import AttributeValue, EspdlNode, EspdlTensor
+from narrowcast.chips.esp.layouts import (
     Order,
     channels_last,
     filter_layout,
@@ -26,7 +24,8 @@ from narrowcast.deploy.espdl.layouts import (
     unpack_filter,
     unpack_matrix,
 )
-from narrowcast.deploy.espdl.restoring import Known, Restoring, scales_of
+from narrowcast.chips.esp.restoring import Fact, Family, Known, Restoring
+from narrowcast.chips.schema import Target
 from narrowcast.graph.windows import windows
 from narrowcast.lower.integer import bias_integers, constant_integers
 from narrowcast.ops.net import constant_at, constant_of, dims, input_at, only_reader
@@ -75,18 +74,15 @@ class _Sum:
 
     def weights(self) -> tuple[str, Encoding, NDArray[np.int64]]:
         """Name, encoding and integers of the constant right operand."""
-        value = input_at(self.node, 1)
+        value, array = input_at(self.node, 1), self.assembly.constant(self.node, 1)
         name = "" if value is None else str(value.name)
         encoding = self.assembly.plan.tensors.get(name)
-        if encoding is None:
+        if encoding is None or array is None:
             raise UserError(f"the plan has no encoding for {name}, the weight of {self.name}", "make the plan again")
         if encoding.dtype != self.wanted.dtype:
             raise UserError(
                 f"{self.name} has {encoding.dtype} weights and {self.wanted.dtype} results", "make the plan again"
             )
-        array = self.assembly.constant(self.node, 1)
-        if array is None:
-            raise UserError(f"{self.name} has no weights", "mend the model")
         return name, encoding, constant_integers(array, encoding, self.assembly.target)
 
     def bias(self, channels: int) -> EspdlTensor | None:
@@ -119,26 +115,30 @@ def _read_sum(restoring: Restoring, node: EspdlNode, order: Order, inputs: list[
         restoring.values[inner] = restoring.describe(Known(inner, restoring.known[output].shape, order))
 
 
-def _encoding(dtype: str, scales: NDArray[np.float64], axis: int) -> Encoding:
-    return Encoding(dtype, float(scales[0])) if scales.size == 1 else Encoding(dtype, tuple(scales.tolist()), 0, axis)
+def _encoding(tensor: EspdlTensor, dtype: str, channels: int, axis: int) -> Encoding:
+    """Of a tensor with one exponent, or one a channel."""
+    if len(tensor.exponents) not in (1, channels):
+        raise ValueError(f"{len(tensor.exponents)} exponents of {tensor.name} for {channels} channels")
+    scales = tuple(2.0**exponent for exponent in tensor.exponents)
+    return Encoding(dtype, scales[0]) if len(scales) == 1 else Encoding(dtype, scales, 0, axis)
 
 
 def _read_weight(restoring: Restoring, name: str, array: NDArray[Any], axis: int) -> str:
-    scales = scales_of(restoring.file.tensors[name], array.shape[axis])
-    spread = scales if scales.size == 1 else scales.reshape([-1 if a == axis else 1 for a in range(array.ndim)])
-    restoring.encodings[name] = _encoding(array.dtype.name, scales, axis)
-    return restoring.number(name, (array * spread).astype(np.float32))
+    encoding = _encoding(restoring.file.tensors[name], array.dtype.name, array.shape[axis], axis)
+    restoring.encodings[name] = encoding
+    return restoring.number(name, (array * encoding.broadcast(array.ndim)).astype(np.float32))
 
 
 def _read_bias(restoring: Restoring, node: EspdlNode, channels: int) -> list[str]:
     if len(node.inputs) < 3 or not node.inputs[2]:
         return []
     tensor = restoring.file.tensors[node.inputs[2]]
-    scales = scales_of(tensor, channels)
+    encoding = _encoding(tensor, "int64" if tensor.data.dtype.itemsize == 8 else "int32", channels, 0)
+    restoring.encodings[tensor.name] = encoding
     # float32 has 24 bits, a bias up to 40
     wide = tensor.data.size > 0 and int(np.abs(tensor.data.astype(np.int64)).max()) >= 2**24
-    restoring.encodings[tensor.name] = _encoding("int64" if tensor.data.dtype.itemsize == 8 else "int32", scales, 0)
-    return [restoring.number(tensor.name, (tensor.data * scales).astype(np.float64 if wide else np.float32))]
+    values = (tensor.data * encoding.broadcast(1)).astype(np.float64 if wide else np.float32)
+    return [restoring.number(tensor.name, values)]
 
 
 # convolutions
@@ -254,6 +254,16 @@ def _write_convolution(assembly: Assembly, node: ir.Node) -> None:
     )  # fmt: skip
 
 
+def _unpack(tensor: EspdlTensor, shape: tuple[int, ...], depthwise: bool = False) -> NDArray[Any]:
+    """A filter of that shape, (N, C / group, ...)."""
+    lanes = packed_lanes(tensor.layout)
+    if lanes is not None:
+        return unpack_filter(tensor.data, shape, lanes, depthwise)
+    count, channels, *window = shape
+    stored = tensor.data.reshape(*window, *((count, channels) if depthwise else (channels, count)))
+    return np.moveaxis(stored, (-2, -1), (0, 1) if depthwise else (1, 0))
+
+
 def _read_convolution(restoring: Restoring, node: EspdlNode) -> None:
     tensor = restoring.file.tensors[node.inputs[1]]
     rank, group = len(tensor.dims), node.integer("group", 1)
@@ -263,12 +273,7 @@ def _read_convolution(restoring: Restoring, node: EspdlNode) -> None:
     count, channels = (first, second) if depthwise else (second, first)
     if depthwise and group != count:
         raise ValueError(f"{group} groups of {count} channels")
-    lanes = packed_lanes(tensor.layout)
-    if lanes is None:
-        last = (rank - 2, rank - 1) if depthwise else (rank - 1, rank - 2)
-        weight = tensor.array.transpose(*last, *range(rank - 2))
-    else:
-        weight = unpack_filter(tensor.data, (count, channels, *window), lanes, depthwise)
+    weight = _unpack(tensor, (count, channels, *window), depthwise)
     inputs = [x.name, _read_weight(restoring, tensor.name, weight, 0), *_read_bias(restoring, node, count)]
     _read_sum(restoring, node, channels_last(rank), inputs, **restoring.attributes(node))
 
@@ -358,11 +363,7 @@ def _read_gemm(restoring: Restoring, node: EspdlNode) -> None:
     order = identity(len(restoring.known[node.inputs[0]].shape))
     x = restoring.ordered(node.inputs[0], order)
     channels, count = tensor.dims[-2:]
-    lanes = packed_lanes(tensor.layout)
-    if lanes is None:
-        weight = tensor.data.reshape(channels, count).T
-    else:
-        weight = unpack_filter(tensor.data, (count, channels, 1, 1), lanes)[:, :, 0, 0]
+    weight = _unpack(tensor, (count, channels, 1, 1))[:, :, 0, 0]
     inputs = [x.name, _read_weight(restoring, tensor.name, weight, 0), *_read_bias(restoring, node, count)]
     _read_sum(restoring, node, order, inputs, transB=1)
 

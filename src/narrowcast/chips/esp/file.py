@@ -198,7 +198,7 @@ def describe(file: EspdlFile) -> Description:
     """What a person wants to know about a file.
 
     Args:
-        file: from :func:`narrowcast.deploy.espdl.read_espdl`.
+        file: from :func:`narrowcast.chips.esp.codec.read_espdl`.
     """
     seen: set[str] = set()
     operators = Counter(node.op_type for node in file.nodes)
