@@ -10,6 +10,8 @@ from pathlib import Path
 import onnx
 
 import narrowcast
+from narrowcast.chips.schema import Limits
+from narrowcast.chips.support import _CHECKS
 from narrowcast.lower.integer import lowering
 from narrowcast.lower.reference import walk
 from narrowcast.ops.facts import Kind, known
@@ -65,3 +67,7 @@ def test_every_kind_has_its_rules() -> None:
 
 def test_the_table_needs_no_heavy_import() -> None:
     assert "torch" not in sys.modules
+
+
+def test_every_limit_is_checked() -> None:
+    assert set(_CHECKS) == set(Limits.model_fields)

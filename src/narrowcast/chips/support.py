@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,8 +14,12 @@ from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Limits, OpRule, Target
 from narrowcast.graph.windows import floor_positions, linear_positions, nearest_positions, resize_scales, window_counts
 from narrowcast.ops.facts import GRIDS, Kind, facts, no_integers
+from narrowcast.ops.net import dims, input_at, integers_at
 
 __all__ = ["Support", "runtime_version", "support"]
+
+#: Why a node breaks a limit, as a clause; empty where it keeps it.
+_Check = Callable[[ir.Node, Any], str]
 
 
 @dataclass(frozen=True)
@@ -98,17 +103,9 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _dims(value: ir.Value | None) -> list[int]:
-    return [int(dim) for dim in value.shape] if value is not None and value.shape is not None else []
-
-
-def _tensors(node: ir.Node) -> list[list[int]]:
-    computed = [value for value in [*node.inputs, *node.outputs] if value is not None and value.const_value is None]
-    return [_dims(value) for value in computed]
-
-
-def _weight(node: ir.Node) -> list[int]:
-    return _dims(node.inputs[1]) if len(node.inputs) > 1 else []
+def _tensors(node: ir.Node) -> list[tuple[int, ...]]:
+    """Shapes of the computed operands and of the results."""
+    return [dims(value) for value in [*node.inputs, *node.outputs] if value is not None and value.const_value is None]
 
 
 def _integers(node: ir.Node, name: str, default: int) -> list[int]:
@@ -117,16 +114,17 @@ def _integers(node: ir.Node, name: str, default: int) -> list[int]:
 
 
 def _kernel(node: ir.Node) -> list[int]:
-    return _integers(node, "kernel_shape", 0) if "kernel_shape" in node.attributes else _weight(node)[2:] or [1]
+    given = "kernel_shape" in node.attributes
+    return _integers(node, "kernel_shape", 0) if given else list(dims(input_at(node, 1))[2:]) or [1]
 
 
-def _within(values: list[int], bounds: tuple[int, int], what: str) -> str:
+def _within(values: Sequence[int], bounds: tuple[int, int], what: str) -> str:
     bad = [value for value in values if not bounds[0] <= value <= bounds[1]]
     return f"{what} {bad[0]} is outside {bounds[0]}..{bounds[1]}" if bad else ""
 
 
 def _groups(node: ir.Node, allowed: str) -> str:
-    group, channels = node.attributes.get_int("group", 1), _dims(node.inputs[0])[1]
+    group, channels = node.attributes.get_int("group", 1), dims(node.inputs[0])[1]
     if allowed == "one":
         return "" if group == 1 else f"{group} groups (only 1)"
     return "" if group in (1, channels) else f"{group} groups of {channels} channels (only 1 or all)"
@@ -134,18 +132,18 @@ def _groups(node: ir.Node, allowed: str) -> str:
 
 def _group_channels(node: ir.Node, bounds: tuple[int, int]) -> str:
     group = node.attributes.get_int("group", 1)
-    sizes = [_dims(node.inputs[0])[1] // group, _dims(node.outputs[0])[1] // group]
+    sizes = [dims(node.inputs[0])[1] // group, dims(node.outputs[0])[1] // group]
     return _within(sizes, bounds, "channels of a group")
 
 
 def _axis(node: ir.Node, allowed: tuple[int, ...]) -> str:
-    rank = len(_dims(node.inputs[0]))
+    rank = len(dims(node.inputs[0]))
     axis = node.attributes.get_int("axis", -1) % max(1, rank)
     return "" if axis in allowed else f"axis {axis} (only {', '.join(map(str, allowed))})"
 
 
 def _matrix(node: ir.Node, largest: int) -> str:
-    rows, inner = _dims(node.inputs[0])[-2:]
+    rows, inner = dims(node.inputs[0])[-2:]
     return "" if max(rows, inner) <= largest else f"a matrix of {rows}x{inner} is above {largest}"
 
 
@@ -158,25 +156,26 @@ def _constant(node: ir.Node, wanted: str) -> str:
     return "takes no constant operand" if wanted == "forbidden" and constants else ""
 
 
-def _mode(node: ir.Node) -> str:
-    return str(node.attributes.get_string("mode", "constant" if facts(node).kind is Kind.PAD else "nearest"))
+def _mode(node: ir.Node, allowed: tuple[str, ...]) -> str:
+    mode = node.attributes.get_string("mode", "constant" if facts(node).kind is Kind.PAD else "nearest")
+    return "" if mode in allowed else f"mode {mode}"
 
 
-def _factor(node: ir.Node) -> str:
-    before, after = _dims(node.inputs[0]), _dims(node.outputs[0])
+def _factor(node: ir.Node, _: bool) -> str:
+    before, after = dims(node.inputs[0]), dims(node.outputs[0])
     ratios = [b / a for a, b in zip(before, after, strict=True)]
     bad = [ratio for ratio in ratios if ratio <= 0 or not math.log2(ratio).is_integer()]
     return f"factor {bad[0]:g} is no power of two" if bad else ""
 
 
-def _split(node: ir.Node) -> str:
+def _split(node: ir.Node, _: bool) -> str:
     axis = node.attributes.get_int("axis", 0)
-    whole = _dims(node.inputs[0])[axis]
-    bad = [part for output in node.outputs if whole % (part := _dims(output)[axis])]
+    whole = dims(node.inputs[0])[axis]
+    bad = [part for output in node.outputs if whole % (part := dims(output)[axis])]
     return f"{whole} is no multiple of the part {bad[0]}" if bad else ""
 
 
-def _dilation(node: ir.Node) -> str:
+def _dilation(node: ir.Node, _: bool) -> str:
     bad = [value for value in _integers(node, "dilations", 1) if value & (value - 1)]
     return f"dilation {bad[0]} is no power of two" if bad else ""
 
@@ -186,15 +185,11 @@ def _strides(node: ir.Node, allowed: tuple[int, ...]) -> str:
     return f"stride {bad[0]} (only {', '.join(map(str, allowed))})" if bad else ""
 
 
-def _plane(node: ir.Node, bounds: tuple[int, int]) -> str:
-    return _within([math.prod(_dims(node.inputs[0])[2:])], bounds, "height * width")
-
-
-def _elements(node: ir.Node, largest: int, aligned: bool) -> str:
-    dims = _dims(node.inputs[0])
-    if len(dims) != 4 or dims[0] != 1:
-        return f"the shape {'x'.join(map(str, dims))} is not 1 x channels x height x width"
-    _, channels, height, width = dims
+def _elements(node: ir.Node, largest: int, aligned: bool = False) -> str:
+    sizes = dims(node.inputs[0])
+    if len(sizes) != 4 or sizes[0] != 1:
+        return f"the shape {'x'.join(map(str, sizes))} is not 1 x channels x height x width"
+    _, channels, height, width = sizes
     count = channels * height * width
     if aligned:
         narrow = -(-channels // 4) * 4 * height * (-(-width // 8) * 8)
@@ -202,41 +197,31 @@ def _elements(node: ir.Node, largest: int, aligned: bool) -> str:
     return "" if count <= largest else f"{count} {'aligned ' if aligned else ''}elements are above {largest}"
 
 
-def _constant_ints(node: ir.Node, name: str, index: int) -> list[int] | None:
-    """An attribute that newer opsets give as a constant input."""
-    if name in node.attributes:
-        return _integers(node, name, 0)
-    value = node.inputs[index] if len(node.inputs) > index else None
-    if value is None or value.const_value is None:
-        return None
-    return [int(entry) for entry in value.const_value.numpy().reshape(-1)]
-
-
 def _reduced(node: ir.Node, allowed: str) -> str:
-    rank = len(_dims(node.inputs[0]))
-    axes = sorted(axis % rank for axis in _constant_ints(node, "axes", 1) or range(rank))
+    rank = len(dims(node.inputs[0]))
+    axes = sorted(axis % rank for axis in integers_at(node, "axes", 1) or range(rank))
     if not node.attributes.get_int("keepdims", 1):
         return "the reduced axis is dropped (keepdims 0)"
     fits = (len(axes) == 1 and allowed != "plane") or (axes == [2, 3] and rank == 4 and allowed != "one")
     return "" if fits else f"axes {', '.join(map(str, axes))}"
 
 
-def _padded(node: ir.Node) -> str:
-    pads = _constant_ints(node, "pads", 1) or []
+def _padded(node: ir.Node, _: bool) -> str:
+    pads = integers_at(node, "pads", 1) or []
     half = len(pads) // 2
     return "pads batch or channels" if half != 4 or any(pads[:2]) or any(pads[half : half + 2]) else ""
 
 
-def _second_matrix(node: ir.Node) -> str:
-    lead = math.prod(_dims(node.inputs[1])[:-2])
+def _second_matrix(node: ir.Node, _: bool) -> str:
+    lead = math.prod(dims(node.inputs[1])[:-2])
     return "" if lead == 1 else f"the second operand is {lead} matrices (only 1)"
 
 
 def _row(node: ir.Node, least: int) -> str:
     """Rows are what is left of the last axis when neighbouring axes that repeat in the same way are one; channels may
     lie last in the chip's memory."""
-    rank = len(_dims(node.outputs[0]))
-    shapes = [[1] * (rank - len(dims)) + dims for dims in (_dims(value) for value in node.inputs)]
+    rank = len(dims(node.outputs[0]))
+    shapes = [[1] * (rank - len(sizes)) + list(sizes) for sizes in map(dims, node.inputs)]
     orders = [list(range(rank)), [0, *range(2, rank), 1] if rank > 2 else list(range(rank))]
     shortest = min(_last_run([[shape[axis] for axis in order] for shape in shapes]) for order in orders)
     return "" if shortest >= least else f"rows of {shortest} numbers (at least {least})"
@@ -254,16 +239,16 @@ def _last_run(shapes: list[list[int]]) -> int:
     return run
 
 
-def _whole_windows(node: ir.Node) -> str:
-    counts = window_counts(node, _dims(node.inputs[0])[2:], _dims(node.outputs[0])[2:])
+def _whole_windows(node: ir.Node, _: bool) -> str:
+    counts = window_counts(node, dims(node.inputs[0])[2:], dims(node.outputs[0])[2:])
     area = math.prod(_kernel(node))
     return "" if (counts == area).all() else f"a window at the border averages {counts.min()} of {area} numbers"
 
 
-def _grid(node: ir.Node) -> str:
+def _grid(node: ir.Node, _: bool) -> str:
     mode = node.attributes.get_string("mode", "nearest")
     given = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
-    before, after = tuple(_dims(node.inputs[0])), tuple(_dims(node.outputs[0]))
+    before, after = dims(node.inputs[0]), dims(node.outputs[0])
     if before[:2] != after[:2]:
         return "resizes batch or channels"
     if node.attributes.get_int("antialias", 0):
@@ -290,55 +275,48 @@ def _reads_floor(node: ir.Node, size: int, outputs: int, scale: float) -> bool:
     return np.array_equal(own, floor_positions(size, outputs, scale))
 
 
+def _bounded(what: str, values: Callable[[ir.Node], Sequence[int]]) -> _Check:
+    return lambda node, bounds: _within(values(node), bounds, what)
+
+
+#: What each of the :class:`Limits` asks, in the order in which it is asked.
+_CHECKS: dict[str, _Check] = {
+    "rank": _bounded("rank", lambda node: [len(sizes) for sizes in _tensors(node)]),
+    "dims": _bounded("axis", lambda node: [size for sizes in _tensors(node) for size in sizes]),
+    "kernel": _bounded("kernel", _kernel),
+    "kernel_area": _bounded("kernel area", lambda node: [math.prod(_kernel(node))]),
+    "stride": _bounded("stride", lambda node: _integers(node, "strides", 1)),
+    "dilation": _bounded("dilation", lambda node: _integers(node, "dilations", 1)),
+    "pad": _bounded("padding", lambda node: _integers(node, "pads", 0)),
+    "channels": _bounded("channels", lambda node: [sizes[1] for sizes in _tensors(node) if len(sizes) > 1]),
+    "group_channels": _group_channels,
+    "weight_size": lambda node, most: _within(
+        [math.prod(dims(input_at(node, 1))[1:])], (1, most), "channels * kernel area"
+    ),
+    "groups": _groups,
+    "modes": _mode,
+    "axes": _axis,
+    "matrix_size": _matrix,
+    "constant_operand": _constant,
+    "power_of_two_factor": _factor,
+    "divisible_split": _split,
+    "block": _bounded("block size", lambda node: [node.attributes.get_int("blocksize", 0)]),
+    "power_of_two_dilation": _dilation,
+    "strides": _strides,
+    "sides": _bounded("side", lambda node: dims(node.inputs[0])[2:]),
+    "plane": _bounded("height * width", lambda node: [math.prod(dims(node.inputs[0])[2:])]),
+    "elements": _elements,
+    "aligned_elements": lambda node, most: _elements(node, most, True),
+    "reduced": _reduced,
+    "padded_plane": _padded,
+    "single_matrix": _second_matrix,
+    "row": _row,
+    "whole_windows": _whole_windows,
+    "floor_grid": _grid,
+}
+
+
 def _broken(node: ir.Node, limits: Limits) -> str:
     """The first limit that the node breaks, as a clause; empty when it fits."""
-    checks: list[tuple[object, Callable[[], str]]] = [
-        (limits.rank, lambda: _within([len(dims) for dims in _tensors(node)], limits.rank or (0, 0), "rank")),
-        (limits.dims, lambda: _within([d for dims in _tensors(node) for d in dims], limits.dims or (0, 0), "axis")),
-        (limits.kernel, lambda: _within(_kernel(node), limits.kernel or (0, 0), "kernel")),
-        (
-            limits.kernel_area,
-            lambda: _within([math.prod(_kernel(node))], limits.kernel_area or (0, 0), "kernel area"),
-        ),
-        (limits.stride, lambda: _within(_integers(node, "strides", 1), limits.stride or (0, 0), "stride")),
-        (limits.dilation, lambda: _within(_integers(node, "dilations", 1), limits.dilation or (0, 0), "dilation")),
-        (limits.pad, lambda: _within(_integers(node, "pads", 0), limits.pad or (0, 0), "padding")),
-        (
-            limits.channels,
-            lambda: _within(
-                [dims[1] for dims in _tensors(node) if len(dims) > 1], limits.channels or (0, 0), "channels"
-            ),
-        ),
-        (limits.group_channels, lambda: _group_channels(node, limits.group_channels or (0, 0))),
-        (
-            limits.weight_size,
-            lambda: _within([math.prod(_weight(node)[1:])], (1, limits.weight_size or 0), "channels * kernel area"),
-        ),
-        (limits.groups, lambda: _groups(node, limits.groups or "")),
-        (
-            limits.modes,
-            lambda: "" if (mode := _mode(node)) in (limits.modes or ()) else f"mode {mode}",
-        ),
-        (limits.axes, lambda: _axis(node, limits.axes or ())),
-        (limits.matrix_size, lambda: _matrix(node, limits.matrix_size or 0)),
-        (limits.constant_operand, lambda: _constant(node, limits.constant_operand or "")),
-        (limits.power_of_two_factor, lambda: _factor(node)),
-        (limits.divisible_split, lambda: _split(node)),
-        (
-            limits.block,
-            lambda: _within([node.attributes.get_int("blocksize", 0)], limits.block or (0, 0), "block size"),
-        ),
-        (limits.power_of_two_dilation, lambda: _dilation(node)),
-        (limits.strides, lambda: _strides(node, limits.strides or ())),
-        (limits.sides, lambda: _within(_dims(node.inputs[0])[2:], limits.sides or (0, 0), "side")),
-        (limits.plane, lambda: _plane(node, limits.plane or (0, 0))),
-        (limits.elements, lambda: _elements(node, limits.elements or 0, False)),
-        (limits.aligned_elements, lambda: _elements(node, limits.aligned_elements or 0, True)),
-        (limits.reduced, lambda: _reduced(node, limits.reduced or "")),
-        (limits.padded_plane, lambda: _padded(node)),
-        (limits.single_matrix, lambda: _second_matrix(node)),
-        (limits.row, lambda: _row(node, limits.row or 0)),
-        (limits.whole_windows, lambda: _whole_windows(node)),
-        (limits.floor_grid, lambda: _grid(node)),
-    ]
-    return next((text for limit, check in checks if limit is not None and (text := check())), "")
+    given = ((check, getattr(limits, name)) for name, check in _CHECKS.items())
+    return next((text for check, bound in given if bound is not None and (text := check(node, bound))), "")
