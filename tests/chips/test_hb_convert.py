@@ -85,6 +85,11 @@ def test_operators_and_flags_survive(tmp_path: Path) -> None:
     assert QuantizeSettings.model_validate(again) == QuantizeSettings.model_validate(data)
 
 
+def test_a_sign_in_a_name_is_no_index(tmp_path: Path) -> None:
+    theirs = yaml.safe_load(convert(write(tmp_path / "narrowcast.yaml", {**OURS, "int16_inputs": ["a#b"]})).text)
+    assert theirs["model_parameters"]["node_info"]["a#b"] == {"InputType": "int16"}
+
+
 def test_schema_names_every_setting() -> None:
     schema = json.loads(settings_schema())
     names = {field.alias or name for name, field in QuantizeSettings.model_fields.items()}

@@ -10,8 +10,22 @@ import pytest
 import yaml
 
 from narrowcast.base.errors import UserError
-from narrowcast.bundle.settings import check_input, pinned_types, read_settings, read_settings_with_notes
-from narrowcast.chips.rdk.hb_mapper import HbMapperConfig, parse_hb_mapper, to_settings, write_hb_mapper
+from narrowcast.bundle.settings import (
+    QuantizeSettings,
+    check_input,
+    pinned_types,
+    read_settings,
+    read_settings_with_notes,
+)  # fmt: skip
+from narrowcast.chips.rdk.hb_mapper import (
+    GROUPS,
+    HbMapperConfig,
+    parse_hb_mapper,
+    to_settings,
+    to_values,
+    write_hb_mapper,
+)  # fmt: skip
+from narrowcast.chips.rdk.hb_settings import UNSAID
 
 SOFTMAX = "/model.10/m/m.0/attn/Softmax"
 BASE: dict[str, dict[str, Any]] = {
@@ -205,6 +219,7 @@ def test_unused_numbers_are_said() -> None:
         (model(node_info={"a": {True: "BPU"}}), "write 'ON' in quotes"),
         (model(node_info={"a": {"ON": "CPU", "OutputType": "int16"}}), "on the CPU and has integer types"),
         (model(node_info="a=int16"), "write 'node:int16"),
+        (model(set_node_data_type={"a": "int4"}), "set_node_data_type: 'int4' is not possible"),
         (model(march="bernoulli2", node_info={"a": {"ON": "CPU"}}), "node_info: is not for bernoulli2"),
         (model(layer_out_dump="maybe"), "model_parameters.layer_out_dump"),
         (entry(input_type_train="rbg"), "input_type_train: 'rbg' is not possible: did you mean rgb"),
@@ -418,3 +433,29 @@ def test_the_input_is_compared_with_the_model() -> None:
     ):
         with pytest.raises(UserError, match=words):
             check_input(settings, name, shape)
+
+
+def test_every_key_is_one_row_and_every_setting_has_a_key_or_none() -> None:
+    keys = [key for rows in GROUPS.values() for key in rows.model_fields]
+    assert len(keys) == len(set(keys)), "near misses name the one group of a key"
+    every = changed(
+        model_parameters={
+            "node_info": {
+                "a": {"ON": "CPU"}, "b": {"InputType": "int16"}, "c": {"OutputType": "int16"}, "d": {"ON": "BPU"},
+            },
+            "output_nodes": "a", "remove_node_type": "Cast", "remove_node_name": "c",
+        },
+        input_parameters={"input_name": "x", "input_shape": "1x3x4x4"},
+        calibration_parameters={
+            "calibration_type": "max", "max_percentile": 0.999,
+            "optimization": "asymmetric,bias_correction,set_all_nodes_int16,set_model_output_int8,set_A_output_int8,"
+            "set_B_output_int16",
+        },
+    )  # fmt: skip
+    told = set(to_values(parse_hb_mapper(every), Path(), "f.yaml")[0]) | {
+        "resize",
+        "search",
+    }  # of preprocess_on, default
+    assert told.isdisjoint(UNSAID)
+    names = {field.alias or name for name, field in QuantizeSettings.model_fields.items()}
+    assert told | set(UNSAID) == names

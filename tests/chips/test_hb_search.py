@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from builders import save, silu_net
+from narrowcast.base.errors import UserError
+from narrowcast.bundle.choosing import vendor_search
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.chips.rdk import calibration as module
@@ -69,3 +71,8 @@ def test_zero_points_where_the_chip_has_them(tmp_path: Path, monkeypatch: pytest
     assert len(found.plans) == 6
     points = {name: {e.zero_point for e in plan.tensors.values()} for name, (plan, _) in found.plans.items()}
     assert points["max"] == {0} and len(points["max, asymmetric"]) > 1
+
+
+def test_an_unknown_search_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown search 'hb_mapper': did you mean hb-mapper"):
+        vendor_search(SimpleNamespace(), "hb_mapper")  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from narrowcast.chips.rdk.hb_values import operator_type
 if TYPE_CHECKING:
     from narrowcast.chips.rdk.hb_mapper import HbMapperConfig
 
-__all__ = ["COMPILER", "OLDER", "Ours", "compiler", "first", "kept", "same", "unsaid"]
+__all__ = ["COMPILER", "OLDER", "UNSAID", "Ours", "compiler", "first", "kept", "same", "unsaid"]
 
 Told = Iterator[tuple[str, Any] | str]
 
@@ -34,7 +34,7 @@ TYPES = {"kl": "kl", "minmax": "max", "percentile": "max"}
 #: Entries of ``optimization`` that are settings of the same meaning.
 _FLAGS = {"set_all_nodes_int16": "all_int16", "asymmetric": "asymmetric", "bias_correction": "bias_correction"}
 #: Settings for which hb_mapper has no key.
-_UNSAID = ("limit", "plan", "runtime", "threads", "keep_head", "attention", "effort", "output_factors")
+UNSAID = ("limit", "plan", "runtime", "threads", "keep_head", "attention", "effort", "output_factors")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def unsaid(ours: QuantizeSettings) -> Iterator[str]:
     if ours.method not in ("auto", *TYPES):
         yield f"hb_mapper has no method {ours.method}: default is written"
     fields = QuantizeSettings.model_fields
-    others = [key for key in _UNSAID if getattr(ours, key) != fields[key].default]
+    others = [key for key in UNSAID if getattr(ours, key) != fields[key].default]
     if others:
         yield f"hb_mapper has no word for {', '.join(others)}"
 
