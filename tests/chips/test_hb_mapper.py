@@ -21,7 +21,6 @@ from narrowcast.chips.rdk.hb_mapper import (
     GROUPS,
     HbMapperConfig,
     parse_hb_mapper,
-    to_settings,
     to_values,
     write_hb_mapper,
 )  # fmt: skip
@@ -76,6 +75,11 @@ def calibration(**keys: Any) -> dict[str, Any]:
 
 def compiler(**keys: Any) -> dict[str, Any]:
     return changed(compiler_parameters=keys)
+
+
+def to_settings(config: HbMapperConfig, folder: Path) -> tuple[QuantizeSettings, tuple[str, ...]]:
+    values, notes = to_values(config, folder)
+    return QuantizeSettings.model_validate(values), notes
 
 
 def settings_of(data: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -6,8 +6,7 @@ for RDK X5, with X3 and Ultra). Where its pages disagree, what either of them ac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -23,12 +22,12 @@ from narrowcast.bundle.settings import PATHS, Dialect, QuantizeSettings, explain
 from narrowcast.chips.rdk import hb_settings as to
 from narrowcast.chips.rdk import hb_values as form
 from narrowcast.chips.rdk.hb_checks import CHECKS, unsupported
-from narrowcast.chips.rdk.hb_settings import OLDER, Ours, compiler, first, kept, same
+from narrowcast.chips.rdk.hb_settings import OLDER, Ours, compiler, kept, same
 from narrowcast.chips.rdk.hb_values import MARCHES, Refusal, choice, choices, numbers, written
 
 __all__ = [
     "DIALECT", "Converted", "HbMapperConfig", "convert", "from_settings", "is_hb_mapper", "parse_hb_mapper",
-    "to_settings", "to_values", "write_hb_mapper",
+    "to_values", "write_hb_mapper",
 ]  # fmt: skip
 
 Words = tuple[str, ...]
@@ -75,12 +74,12 @@ class ModelParameters(_Group):
 class InputParameters(_Group):
     """What the board feeds and what the float model eats; one entry an input."""
 
-    input_name: Annotated[form.Names, first("input_name", lambda ours: ours.input_name)] = ()
+    input_name: Annotated[form.Names, same("input_name", each=True)] = ()
     input_type_train: Annotated[
         Words, choices("rgb", "bgr", "yuv444", "gray", "featuremap"),
         Ours(to.read_pixels, lambda ours: ours.color or "rgb"),
     ]  # fmt: skip
-    input_layout_train: Annotated[Words, choices("NCHW", "NHWC"), first("layout", to.layout)]
+    input_layout_train: Annotated[Words, choices("NCHW", "NHWC"), same("layout", to.layout, each=True)]
     input_type_rt: Annotated[
         Words, choices("rgb", "bgr", "yuv444", "nv12", "gray", "featuremap"),
         Ours(to.read_feed, lambda ours: "nv12" if to.nv12(ours) else ours.color or "rgb"),
@@ -301,30 +300,23 @@ def write_hb_mapper(config: HbMapperConfig) -> str:
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000))
 
 
-def to_settings(config: HbMapperConfig, folder: Path) -> tuple[QuantizeSettings, tuple[str, ...]]:
-    """Translate a whole file.
+def to_values(
+    config: HbMapperConfig, folder: Path, where: str = "hb_mapper YAML", given: Collection[str] = ()
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Our settings, not validated yet.
 
     Args:
         config: from :func:`parse_hb_mapper`.
         folder: relative paths are relative to it.
+        where: names the file in messages.
+        given: settings that come from elsewhere and win.
 
     Returns:
-        Our settings, and what a person should know: keys without influence here, and approximations.
+        The settings, and what a person should know: keys without influence here, and approximations.
 
     Raises:
         UserError: a key asks for what narrowcast does not do; the reason is in the message.
     """
-    values, notes = to_values(config, folder, "hb_mapper YAML")
-    try:
-        return QuantizeSettings.model_validate(values), notes
-    except ValidationError as error:
-        raise explained(error.errors()[0], None) from error
-
-
-def to_values(
-    config: HbMapperConfig, folder: Path, where: str, given: frozenset[str] = frozenset()
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """As :func:`to_settings`, not validated yet; ``given`` are settings that come from elsewhere and win."""
     for key, what, remedy in unsupported(config, given):
         raise _refused(where, Refusal(what, remedy, key), ())
     values: dict[str, Any] = {}
@@ -372,19 +364,12 @@ def _read(data: Mapping[str, Any], file: Path, given: frozenset[str]) -> tuple[d
 DIALECT = Dialect(is_hb_mapper, _read, "docs/rdk-x5.md")
 
 
-@dataclass(frozen=True)
-class Converted:
-    """A settings file in the other form.
+class Converted(NamedTuple):
+    """A settings file in the other form."""
 
-    Attributes:
-        text: YAML.
-        form: whose it is now.
-        notes: what was approximated or could not be said.
-    """
-
-    text: str
-    form: Literal["narrowcast", "hb_mapper"]
-    notes: tuple[str, ...]
+    text: str  # YAML
+    form: Literal["narrowcast", "hb_mapper"]  # whose it is now
+    notes: tuple[str, ...]  # what was approximated or could not be said
 
 
 def convert(file: Path) -> Converted:
@@ -401,8 +386,8 @@ def convert(file: Path) -> Converted:
         theirs = is_hb_mapper(data)
         try:
             if theirs:
-                settings, told = to_settings(parse_hb_mapper(data, str(file)), Path())
-                notes, text = (*notes, *told), settings_text(settings)
+                values, told = to_values(parse_hb_mapper(data, str(file)), Path())
+                notes, text = (*notes, *told), settings_text(QuantizeSettings.model_validate(values))
             else:
                 config, notes = from_settings(QuantizeSettings.model_validate(data))
                 text = write_hb_mapper(config)

@@ -17,7 +17,7 @@ from narrowcast.chips.rdk.hb_values import operator_type
 if TYPE_CHECKING:
     from narrowcast.chips.rdk.hb_mapper import HbMapperConfig
 
-__all__ = ["COMPILER", "OLDER", "UNSAID", "Ours", "compiler", "first", "kept", "same", "unsaid"]
+__all__ = ["COMPILER", "OLDER", "UNSAID", "Ours", "compiler", "kept", "same", "unsaid"]
 
 Told = Iterator[tuple[str, Any] | str]
 
@@ -54,14 +54,13 @@ class Ours:
     always: bool = False
 
 
-def same(name: str) -> Ours:
-    """The setting of this name has the same value; a path is written as text."""
-    return Ours(lambda config, value: iter([(name, value)] if value else []), lambda ours: getattr(ours, name))
+def same(name: str, write: Callable[[QuantizeSettings], Any] | None = None, *, each: bool = False) -> Ours:
+    """The setting of this name has the same value, or that of ``each`` input, of which there is one."""
 
+    def read(config: HbMapperConfig, value: Any) -> Told:
+        yield from ((name, entry) for entry in (value if each else [value]) if entry)
 
-def first(name: str, write: Callable[[QuantizeSettings], Any]) -> Ours:
-    """The setting of this name has the value of the one input."""
-    return Ours(lambda config, value: iter([(name, value[0])] if value else []), write)
+    return Ours(read, write or (lambda ours: getattr(ours, name)))
 
 
 def kept(write: Callable[[QuantizeSettings], Any] | None = None, sentence: str = COMPILER) -> Ours:
@@ -70,7 +69,7 @@ def kept(write: Callable[[QuantizeSettings], Any] | None = None, sentence: str =
 
 
 def compiler(write: Callable[[QuantizeSettings], Any] | None = None) -> Ours:
-    """A key for the vendor's compiler, even where it has its default."""
+    """A key for the vendor's compiler, told even where it has its default."""
     return Ours(write=write, kept=COMPILER, always=True)
 
 
