@@ -58,7 +58,7 @@ def _formats(config: HbMapperConfig) -> Problems:
             yield "input_space_and_range", f"{entry.space} is for nv12, not {entry.feed}", "remove it"
 
 
-def _shapes(config: HbMapperConfig) -> Problems:
+def _image_shapes(config: HbMapperConfig) -> Problems:
     for entry in config.inputs:
         if entry.size is None:
             if entry.shape and entry.feed != "featuremap":
@@ -144,7 +144,7 @@ def _compiler(config: HbMapperConfig) -> Problems:
         yield "max_time_per_fc", "is 0 or at least 1000 us", ""
 
 
-def _sources(config: HbMapperConfig) -> Problems:
+def _input_sources(config: HbMapperConfig) -> Problems:
     key, names = "input_source", config.input_parameters.input_name
     for name, source in config.compiler_parameters.input_source.items():
         if names and name not in names:
@@ -187,6 +187,6 @@ def unsupported(config: HbMapperConfig, given: Collection[str]) -> Problems:
 
 #: In the order in which a person would want to hear of problems.
 CHECKS: tuple[Callable[[HbMapperConfig], Problems], ...] = (
-    _model_file, _input_counts, _formats, _shapes, _normalisation, _calibration_data, _int16, _nodes, _optimization,
-    _compiler, _sources,
+    _model_file, _input_counts, _formats, _image_shapes, _normalisation, _calibration_data, _int16, _nodes, _optimization,
+    _compiler, _input_sources,
 )  # fmt: skip
