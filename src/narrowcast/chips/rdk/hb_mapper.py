@@ -21,9 +21,8 @@ from narrowcast.base.yaml_files import read_yaml
 from narrowcast.bundle.settings import PATHS, Dialect, QuantizeSettings, explained, settings_text
 from narrowcast.chips.rdk import hb_settings as to
 from narrowcast.chips.rdk import hb_values as form
-from narrowcast.chips.rdk.hb_checks import CHECKS, unsupported
 from narrowcast.chips.rdk.hb_settings import OLDER, Ours, compiler, kept, same
-from narrowcast.chips.rdk.hb_values import MARCHES, Refusal, choice, choices, numbers, written
+from narrowcast.chips.rdk.hb_values import CHECKS, MARCHES, Refusal, choice, choices, numbers, unsupported, written
 
 __all__ = [
     "DIALECT", "Converted", "HbMapperConfig", "convert", "from_settings", "is_hb_mapper", "parse_hb_mapper",
