@@ -33,7 +33,7 @@ def main() -> None:
     bundle = open_bundle(options.bundle)
     manifest = bundle.manifest
     found, _ = unseen(images(options.images, manifest.preprocess), manifest.calibration.get("images", ()))
-    subject = subject_of(bundle, telling(found, options.limit, bundle.model.to_proto(), manifest.task, manifest.head))
+    subject = subject_of(bundle, telling(found, options.limit, bundle.model.to_proto(), manifest.meaning))
     runner = Runner(subject.quantized_graph, 0, "basic")
     runner.run(subject.inputs[0])
     start = time.perf_counter()

@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.vision import Detections, Geometry, HeadSpec, OutputEncoding, decode
+from narrowcast.tasks import HeadSpec, meaning_of
+from narrowcast.vision import Detections, Geometry, OutputEncoding
 
 SIZE = 640
 CONFIDENCE, IOU = 0.25, 0.7
@@ -129,7 +130,8 @@ def naive_mask(logits: NDArray[Any], box: NDArray[Any]) -> NDArray[Any]:
 
 def ours(outputs: Outputs, spec: HeadSpec, encodings: dict[str, OutputEncoding] | None = None) -> Detections:
     """Detections, with every mask computed."""
-    found = decode(outputs, spec, Geometry(SIZE, SIZE), confidence=CONFIDENCE, iou=IOU, encodings=encodings)
+    options = {"confidence": CONFIDENCE, "iou": IOU, "encodings": encodings}
+    found = meaning_of(spec.task, spec).decode(outputs, Geometry(SIZE, SIZE), **options)
     if found.masks is not None:
         for index in range(len(found)):
             found.masks.crop(index)
@@ -165,12 +167,13 @@ def measure(task: str, objects: int, anchors: int, repeats: int) -> dict[str, An
         "naive": lambda: naive(outputs, spec),
     }
     if spec.num_masks:
-        jobs["with RLE"] = lambda: decode(outputs, spec, Geometry(SIZE, SIZE)).masks.rle()  # type: ignore[union-attr]
+        jobs["with RLE"] = lambda: meaning_of(spec.task, spec).decode(outputs, Geometry(SIZE, SIZE)).masks.rle()  # type: ignore[union-attr]
     return {"task": task, "objects": len(found), "anchors": anchors, **medians(jobs, repeats)}
 
 
 def decode_nhwc(outputs: Outputs, spec: HeadSpec) -> Detections:
-    found = decode(outputs, spec, Geometry(SIZE, SIZE), confidence=CONFIDENCE, iou=IOU, layout="NHWC")
+    options = {"confidence": CONFIDENCE, "iou": IOU, "layout": "NHWC"}
+    found = meaning_of(spec.task, spec).decode(outputs, Geometry(SIZE, SIZE), **options)
     if found.masks is not None:
         for index in range(len(found)):
             found.masks.crop(index)

@@ -125,7 +125,7 @@ def test_annotations(tmp_path: Path, group: str, key: str, value: Any) -> None:
 
 
 def test_run_lengths_in_both_forms(tmp_path: Path) -> None:
-    from narrowcast.vision.rle import compress
+    from narrowcast.vision.masks import compress
 
     (tmp_path / "a.png").write_bytes(b"")
     document = _document()

@@ -13,7 +13,7 @@ import narrowcast
 SOURCE = Path(narrowcast.__file__).parent
 #: ``vendors``: the folders inside ``chips``; ``chips`` itself is what every chip shares.
 ROOMS = (
-    "base", "vision", "ops", "graph", "chips", "calibrate", "plan", "lower", "analyze", "improve", "bundle",
+    "base", "vision", "tasks", "ops", "graph", "chips", "calibrate", "plan", "lower", "analyze", "improve", "bundle",
     "evaluate", "deploy", "vendors", "zoo", "cli",
 )  # fmt: skip
 VENDORS = {folder.name for folder in (SOURCE / "chips").iterdir() if (folder / "__init__.py").exists()}
@@ -43,7 +43,8 @@ def test_rooms_import_only_rooms_above_them() -> None:
         room = room_of(parts)
         if room not in ROOMS:
             continue
-        allowed = {room} if room in ("base", "vision") else set(ROOMS[: ROOMS.index(room) + 1])
+        alone = {"base": {"base"}, "vision": {"vision"}, "tasks": {"vision", "tasks"}}  # the last two run on the board
+        allowed = alone.get(room, set(ROOMS[: ROOMS.index(room) + 1]))
         wrong = {".".join(name) for name in imported(file) if room_of(name) not in allowed | {"__version__"}}
         if room == "deploy":  # until kits are offered
             wrong -= {name for name in wrong if name.startswith(("chips.esp", "chips.rdk"))}
@@ -85,11 +86,11 @@ def test_help_needs_no_heavy_import() -> None:
     assert fresh(code) == "[]"
 
 
-def test_vision_runs_with_numpy_and_opencv_only() -> None:
+def test_vision_and_tasks_run_with_numpy_and_opencv_only() -> None:
     code = (
         "import sys\n"
-        "import narrowcast.vision, narrowcast.vision.draw, narrowcast.vision.masks\n"
-        "bad = {'onnx', 'onnxruntime', 'onnx_ir', 'pydantic', 'rich', 'typer', 'yaml', 'narrowcast.base.errors'}\n"
+        "import narrowcast.tasks, narrowcast.vision, narrowcast.vision.draw, narrowcast.vision.masks\n"
+        "bad = {'onnx', 'torch', 'onnxruntime', 'onnx_ir', 'pydantic', 'rich', 'typer', 'yaml', 'narrowcast.base'}\n"
         "print(sorted(bad & set(sys.modules)))"
     )
     assert fresh(code) == "[]"
@@ -117,7 +118,7 @@ def test_sessions_are_made_in_one_place_without_telemetry() -> None:
 
 
 #: Lines of the package; lower it whenever they become fewer (scripts/size counts them a room).
-MOST_LINES = 32_400
+MOST_LINES = 32_850
 
 
 def test_the_package_does_not_grow() -> None:

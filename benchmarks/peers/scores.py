@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from narrowcast.bundle import Predictor, open_bundle
 from narrowcast.evaluate import CocoData
-from narrowcast.evaluate.coco_scores import FAMILIES, CocoScores, score
+from narrowcast.evaluate.coco_scores import CocoScores, score
 from narrowcast.evaluate.report import Metrics
 from narrowcast.evaluate.rows import metrics_of_rows
 from narrowcast.graph import Model, Runner
@@ -111,6 +111,6 @@ def metrics(
     classes = {name.lower() for name in model.classes}
     categories = sorted(int(c["id"]) for c in data.document["categories"] if str(c["name"]).lower() in classes)
     scores: dict[str, CocoScores] = {
-        name: score(data.document, results, FAMILIES[model.task], categories) for name, results in found.items()
+        name: score(data.document, results, model.meaning.families, categories) for name, results in found.items()
     }
     return metrics_of_rows(scores, len(data), seed)

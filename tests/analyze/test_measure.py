@@ -31,6 +31,7 @@ from narrowcast.graph.prepare import tidy
 from narrowcast.graph.run import Runner
 from narrowcast.lower.noise import Noise
 from narrowcast.plan import Plan, draft, finish
+from narrowcast.tasks import Task
 from narrowcast.zoo import sample
 
 RNG = np.random.default_rng(0)
@@ -44,7 +45,7 @@ def small(target: str = "esp32p4") -> Subject:
     found = collect(ir.to_proto(model), drafted.wanted_statistics(), INPUTS)
     plan, _ = finish(drafted, found, "minmax")
     return Subject(
-        model, plan, chip, task="generic", head=None, softmax_missing=False, inputs=INPUTS, input_size=(16, 16)
+        model, plan, chip, meaning=Task(), inputs=INPUTS, input_size=(16, 16)
     )
 
 
@@ -281,5 +282,5 @@ def test_images_with_objects_come_first(pose_bundle: Bundle) -> None:
     found = images([empty, *sorted(sample("pose").validation.iterdir())[:1], empty], spec)
     if found.sources[1] and not str(found.sources[1]).endswith((".png", ".jpg")):
         pytest.skip("the first embedded file is no image")
-    chosen = telling(found, 1, pose_bundle.model.to_proto(), "pose", pose_bundle.manifest.head)
+    chosen = telling(found, 1, pose_bundle.model.to_proto(), pose_bundle.manifest.meaning)
     assert [source is found.sources[1] for source in chosen.sources] == [True]

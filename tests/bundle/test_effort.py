@@ -63,7 +63,7 @@ def test_a_file_with_output_factors_says_so(pose: Bundle, tmp_path: Path) -> Non
     assert any("scale a channel" in note for note in pose.manifest.notes)
     made = deploy(pose, "espdl", tmp_path / "m.espdl")
     assert any("divides by" in note for note in made.notes)
-    told, names = json.loads(read_espdl(made.path).metadata["output_factors"]), parser_names(pose.manifest.head)
+    told, names = json.loads(read_espdl(made.path).metadata["output_factors"]), parser_names(pose.manifest.meaning)
     assert set(told) == {names[name] for name in pose.factors}
     record = {key: value for key, value in pose.manifest.calibration.items() if key != "output_factors"}
     older = Bundle(pose.path, replace(pose.manifest, calibration=record))

@@ -12,8 +12,8 @@ from narrowcast.chips.esp.file import EspdlFile
 from narrowcast.chips.esp.kit import parser_names, parser_notes
 from narrowcast.chips.esp.model import EspdlRunner, build_espdl
 from narrowcast.deploy import deploy
+from narrowcast.tasks import HeadSpec, Task, meaning_of
 from narrowcast.vision import read_image
-from narrowcast.vision.heads import HeadSpec
 from narrowcast.vision.preprocess import preprocess
 from narrowcast.zoo import sample
 
@@ -99,9 +99,9 @@ def test_a_tensor_inside_makes_way(pose_bundle: Bundle) -> None:
 
 
 def test_names_and_notes() -> None:
-    head = HeadSpec("segment", (8, 16, 32), 80, num_masks=32)
+    head = meaning_of("segment", HeadSpec("segment", (8, 16, 32), 80, num_masks=32))
     names = parser_names(head)
     assert [names[n] for n in ("box_s8", "cls_s16", "mask_s32", "proto")] == ["box0", "score1", "mc2", "p"]
-    assert parser_names(None) == {} and parser_notes(head, {"a": "int8", "b": "int8"}) == ()
+    assert parser_names(Task()) == {} and parser_notes(head, {"a": "int8", "b": "int8"}) == ()
     assert "b differ" in parser_notes(head, {"a": "int8", "b": "int16"})[0]
-    assert "16 bins" in parser_notes(HeadSpec("detect", (8, 16, 32), 80, reg_max=1), {})[0]
+    assert "16 bins" in parser_notes(meaning_of("detect", HeadSpec("detect", (8, 16, 32), 80, reg_max=1)), {})[0]

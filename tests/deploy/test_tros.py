@@ -20,7 +20,8 @@ from narrowcast.bundle import Bundle
 from narrowcast.cli.deploy import deploy as command
 from narrowcast.deploy import deploy
 from narrowcast.plan import Pins
-from narrowcast.vision import HeadSpec, Preprocess
+from narrowcast.tasks import HeadSpec
+from narrowcast.vision import Preprocess
 
 
 def raw_head(masks: int, prototype_stride: int = 4) -> onnx.ModelProto:

@@ -16,8 +16,10 @@ from evaluate.scenes import random_document, random_results
 from narrowcast.evaluate.average_precision import weighted_average_precision
 from narrowcast.evaluate.bootstrap import draw_weights, interval, retention_interval
 from narrowcast.evaluate.coco_scores import score
+from narrowcast.tasks import TASKS
 
 KINDS = {"box": "bbox", "mask": "segm", "keypoints": "keypoints"}
+FAMILIES = {family.name: family for task in TASKS.values() for family in task.families}
 
 
 def pycocotools_stats(document: dict[str, Any], results: list[dict[str, Any]], family: str) -> np.ndarray:
@@ -57,7 +59,7 @@ def resampled(
 def test_equals_pycocotools(family: str, seed: int) -> None:
     document = random_document(seed)
     results = random_results(document, seed)
-    found = score(document, results, [family], [1, 2, 3])
+    found = score(document, results, [FAMILIES[family]], [1, 2, 3])
     stats = pycocotools_stats(document, results, family)
     places = [0, 1, 2, 5] if family == "keypoints" else [0, 1, 2, 8]
     names = ("AP", "AP50", "AP75", "AR")
@@ -72,7 +74,7 @@ def test_equals_pycocotools(family: str, seed: int) -> None:
 def test_weights_equal_copies_of_images(family: str) -> None:
     document = random_document(11)
     results = random_results(document, 11)
-    matches = score(document, results, [family], [1, 2, 3]).matches[family]
+    matches = score(document, results, [FAMILIES[family]], [1, 2, 3]).matches[family]
     weights = draw_weights(len(document["images"]), 3, draws=5)
     ours = weighted_average_precision(matches, weights)
     for counts, value in zip(weights, ours, strict=True):
@@ -81,7 +83,7 @@ def test_weights_equal_copies_of_images(family: str) -> None:
 
 def test_no_results_are_zero() -> None:
     document = random_document(1)
-    found = score(document, [], ["box"], [1, 2, 3])
+    found = score(document, [], [FAMILIES["box"]], [1, 2, 3])
     assert found.values["box"]["AP"] == 0
     assert weighted_average_precision(found.matches["box"], np.ones((2, 7), np.float32)).tolist() == [0, 0]
 

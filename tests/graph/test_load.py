@@ -15,8 +15,8 @@ from builders import constant, model, save, silu_net, weights
 from narrowcast.base.errors import UserError
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.check import random_image
-from narrowcast.graph.ends import find_head
-from narrowcast.vision.heads import decode_dense
+from narrowcast.graph.ends import ends_of
+from narrowcast.tasks import head_at
 from narrowcast.zoo import sample
 
 
@@ -224,7 +224,7 @@ def test_pose_head_is_cut_and_decodes_to_the_same(pose_model: Model) -> None:
     assert pose_model.head is not None and pose_model.head.keypoint_shape == (17, 3)
     image = random_image(pose_model.ir.graph.inputs[0].shape)
     whole = Runner(pose_model.original).run(image)["output0"][0]
-    cut = decode_dense(Runner(pose_model.to_proto()).run(image), pose_model.head)
+    cut = pose_model.meaning.dense(Runner(pose_model.to_proto()).run(image))
     assert np.abs(cut[:4] - whole[:4]).max() < 0.05
     assert np.abs(cut[4:5] - whole[4:5]).max() < 1e-4
 
@@ -255,7 +255,7 @@ def test_unknown_head_stays_whole_and_says_why(tmp_path: Path) -> None:
     loaded = load(save(silu_net(), tmp_path / "m.onnx"))
     assert loaded.task == "generic"
     assert any("stays whole" in note for note in loaded.notes)
-    assert isinstance(find_head(loaded.ir.graph), str)
+    assert isinstance(head_at(ends_of(loaded.ir.graph)), str)
 
 
 def test_loading_does_not_touch_the_file() -> None:

@@ -11,12 +11,12 @@ from builders import save, weights
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.graph import Model, Runner, load
-from narrowcast.improve.factors import best_steps, output_factors, relevant, scale_outputs, steady
+from narrowcast.improve.factors import best_steps, output_factors, scale_outputs
 from narrowcast.lower.integer import IntegerRunner, dequantized, lower_integer
 from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.lower.qdq import factored, undo_factors, with_factors
 from narrowcast.plan import Encoding, Plan, draft, finish
-from narrowcast.vision.heads import HeadSpec
+from narrowcast.tasks import HeadSpec, Task, meaning_of
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def with_them(net: Model) -> tuple[QuantizedNetwork, QuantizedNetwork]:
 
     before = QuantizedNetwork(net.ir, Plan(""), drafted.target).planned(planner)
     runner = Runner(net.to_proto())
-    return before, output_factors(before, drafted, None, [runner.run(tensor) for tensor in inputs()], planner)
+    return before, output_factors(before, drafted, Task(), [runner.run(tensor) for tensor in inputs()], planner)
 
 
 def test_float_outputs_are_the_same(net: Model) -> None:
@@ -128,7 +128,7 @@ def test_box_weights_are_the_squared_slope_of_the_distance() -> None:
     rng = np.random.default_rng(3)
     box = rng.normal(0, 2, (1, 16, 2, 2)).astype(np.float32)
     outputs = {"box_s8": box, "cls_s8": np.full((1, 1, 2, 2), 9.0, np.float32)}
-    values, importance = relevant("box_s8", outputs, head)
+    values, importance = meaning_of("detect", head).relevant("box_s8", outputs)
 
     def distance(logits: np.ndarray) -> float:
         shares = np.exp(logits - logits.max())
@@ -148,7 +148,7 @@ def test_cells_that_decode_never_keeps_do_not_count() -> None:
     logits[0, 0, 1, 0] = 2.0
     rng = np.random.default_rng(3)
     outputs = {"box_s8": rng.normal(0, 1, (1, 64, 2, 2)), "cls_s8": logits, "kpt_s8": rng.normal(0, 1, (1, 6, 2, 2))}
-    values, _ = relevant("kpt_s8", outputs, head)
+    values, _ = meaning_of("pose", head).relevant("kpt_s8", outputs)
     np.testing.assert_array_equal(values[:, 0], outputs["kpt_s8"][0, :, 1, 0])
     assert values.shape == (6, 1)
 
@@ -158,7 +158,7 @@ def test_steps_are_as_large_as_on_the_other_side_and_nearly_as_at_other_strides(
     rng = np.random.default_rng(0)
     sizes = {"kpt_s8": 51, "kpt_s16": 51, "box_s8": 64, "cls_s8": 1}
     steps = {name: rng.uniform(0.1, 1, size) for name, size in sizes.items()}
-    found = steady(steps, head)
+    found = meaning_of("pose", head).steady(steps)
     assert found["cls_s8"] is steps["cls_s8"] and all(np.all(found[name] >= steps[name]) for name in steps)
     first, second = (found[name].reshape(17, 3) for name in ("kpt_s8", "kpt_s16"))
     np.testing.assert_array_equal(first[9], first[10])  # wrists
@@ -166,4 +166,4 @@ def test_steps_are_as_large_as_on_the_other_side_and_nearly_as_at_other_strides(
     left, top, right, _ = found["box_s8"].reshape(4, 16)
     np.testing.assert_array_equal(left, right)
     np.testing.assert_array_equal(top, steps["box_s8"][16:32])
-    assert steady(steps, None) == steps
+    assert Task().steady(steps) == steps

@@ -15,7 +15,6 @@ from onnx import helper
 
 import narrowcast as nc
 from builders import constant, model, save, silu_net, weights
-from narrowcast.analyze.task_units import TaskJudge
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle
 from narrowcast.bundle.make import remake
@@ -28,13 +27,14 @@ from narrowcast.improve.finetune import Settings
 from narrowcast.improve.finetune.regions import features, region, tie
 from narrowcast.lower import lower_qdq
 from narrowcast.plan import Pins, Plan, draft, finish
-from narrowcast.vision.heads import HeadSpec
+from narrowcast.tasks import HeadSpec, Look, Task, TaskJudge, meaning_of
+from narrowcast.tasks.teaching import noise
 from narrowcast.vision.preprocess import Preprocess
 
 torch = pytest.importorskip("torch", reason="finetune needs torch: pip install 'narrowcast[finetune]'")
 
+
 from narrowcast.deploy.finetune import finetune  # noqa: E402
-from narrowcast.improve.finetune.losses import ClassLoss, HeadLoss, noise  # noqa: E402
 from narrowcast.improve.finetune.network import Network, Scales, Weight  # noqa: E402
 from narrowcast.improve.finetune.operators import compute  # noqa: E402
 from narrowcast.improve.finetune.training import views  # noqa: E402
@@ -251,10 +251,9 @@ def head_outputs(rng: np.random.Generator, head: HeadSpec) -> dict[str, np.ndarr
     found: dict[str, np.ndarray] = {}
     for stride in head.strides:
         size = 64 // stride
-        channels = {"box": 4 * head.reg_max, "cls": head.num_classes, head.extra: head.extra_channels}
-        for stem, count in channels.items():
-            if stem:
-                found[f"{stem}_s{stride}"] = rng.normal(0, 1, (1, count, size, size)).astype(np.float32)
+        for role in meaning_of(head.task, head).roles:
+            values = rng.normal(0, 1, (1, role.channels(head), size, size))
+            found[f"{role.stem}_s{stride}"] = values.astype(np.float32)
     if head.reg_max == 1:  # plain distances are positive
         found |= {name: np.abs(x) + 0.5 for name, x in found.items() if name.startswith("box")}
     if head.num_masks:
@@ -275,8 +274,9 @@ def test_the_loss_is_zero_for_equal_outputs_and_grows_with_the_noise(head: HeadS
     rng = np.random.default_rng(0)
     outputs = head_outputs(rng, head)
     noisy = {name: rng.normal(0, 1, x.shape).astype(np.float32) for name, x in outputs.items()}
-    loss, teacher = HeadLoss(head), {name: torch.from_numpy(x) for name, x in outputs.items()}
-    judge = TaskJudge(head.task, head, [outputs], input_size=(64, 64), confidence=0.3)
+    meaning = meaning_of(head.task, head)
+    loss, teacher = meaning.loss(), {name: torch.from_numpy(x) for name, x in outputs.items()}
+    judge = TaskJudge(meaning, [outputs], Look((64, 64), confidence=0.3))
     found, judged = [], []
     for size in (0.0, 0.02, 0.1, 0.4):
         other = {name: x + np.float32(size) * noisy[name] for name, x in outputs.items()}
@@ -303,13 +303,13 @@ def test_loss_of_boxes_and_keypoints_against_a_plain_reference() -> None:
     area = 0.53 * 32 * 32
     error = (0.5 * 2 * 8) ** 2 / (2 * area * (2 * 0.07) ** 2)
     expected = (1 - 16 / 20) + error / (1 + error) + 0.1 * float(noise(new, old))
-    assert float(HeadLoss(head)(new, old)) == pytest.approx(expected, rel=1e-4)
+    assert float(meaning_of("pose", head).loss()(new, old)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_class_loss_is_the_divergence() -> None:
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.25, 0.25])
     old, new = ({"y": torch.tensor(np.log(x) + 3, dtype=torch.float32)[None]} for x in (p, q))
-    assert float(ClassLoss()(new, old)) == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-4)
+    assert float(meaning_of("classify").loss()(new, old)) == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize("scope", ["branches", "all"])
@@ -374,10 +374,9 @@ def test_what_is_judged_is_the_running_mean(tmp_path: Path, bundle: Bundle, monk
 
 
 def test_nothing_better_leaves_the_start(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from narrowcast.improve.finetune import training
 
     images = nc.images(str(tmp_path / "images"), bundle.manifest.preprocess)
-    monkeypatch.setattr(training, "_loss", lambda *_: lambda outputs, teacher: -noise(outputs, teacher))
+    monkeypatch.setattr(Task, "loss", lambda *_: lambda outputs, teacher: -noise(outputs, teacher))
     made = finetune(bundle, images, out=tmp_path / "o", settings=Settings(steps=4, rate=0.5, checks=2), threads=1)
     assert made.manifest.calibration["finetune"]["kept_step"] == 0
     for tensor in inputs(2):

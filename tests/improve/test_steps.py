@@ -15,7 +15,6 @@ from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.graph import Model, load
 from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, reconstruct, recover, split
-from narrowcast.improve.judge import loss_of
 from narrowcast.improve.steps import Recovery
 from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.plan import Draft, Plan, draft, finish
@@ -62,9 +61,9 @@ def test_never_worse_on_the_judging_images(net: Model, target: str) -> None:
     again, told = recover(net, state, drafted, planner, others, teachers, judge, Effort(6, 6, 12), reporter=reporter)
     assert _bytes(again) == _bytes(better)  # what is reported decides nothing
     assert [replace(step, held_before=None, held_after=None) for step in told] == steps
-    assert told[0].held_before == loss_of(reporter.error_of(state.qdq()[0]))
+    assert told[0].held_before == reporter.error_of(state.qdq()[0]).choosing_loss
     last = [step.held_after for step in told if step.kept]
-    assert not last or last[-1] == loss_of(reporter.error_of(better.qdq()[0]))
+    assert not last or last[-1] == reporter.error_of(better.qdq()[0]).choosing_loss
 
 
 def _bytes(state: QuantizedNetwork) -> bytes:

@@ -14,9 +14,9 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from narrowcast.analyze.detections import overlaps
+from narrowcast.tasks.objects import overlaps
 from narrowcast.vision.draw import LEAST_KEYPOINT_CONFIDENCE, draw
-from narrowcast.vision.types import Classification, Detections
+from narrowcast.vision.types import Detections, Result
 
 _WIDTH, _HEIGHT = 960, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 34
@@ -158,17 +158,17 @@ class Pair:
 def pair(
     name: str,
     image: NDArray[np.uint8],
-    expected: Detections | Classification,
-    actual: Detections | Classification,
+    expected: Result,
+    actual: Result,
     classes: Sequence[str] = (),
     skeleton: Sequence[tuple[int, int]] = (),
 ) -> Pair:
     """Draw the float and the quantized model's result on a uint8 (H, W, 3) BGR image."""
     left, right = draw(image, expected, classes, skeleton), draw(image, actual, classes, skeleton)
-    if isinstance(expected, Classification) or isinstance(actual, Classification):
-        words, difference = _classes(expected, actual)
-    else:
+    if isinstance(expected, Detections) and isinstance(actual, Detections):
         words, difference = _mark(right, expected, actual)
+    else:
+        words, difference = expected.against(actual)
     return Pair(name, _jpeg(left), _jpeg(right), words, difference)
 
 
@@ -186,14 +186,6 @@ def match(expected: Detections, actual: Detections) -> list[tuple[int, int]]:
             found.append((one, same[best]))
             free.remove(same[best])
     return found
-
-
-def _classes(expected: object, actual: object) -> tuple[str, float]:
-    assert isinstance(expected, Classification) and isinstance(actual, Classification)
-    change = abs(float(expected.scores[0]) - float(actual.scores[0]))
-    if expected.class_ids[0] != actual.class_ids[0]:
-        return "another class is first", 1.0 + change
-    return f"same class, probability differs by {change:.3f}", change
 
 
 def _mark(canvas: NDArray[np.uint8], expected: Detections, actual: Detections) -> tuple[str, float]:

@@ -11,11 +11,12 @@ from typing import Any
 
 from narrowcast.analyze.measure import Effect, measure, plain, reference
 from narrowcast.analyze.parts import EVERYTHING, OUTPUTS, WEIGHTS, Ablation, Sensitivity, ablate, choose, sensitivity
-from narrowcast.analyze.resolution import Resolution, pixels_per_lsb
 from narrowcast.analyze.subject import BACKBONE, Subject, macs, regions, subplan
 from narrowcast.analyze.tensors import Tensor, graphwise
 from narrowcast.base.progress import phase
 from narrowcast.chips import support
+from narrowcast.tasks import shown
+from narrowcast.tasks.task import Resolution
 
 #: One step of an output matters from here on.
 _LEAST_PIXELS, _LEAST_PROBABILITY = 1.0, 0.02
@@ -125,7 +126,7 @@ def findings(subject: Subject, measured: Analysis) -> list[Finding]:
         *_sixteen(subject, measured),
     ]
     order = sorted(range(len(found)), key=lambda index: (-found[index].cost, index))
-    few = measured.everything.task.detections < _FEW and subject.head is not None
+    few = measured.everything.task.detections < _FEW and subject.meaning.head is not None
     return [found[index] for index in order] + ([_few(subject, measured)] if few else [])
 
 
@@ -219,15 +220,9 @@ def _longer(subject: Subject) -> tuple[str, str]:
 
 def _parts(effect: Effect) -> str:
     """The error in words, what people care for first."""
-    task = effect.task
-    words = [
-        (task.keypoint_pixels, "{:.2f} pixels of a keypoint"),
-        (task.mask_iou_loss, "{:.3f} of mask IoU"),
-        (task.box_pixels, "{:.2f} pixels of a box side"),
-        (task.probability, "{:.3f} of a probability"),
-        (task.noise_ratio, "a noise-to-signal ratio of {:.2g}"),
-    ]
-    return ", ".join(text.format(value) for value, text in words if value is not None)
+    values = effect.task.values
+    said = [q.sentence.format(values[q.name]) for q in shown([effect.task]) if q.sentence]
+    return ", ".join(said)
 
 
 def _weights(subject: Subject, measured: Analysis) -> list[Finding]:
@@ -380,9 +375,9 @@ def analyze(
     single = {name: subplan(subject, [name]) for name in names}
     effects = measure(subject, judge, single, subject.float_graph, title="layerwise", workers=threads)
     gains = sensitivity(subject, judge, everything, workers=threads, threads=threads) if wide else []
-    resolution = pixels_per_lsb(subject.head, subject.output_encodings)
+    resolution = subject.meaning.resolution(subject.output_encodings)
     measured = Analysis(
-        judge.kind,
+        judge.meaning.name,
         len(subject.inputs),
         everything.task.detections,
         everything,

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from narrowcast.analyze.subject import Subject
-from narrowcast.analyze.task_units import TaskError, TaskJudge, combine
 from narrowcast.base.progress import track
 from narrowcast.graph.run import Runner, available_cores, held_arrays, open_session
 from narrowcast.lower.cutting import fixed_tensors, part_of
 from narrowcast.lower.noise import Noise
 from narrowcast.ops.net import with_outputs
 from narrowcast.plan.types import Plan
+from narrowcast.tasks import Look, TaskError, TaskJudge, combine
 
 Outputs = dict[str, NDArray[Any]]
 #: A key, and what builds the graph: called once, shortly before it runs, so that few are in memory at once.
@@ -233,9 +233,7 @@ def reference(subject: Subject, threads: int = 0) -> TaskJudge:
     runner = Runner(subject.float_graph, threads, "basic")
     names = subject.output_names
     outputs = [subject.true_outputs(runner.run(tensor, names)) for tensor in subject.inputs]
-    return TaskJudge(
-        subject.task, subject.head, outputs, softmax_missing=subject.softmax_missing, input_size=subject.input_size
-    )
+    return TaskJudge(subject.meaning, outputs, Look(subject.input_size))
 
 
 def measure(

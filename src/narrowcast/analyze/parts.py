@@ -6,15 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from narrowcast.analyze.measure import Effect, measure
-from narrowcast.analyze.resolution import pixels_per_lsb
 from narrowcast.analyze.subject import BACKBONE, Subject, macs, regions, subplan, with_activation
-from narrowcast.analyze.task_units import TaskJudge
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate.statistics import TensorStatistics, collect
 from narrowcast.ops.net import written
 from narrowcast.plan.drafting import draft_again
 from narrowcast.plan.planning import replan
 from narrowcast.plan.types import Plan
+from narrowcast.tasks import TaskJudge
 
 EVERYTHING, WEIGHTS, ACTIVATIONS, OUTPUTS = "everything", "weights", "activations", "outputs"
 
@@ -42,7 +41,7 @@ def ablate(subject: Subject, judge: TaskJudge, workers: int = 0) -> list[Ablatio
     for kind, names in output_kinds(subject).items():
         parts[f"{kind} {OUTPUTS}"] = _outputs(subject, names)
     where = regions(subject)
-    names = [BACKBONE, *sorted(set(where.values()) - {BACKBONE})] if subject.head is not None else []
+    names = [BACKBONE, *sorted(set(where.values()) - {BACKBONE})] if subject.meaning.head is not None else []
     members = {name: [node for node in nodes if where[node] == name] for name in names}
     if len(names) > 1:
         head = [node for node in nodes if where[node] != BACKBONE]
@@ -62,8 +61,8 @@ def ablate(subject: Subject, judge: TaskJudge, workers: int = 0) -> list[Ablatio
 def output_kinds(subject: Subject) -> dict[str, list[str]]:
     """What outputs say (``"keypoint"``, ...) to their names; empty for a graph without a head."""
     kinds: dict[str, list[str]] = {}
-    if subject.head is not None:
-        for row in pixels_per_lsb(subject.head, subject.output_encodings):
+    if subject.meaning.head is not None:
+        for row in subject.meaning.resolution(subject.output_encodings):
             kinds.setdefault(row.quantity, []).append(row.name)
     return kinds
 
@@ -149,7 +148,7 @@ def sensitivity(
 
 def _groups(subject: Subject) -> dict[str, list[str]]:
     """Branches of the head, and the last convolutions of all."""
-    if subject.head is None:
+    if subject.meaning.head is None:
         return {}
     where, products = regions(subject), subject.products()
     found = {

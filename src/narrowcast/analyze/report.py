@@ -24,23 +24,11 @@ from narrowcast.analyze.tensors import Tensor
 from narrowcast.base.progress import phase
 from narrowcast.base.writing import write_file
 from narrowcast.plan.types import Plan
+from narrowcast.tasks import TASKS, Quantity, shown
 
 #: Tensors whose histogram is shown.
 _HISTOGRAMS = 9
 _MOST_DB = 70.0
-#: Field of the task error, heading, decimals, unit of the tile.
-TASK_COLUMNS = (
-    ("keypoint_pixels", "keypoint px", 2, "pixels: how far a keypoint moves"),
-    ("oks_loss", "1 - OKS", 4, "lost keypoint similarity (1 - OKS)"),
-    ("mask_iou_loss", "1 - mask IoU", 4, "lost mask overlap (1 - IoU)"),
-    ("box_pixels", "box px", 2, "pixels: how far a box side moves"),
-    ("iou_loss", "1 - IoU", 4, "lost box overlap (1 - IoU)"),
-    ("probability", "probability", 4, "of class probability"),
-    ("candidate_probability", "candidates", 4, "of probability on all candidates"),
-    ("top1_disagreement", "top-1 differs", 4, "of images get another best class"),
-    ("divergence", "KL", 4, "nats between the class probabilities (KL)"),
-    ("noise_ratio", "noise/signal", 5, "noise-to-signal ratio of the outputs"),
-)
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("narrowcast.analyze", "."),
     autoescape=True,
@@ -150,7 +138,7 @@ def render(
     effects = [analysis.everything, *analysis.layers, *(entry.only for entry in analysis.ablation)]
     calibration = manifest.get("calibration", {})
     tuned = tuned_scores(calibration)
-    columns = [entry for entry in TASK_COLUMNS if any(getattr(e.task, entry[0]) is not None for e in effects)]
+    columns = shown(effect.task for effect in effects)
     kinds = Counter((place.unit, place.type) for place in plan.nodes.values())
     return _TEMPLATES.get_template("report.html.j2").render(
         version=__version__,
@@ -159,6 +147,7 @@ def render(
         analysis=analysis,
         manifest=manifest,
         columns=columns,
+        counted=TASKS[analysis.task].counted,
         headings=_headings,
         tiles=_tiles(analysis.everything, columns),
         scores=_scores(evaluation),
@@ -183,10 +172,10 @@ def render(
     )
 
 
-def _headings(columns: Sequence[tuple[str, str, int, str]], ratio: bool = True) -> list[tuple[str, int]]:
+def _headings(columns: Sequence[Quantity], ratio: bool = True) -> list[tuple[str, int]]:
     """Of the cells that the template's ``effect_cells`` writes."""
     last = [("noise/signal", 0)] * ratio + [("worst dB", 0), ("worst cosine", 0)]
-    return [*((heading, 0) for _, heading, _, _ in columns), *last]
+    return [*((quantity.heading, 0) for quantity in columns), *last]
 
 
 def _uri(jpeg: bytes) -> str:
@@ -201,14 +190,13 @@ def _decibel(value: float | None) -> str:
     return "equal" if value is None or math.isinf(value) else f"{value:.1f}"
 
 
-def _tiles(effect: Effect, columns: Sequence[tuple[str, str, int, str]]) -> list[dict[str, str]]:
-    tiles = []
-    for name, _, digits, words in columns:
-        value = getattr(effect.task, name)
-        if value is not None:
-            share = name == "top1_disagreement"
-            tiles.append({"value": f"{value:.1%}" if share else f"{value:.{min(digits, 3)}f}", "words": words})
-    return tiles
+def _tiles(effect: Effect, columns: Sequence[Quantity]) -> list[dict[str, str]]:
+    values = effect.task.values
+    return [
+        {"value": quantity.text(values[quantity.name], min(quantity.digits, 3)), "words": quantity.words}
+        for quantity in columns
+        if quantity.name in values
+    ]
 
 
 def _scores(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.analyze.task_units import TaskJudge
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import track
 from narrowcast.calibrate.images import ImageSet, spread
@@ -25,26 +24,19 @@ from narrowcast.ops.functions import unary_name
 from narrowcast.ops.net import computed_inputs, constant_of, dims, leads_to, named, only_reader
 from narrowcast.plan.structure import is_passive
 from narrowcast.plan.types import Encoding, Plan, edge_key
-from narrowcast.vision.heads import HeadSpec
+from narrowcast.tasks import Look, Task, TaskJudge
 
 #: Region of the nodes that more than one kind of output depends on.
 BACKBONE = "backbone and neck"
 #: Region of every node of a graph without a head.
 WHOLE = "whole network"
-_STEMS = {
-    "box": "box branch", "cls": "class branch", "kpt": "keypoint branch", "mask": "mask coefficient branch",
-    "proto": "prototype branch",
-}  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True)
 class Subject(QuantizedNetwork):
     """A quantized network and the images to analyze it on.
 
     Attributes:
-        task: of the model, e.g. ``"pose"``.
-        head: layout of its raw outputs, ``None`` for a whole graph.
-        softmax_missing: class scores leave as logits.
+        meaning: of its outputs.
         inputs: model inputs, each (1, C, H, W) or (1, H, W, C) float32; none of them used for calibration.
         input_size: height and width of the input in pixels.
         source: the same graph before its weights were corrected; ``None`` where they were not.
@@ -52,9 +44,7 @@ class Subject(QuantizedNetwork):
         command: words of the ``narrowcast quantize`` that makes the plan again, but for ``--out``.
     """
 
-    task: str
-    head: HeadSpec | None
-    softmax_missing: bool
+    meaning: Task
     inputs: Sequence[NDArray[np.float32]]
     input_size: tuple[int, int]
     source: ir.Model | None = None
@@ -217,10 +207,10 @@ def regions(subject: Subject) -> dict[str, str]:
     A node belongs to a branch of the head when all that it leads to is outputs of that branch. A graph without a head
     is one region.
     """
-    if subject.head is None:
+    if subject.meaning.head is None:
         return dict.fromkeys(subject.nodes, WHOLE)
     names = subject.output_names
-    branches = {name: _STEMS.get(name if name == "proto" else name.partition("_s")[0], name) for name in names}
+    branches = {name: subject.meaning.branch(name) for name in names}
     found = {}
     for node, outputs in leads_to(subject.model.graph, names).items():
         kinds = {branches[name] for name in outputs}
@@ -273,7 +263,7 @@ def unseen(images: ImageSet, used: Collection[str]) -> tuple[ImageSet, int]:
     return images.subset(keep), sum(digest in known for digest in digests)
 
 
-def telling(images: ImageSet, limit: int, proto: onnx.ModelProto, task: str, head: HeadSpec | None) -> ImageSet:
+def telling(images: ImageSet, limit: int, proto: onnx.ModelProto, meaning: Task) -> ImageSet:
     """At most ``limit`` images, those in which the float model finds something first.
 
     An image in which nothing is found only tells about false positives. Up to four times as many images are looked
@@ -283,20 +273,19 @@ def telling(images: ImageSet, limit: int, proto: onnx.ModelProto, task: str, hea
         images: to choose from.
         limit: how many.
         proto: float graph.
-        task: of the model.
-        head: of the model; without one the images are spread evenly.
+        meaning: of its outputs; without a head the images are spread evenly.
     """
     count = len(images)
     wanted = min(limit, count)
-    looked_at = images.spread(min(count, wanted if head is None else 4 * limit)).usable()
+    looked_at = images.spread(min(count, wanted if meaning.head is None else 4 * limit)).usable()
     seen = len(looked_at)
-    if head is None or seen <= wanted:
+    if meaning.head is None or seen <= wanted:
         return looked_at
     size = images.preprocess.height, images.preprocess.width
     runner = Runner(proto, 0, "basic")
     found = []
     for tensor in track(looked_at, "choose", seen):
-        found.append(TaskJudge(task, head, [runner.run(tensor)], input_size=size).detections[0] > 0)
+        found.append(TaskJudge(meaning, [runner.run(tensor)], Look(size)).detections[0] > 0)
     order = sorted(range(seen), key=lambda index: (not found[index], index))
     first = [index for index in order if found[index]]
     chosen = spread(first, wanted) if len(first) >= wanted else order[:wanted]

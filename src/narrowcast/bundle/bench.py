@@ -125,7 +125,7 @@ def _frame(predictor: Predictor, image: NDArray[np.uint8]) -> tuple[float, ...]:
     marks.append(time.perf_counter())
     outputs = predictor.run(tensor)
     marks.append(time.perf_counter())
-    if predictor.head is not None or predictor.task == "classify":
+    if predictor.meaning.known:
         predictor.decode(outputs, geometry)
         marks.append(time.perf_counter())
     return tuple(after - before for before, after in itertools.pairwise(marks))

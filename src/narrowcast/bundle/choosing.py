@@ -9,7 +9,6 @@ from typing import Any
 
 import onnx
 
-from narrowcast.analyze.task_error import combine
 from narrowcast.base.errors import UserError, nearest
 from narrowcast.base.progress import phase, track
 from narrowcast.calibrate import METHODS, ImageSet, TensorStatistics
@@ -17,11 +16,12 @@ from narrowcast.chips.vendors import offers
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, recover, refine_ranges, split
-from narrowcast.improve.judge import judged_pairs, loss_of
+from narrowcast.improve.judge import judged_pairs
 from narrowcast.lower.network import Planner, QuantizedNetwork
 from narrowcast.lower.noise import compare_tensors, mean_sqnr
 from narrowcast.ops.net import with_outputs
 from narrowcast.plan import Draft, Plan, finish
+from narrowcast.tasks import combine
 
 __all__ = ["AUTO_METHODS", "Choice", "Job", "check_effort", "choose", "vendor_search"]
 
@@ -207,7 +207,7 @@ class _Recovery:
 
     def loss(self, proto: onnx.ModelProto) -> float:
         """By which methods are compared: every method saw all images, so all of them may."""
-        return loss_of(combine([judged.error_of(proto) for judged in (self.own, self.judge)]))
+        return combine([judged.error_of(proto) for judged in (self.own, self.judge)]).choosing_loss
 
 
 def _recovered(

@@ -183,7 +183,6 @@ def _manifest(model: Model, network: QuantizedNetwork, runtime: str | None) -> M
     code = plan.tensors.get(model.input_name)
     return Manifest(
         version=VERSION,
-        task=model.task,
         target=network.target.name,
         runtime=f"{chip.name} {runtime or chip.versions[-1]}",
         model={"source": model.source, "sha256": model.sha256},
@@ -194,8 +193,7 @@ def _manifest(model: Model, network: QuantizedNetwork, runtime: str | None) -> M
         else {"dtype": code.dtype, "scale": code.scale, "zero_point": code.zero_point},
         preprocess=model.preprocess,
         outputs=tuple(output_of(value, plan, network.factors) for value in model.ir.graph.outputs),
-        head=model.head,
-        softmax_missing=model.softmax_missing,
+        **model.meaning.record(),
         classes=model.classes,
         skeleton=model.skeleton,
         calibration={},

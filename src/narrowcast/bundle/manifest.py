@@ -17,8 +17,9 @@ from narrowcast.base.reading import check_plain_names, read_json, reading, typed
 from narrowcast.base.writing import Place, check_folder
 from narrowcast.calibrate.images import input_shape
 from narrowcast.plan.types import DTYPES, Encoding
-from narrowcast.vision.heads import HeadSpec, OutputEncoding
+from narrowcast.tasks import HeadSpec, Task, meaning_of
 from narrowcast.vision.preprocess import Preprocess
+from narrowcast.vision.reader import OutputEncoding
 
 MANIFEST_FILE = "manifest.json"
 FLOAT_FILE, QDQ_FILE, INTEGER_FILE = "float.onnx", "qdq.onnx", "integer.onnx"
@@ -35,7 +36,6 @@ _PACKAGES = ("narrowcast", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxslim"
 
 #: Types of outputs that hold what the model says, real numbers or whole ones (class maps), and no quantized ones.
 UNQUANTIZED = ("float32", "bool", "uint8", "uint16", "uint32", "int32", "int64")
-_TASKS = ("detect", "pose", "segment", "classify", "generic")
 #: Values of an input or output, at most: 1 GiB in float32.
 _MOST_VALUES = 1 << 28
 
@@ -103,6 +103,11 @@ class Manifest:
         if not held:
             return "the calibration image itself (nothing was held back: give more images)"
         return f"{held} image{'s' if held != 1 else ''} held back from calibration"
+
+    @property
+    def meaning(self) -> Task:
+        """Of the outputs."""
+        return meaning_of(self.task, self.head, self.softmax_missing)
 
     def __repr__(self) -> str:
         return f"<Manifest of {self.model.get('source')}: {self.task} for {self.target}>"
@@ -264,7 +269,7 @@ def check_manifest(manifest: Manifest, file: Path, remedy: str) -> None:
 def _check(manifest: Manifest) -> None:
     lost = {FLOAT_FILE, QDQ_FILE, PLAN_FILE, NODES_FILE} - manifest.files.keys()
     _require(not lost, f"files does not name {', '.join(sorted(lost))}")
-    _require(manifest.task in _TASKS, f"the task is {manifest.task!r}")
+    meaning = manifest.meaning
     _check_input(manifest)
     _require(bool(manifest.outputs), "there are no outputs")
     names = [output.name for output in manifest.outputs]
@@ -275,13 +280,9 @@ def _check(manifest: Manifest) -> None:
     if manifest.join:
         known = {*names, *manifest.join["joined"]}
         _require(known.issuperset((*manifest.join["parts"], *manifest.join["outputs"])), "join names unknown outputs")
+    meaning.check({output.name: output.shape for output in manifest.outputs})
     limbs = [end for limb in manifest.skeleton for end in limb]
-    points = 0
-    if manifest.head is not None:
-        _require(manifest.head.task == manifest.task, f"the head's task is {manifest.head.task!r}")
-        manifest.head.check({output.name: output.shape for output in manifest.outputs})
-        points = manifest.head.keypoint_shape[0] if manifest.head.keypoint_shape else 0
-    _require(all(0 <= end < points for end in limbs), "the skeleton has ends that are no keypoints")
+    _require(all(0 <= end < meaning.points for end in limbs), "the skeleton has ends that are no keypoints")
     unknown = set(manifest.modified.get("dequantize", ())) - set(manifest.encodings)
     _require(not unknown, f"modified names {', '.join(sorted(unknown))}, which are no integer outputs")
 

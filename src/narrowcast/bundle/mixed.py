@@ -17,6 +17,7 @@ from narrowcast.graph.run import Runner
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_of, with_outputs
 from narrowcast.plan import Draft, Pins
+from narrowcast.tasks import Task
 
 __all__ = ["MIXED", "part", "without"]
 
@@ -81,9 +82,9 @@ def part(model: Model, drafted: Draft, inputs: Iterable[NDArray[np.float32]], th
         "joined again in float"
         for name, entry in zip(parts, said, strict=True)
     )
-    task = "generic" if model.task == "classify" else model.task
+    meaning = model.meaning if model.head is not None else Task()  # of outputs that the graph does not give any more
     return replace(
-        model, ir=graph, original=ir.to_proto(graph), task=task, join=join, notes=(*model.notes, *notes)
+        model, ir=graph, original=ir.to_proto(graph), meaning=meaning, join=join, notes=(*model.notes, *notes)
     )  # fmt: skip
 
 

@@ -33,7 +33,6 @@ from narrowcast.graph.ends import REMOVABLE, Removed, remove_ends, transposed_la
 from narrowcast.lower.integer import integer_bytes
 from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.lower.qdq import with_integer_input, with_integer_outputs
-from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import dims
 from narrowcast.plan import Encoding, Plan, plan_to_json
 from narrowcast.plan.drafting import restricted
@@ -191,14 +190,16 @@ def _described(
     known = {out.name: out for out in manifest.outputs}
     outputs = tuple(known.get(str(value.name)) or output_of(value, plan, {}) for value in after.graph.outputs)
     names = {out.name for out in outputs}
-    softmax = any(facts(entry.op_type).kind is Kind.SOFTMAX and entry.end == "tail" for entry in removed)
+    meaning = manifest.meaning
+    for entry in removed:
+        meaning = meaning.without(entry.op_type) if entry.end == "tail" else meaning
     listed = ", ".join(f"{entry.op_type} {entry.node}" for entry in removed)
     return replace(
         manifest,
         input_shape=dims(after.graph.inputs[0]),
         preprocess=spec,
         outputs=outputs,
-        softmax_missing=manifest.softmax_missing or (manifest.task == "classify" and softmax),
+        **meaning.record(),
         comparison=[row for row in manifest.comparison if row["name"] in names],
         qdq_distance=[row for row in manifest.qdq_distance if row["name"] in names],
         notes=(*manifest.notes, f"removed: {listed}"),

@@ -40,10 +40,10 @@ from narrowcast.plan import Plan, read_plan
 from narrowcast.plan.files import check_fit
 from narrowcast.plan.invariants import violations
 from narrowcast.plan.types import Encoding
-from narrowcast.vision.decode import decode, decode_classification
-from narrowcast.vision.heads import HeadSpec, OutputEncoding
+from narrowcast.tasks import Task
 from narrowcast.vision.preprocess import Geometry, Preprocess, preprocess, read_image
-from narrowcast.vision.types import Classification, Detections
+from narrowcast.vision.reader import OutputEncoding
+from narrowcast.vision.types import Result
 
 #: Engine to the graph that it runs, the most exact quantized one first.
 ENGINE_FILES = {"float": FLOAT_FILE, "integer": INTEGER_FILE, "qdq": QDQ_FILE}
@@ -84,47 +84,40 @@ class Predictor:
     """A graph that runs, with what surrounds it.
 
     Attributes:
-        task: of the model.
-        head: layout of the raw outputs, ``None`` for a whole graph.
+        meaning: of the outputs.
         classes: class names, by index.
         skeleton: limbs as pairs of keypoint indices.
         preprocess: what happens to an image before the input.
         runner: runs the graph.
-        softmax_missing: class scores leave as logits.
         encodings: how integer outputs are read; empty when the outputs are float.
         digest: SHA-256 of the graph's file, to tell graphs apart.
         join: makes the user's outputs from the graph's; ``None`` where they are the same.
     """
 
-    task: str
-    head: HeadSpec | None
+    meaning: Task
     classes: tuple[str, ...]
     skeleton: tuple[tuple[int, int], ...]
     preprocess: Preprocess
     runner: Runner
-    softmax_missing: bool = False
     encodings: Mapping[str, OutputEncoding] | None = None
     digest: str = ""
     join: Join | None = None
 
     def __repr__(self) -> str:
-        return f"<Predictor: {self.task}, {self.preprocess.height}x{self.preprocess.width}>"
+        return f"<Predictor: {self.meaning.name}, {self.preprocess.height}x{self.preprocess.width}>"
 
     @classmethod
     def of_model(cls, model: Model, threads: int = 0) -> Predictor:
         """Run a float model."""
         runner = Runner(model.to_proto(), threads)
         return cls(
-            model.task, model.head, model.classes, model.skeleton, model.preprocess, runner, model.softmax_missing,
-            digest=model.sha256, join=model.join,
-        )  # fmt: skip
+            model.meaning, model.classes, model.skeleton, model.preprocess, runner, digest=model.sha256, join=model.join
+        )
 
     @property
     def class_count(self) -> int:
         """How many classes the model tells apart; 0 for a whole graph."""
-        if self.task == "classify":
-            return int(np.prod(self.runner.session.get_outputs()[0].shape))
-        return self.head.num_classes if self.head is not None else 0
+        return self.meaning.class_count([tuple(out.shape) for out in self.runner.session.get_outputs()])
 
     def run(self, tensor: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Raw outputs of one model input, by name: those of the user's graph, in order."""
@@ -138,25 +131,16 @@ class Predictor:
         real = {name: codes[name].real(values) for name, values in outputs.items() if name in codes}
         return self.join.run({**outputs, **real})
 
-    def decode(
-        self, outputs: Mapping[str, NDArray[Any]], geometry: Geometry, **options: Any
-    ) -> Detections | Classification:
-        """Raw outputs to a result; options as :func:`narrowcast.vision.decode.decode`, or ``top_k``.
+    def decode(self, outputs: Mapping[str, NDArray[Any]], geometry: Geometry, **options: Any) -> Result:
+        """Raw outputs to a result; options as the task's ``decode``.
 
         Refused where the graph was left whole, so that nothing is known of its outputs."""
-        if self.task == "classify":
-            name, scores = next(iter(outputs.items()))
-            encoding = (self.encodings or {}).get(name)
-            if encoding is not None:
-                scores = encoding.real(scores)
-            return decode_classification(scores, options.get("top_k", 5), self.softmax_missing)
-        if self.head is None:
+        if not self.meaning.known:
             raise UserError("the outputs of this model are not known", "use run() and decode them yourself")
-        options.pop("top_k", None)
-        return decode(outputs, self.head, geometry, encodings=self.encodings, **options)
+        return self.meaning.decode(outputs, geometry, encodings=self.encodings, **options)
 
-    def predict(self, image: str | Path | NDArray[np.uint8], **options: Any) -> Detections | Classification:
-        """Detect or classify.
+    def predict(self, image: str | Path | NDArray[np.uint8], **options: Any) -> Result:
+        """The result of an image.
 
         Args:
             image: file, or uint8 (H, W, 3) BGR array.
@@ -334,9 +318,9 @@ class Bundle:
     def _predictor(self, runner: Runner, encodings: Mapping[str, OutputEncoding] | None, digest: str) -> Predictor:
         manifest = self.manifest
         return Predictor(
-            manifest.task, manifest.head, manifest.classes, manifest.skeleton, manifest.preprocess, runner,
-            manifest.softmax_missing, encodings, digest, self.join,
-        )  # fmt: skip
+            manifest.meaning, manifest.classes, manifest.skeleton, manifest.preprocess, runner, encodings, digest,
+            self.join,
+        )
 
     def predictor_of(self, network: QuantizedNetwork) -> Predictor:
         """Another network of the same model, ready to run with one thread: the exact integers where there are any."""
@@ -373,8 +357,8 @@ class Bundle:
         """Raw outputs of the quantized model for one model input, by name."""
         return self.quantized.run(tensor)
 
-    def predict(self, image: str | Path | NDArray[np.uint8], **options: Any) -> Detections | Classification:
-        """Detect or classify with the quantized model; see :meth:`Predictor.predict`."""
+    def predict(self, image: str | Path | NDArray[np.uint8], **options: Any) -> Result:
+        """The result of an image with the quantized model; see :meth:`Predictor.predict`."""
         return self.quantized.predict(image, **options)
 
 

@@ -65,12 +65,12 @@ def analyze(
         from narrowcast.bundle import open_bundle
         from narrowcast.calibrate import images as find_images
         from narrowcast.deploy.analysis import subject_of, telling_images
-        from narrowcast.zoo import sample_for
+        from narrowcast.zoo import sample
     bundle = open_bundle(path)
     file = out or beside(path, "-report.html")
     check_file(file, force)
     scores = _evaluation(evaluation)
-    source = images or sample_for(bundle.manifest.task).validation
+    source = images or sample(bundle.manifest.meaning.sample).validation
     found = find_images(source, bundle.manifest.preprocess, strict=strict_images)
     chosen, notes = telling_images(bundle, found, limit)
     if images is None:
@@ -120,7 +120,7 @@ def _pictures(bundle: Bundle, images: ImageSet) -> list[Pair]:
     from narrowcast.vision import read_image
 
     manifest = bundle.manifest
-    if manifest.task == "generic":
+    if not manifest.meaning.known:
         return []
     found: list[Pair] = []
     for source in images.sources:
@@ -134,34 +134,23 @@ def _pictures(bundle: Bundle, images: ImageSet) -> list[Pair]:
     return found[:_PICTURES]
 
 
-def _task_columns(effects: list[Effect]) -> list[tuple[str, str, str]]:
-    """Field, heading and format of what the task has."""
-    known = [
-        ("keypoint_pixels", "keypoint px", "{:.2f}"), ("oks_loss", "1-OKS", "{:.4f}"),
-        ("mask_iou_loss", "1-mask IoU", "{:.4f}"), ("box_pixels", "box px", "{:.2f}"), ("iou_loss", "1-IoU", "{:.4f}"),
-        ("probability", "prob.", "{:.4f}"), ("candidate_probability", "cand. prob.", "{:.4f}"),
-        ("top1_disagreement", "top-1 differs", "{:.1%}"), ("divergence", "KL", "{:.4f}"),
-    ]  # fmt: skip
-    return [entry for entry in known if any(getattr(effect.task, entry[0]) is not None for effect in effects)]
-
-
 def _effect_table(title: str, effects: list[Effect], first: str) -> None:
-    columns = _task_columns(effects)
+    from narrowcast.tasks import shown
+
+    columns = [quantity for quantity in shown(effect.task for effect in effects) if quantity.short != "-"]
     rows = [
         (
             effect.name,
             f"{effect.task.loss:.4f}",
-            *(
-                form.format(value) if (value := getattr(effect.task, name)) is not None else "-"
-                for name, _, form in columns
-            ),
+            *(q.text(effect.task.values[q.name]) if q.name in effect.task.values else "-" for q in columns),
             f"{effect.noise_ratio:.1e}",
             decibel(effect.worst_db),
             f"{effect.cosine:.5f}",
         )
         for effect in effects
     ]
-    headings = (first, "task loss", *(heading for _, heading, _ in columns), "noise ratio", "worst dB", "worst cos")
+    parts = (quantity.short or quantity.heading.replace(" - ", "-") for quantity in columns)
+    headings = (first, "task loss", *parts, "noise ratio", "worst dB", "worst cos")
     print_table(title, headings, rows)
 
 

@@ -86,11 +86,11 @@ def _counts(text: str) -> list[int]:
 
 def _picture(bundle: Bundle, image: Path | None) -> tuple[NDArray[np.uint8], str]:
     from narrowcast.vision.preprocess import read_image
-    from narrowcast.zoo import sample_for
+    from narrowcast.zoo import sample
 
     source = f"image {image}"
     if image is None:
-        image, source = sorted(sample_for(bundle.manifest.task).validation.iterdir())[0], "embedded image"
+        image, source = sorted(sample(bundle.manifest.meaning.sample).validation.iterdir())[0], "embedded image"
     try:
         return read_image(image), source
     except ValueError as error:

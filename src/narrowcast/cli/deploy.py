@@ -113,11 +113,11 @@ def deploy(
         from narrowcast.bundle import open_bundle
         from narrowcast.calibrate import images as find_images
         from narrowcast.deploy import chosen_kit, deploy
-        from narrowcast.zoo import sample_for
+        from narrowcast.zoo import sample
     bundle = open_bundle(path)
     name = chosen_kit(bundle, kit)
     embedded = images is None and test_vectors > 0
-    source = sample_for(bundle.manifest.task).validation if embedded else images
+    source = sample(bundle.manifest.meaning.sample).validation if embedded else images
     found = find_images(source, bundle.manifest.preprocess, strict=strict_images) if source is not None else None
     made = deploy(
         bundle, name, out, images=found, limit=limit, test_vectors=test_vectors, force=force, runtime=runtime

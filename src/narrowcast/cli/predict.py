@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from narrowcast.bundle import Predictor
-    from narrowcast.vision import Classification, Detections
+    from narrowcast.vision import Result
 
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -225,7 +225,7 @@ def _named(image: Path, files: list[Path], out: Path) -> dict[Path, Path]:
 
 
 def _draw_picture(
-    pixels: NDArray[np.uint8], found: Detections | Classification, predictor: Predictor, picture: Path, force: bool
+    pixels: NDArray[np.uint8], found: Result, predictor: Predictor, picture: Path, force: bool
 ) -> None:
     import cv2
 
@@ -240,13 +240,10 @@ def _draw_picture(
 
 
 def _print_results(results: list[dict[str, Any]], predictor: Predictor) -> None:
+    meaning = predictor.meaning
     for result in results:
         entries = result["results"]
-        if predictor.task == "classify":
-            rows = [(str(e["class"]), f"{e['score']:.4f}") for e in entries]
-            print_table(str(result["image"]), ("class", "probability"), rows)
-        elif not entries:
-            say(f"{result['image']}: nothing found")
+        if entries:
+            print_table(str(result["image"]), meaning.columns, [meaning.row(entry) for entry in entries])
         else:
-            found = [(str(e["class"]), f"{e['score']:.3f}", *(f"{v:.1f}" for v in e["box"])) for e in entries]
-            print_table(str(result["image"]), ("class", "score", "left", "top", "right", "bottom"), found)
+            say(f"{result['image']}: nothing found")

@@ -211,11 +211,10 @@ def quantize(
 
 def after(bundle: Bundle) -> list[tuple[object, ...]]:
     """What a person may do with a new bundle: measure it, look at it, hand it over."""
-    path, task = bundle.path, bundle.manifest.task
-    labels = ("--labels", "LABELS.txt") if task == "classify" else ("--annotations", "ANNOTATIONS.json")
+    path, meaning = bundle.path, bundle.manifest.meaning
     known: list[tuple[object, ...]] = []
-    if task != "generic":
-        known.append(("narrowcast", "evaluate", path, "--images", "FOLDER", *labels))
+    if meaning.known:
+        known.append(("narrowcast", "evaluate", path, "--images", "FOLDER", *meaning.labels))
         known.append(("narrowcast", "predict", path, "IMAGE.jpg", "--out", "found.jpg"))
     known.append(("narrowcast", "analyze", path, "--images", "FOLDER"))
     return [*known, ("narrowcast", "deploy", path)] if bundle.target.kits else known
@@ -223,7 +222,7 @@ def after(bundle: Bundle) -> list[tuple[object, ...]]:
 
 def wider(bundle: Bundle, images: Path, labels: Sequence[object] = ()) -> list[tuple[object, ...]]:
     """The command that buys accuracy back with 16 bits, where the chip and the task allow it."""
-    if "int16" not in bundle.target.activation.types or bundle.manifest.task == "generic":
+    if "int16" not in bundle.target.activation.types or not bundle.manifest.meaning.known:
         return []
     return [("narrowcast", "tune", bundle.path, "--images", images, *labels, "--int16-budget", "10%")]
 

@@ -98,26 +98,26 @@ def tune(
 
 def _wish(bundle: Bundle, max_drop: str, budget: str, unit: str, metric: str | None, labelled: bool) -> Wish:
     """The options, checked."""
-    from narrowcast.deploy.tune import Wish, known_metrics
+    from narrowcast.deploy.tune import Wish
     from narrowcast.improve.tune import parse_share
     from narrowcast.improve.wider import BUDGET_UNITS
 
     drop, relative = parse_share(max_drop, "--max-drop")
     if not relative:
         raise UserError(f"--max-drop {max_drop} is no share below 1", "write it as 1% or 0.01")
-    target, task = bundle.manifest.target, bundle.manifest.task
+    target, meaning = bundle.manifest.target, bundle.manifest.meaning
     if unit not in BUDGET_UNITS:
         why = f"{target} has no cost model" if unit == "latency" else f"a budget cannot count {unit!r}"
         raise UserError(why, f"use {' or '.join(BUDGET_UNITS)}")
     number, is_share = parse_share(budget, "--int16-budget")
     if unit == "macs" and not is_share:
         raise UserError(f"--int16-budget {budget} is no share of the multiplications", "write it as 10%")
-    known = known_metrics(task)
+    known = meaning.metrics
     if metric is not None and metric not in known:
-        raise UserError(f"a {task} model has no metric {metric!r}", f"use {', '.join(known) or 'none'}")
+        raise UserError(f"a {meaning.name} model has no metric {metric!r}", f"use {', '.join(known) or 'none'}")
     if metric is not None and not labelled:
-        kind = "--labels" if task == "classify" else "--annotations"
-        raise UserError(f"{metric} needs labelled images", f"give {kind}, or leave --metric out to tune without")
+        remedy = f"give {meaning.labels[0]}, or leave --metric out to tune without"
+        raise UserError(f"{metric} needs labelled images", remedy)
     return Wish(drop, number, unit, known[metric] if metric is not None else None)
 
 
@@ -178,13 +178,6 @@ def _retention(report: dict[str, Any], name: str) -> float:
     return 1.0 if value is None else float(value)
 
 
-#: Fields of a task error worth a row, with the digits that are shown.
-_ERRORS = {
-    "loss": 4, "oks_loss": 4, "mask_iou_loss": 4, "iou_loss": 4, "keypoint_pixels": 2, "box_pixels": 2,
-    "probability": 4, "candidate_probability": 4, "top1_disagreement": 4, "divergence": 4, "noise_ratio": 5,
-}  # fmt: skip
-
-
 @app.command()
 def finetune(
     path: BundleFolder,
@@ -239,11 +232,14 @@ def finetune(
 
 def print_finetuned(bundle: Bundle) -> None:
     """Error before and after on the judging images, then the result in one line."""
+    from narrowcast.tasks import shown
+
+    quantities = sorted(shown(), key=lambda quantity: not (quantity.similarity and quantity.weight))
     record = bundle.manifest.calibration["finetune"]
     before, after = record["before"], record["after"]
     rows = [
         [name.replace("_", " "), f"{before[name]:.{digits}f}", f"{after[name]:.{digits}f}"]
-        for name, digits in _ERRORS.items()
+        for name, digits in {"loss": 4, **{q.name: q.digits for q in quantities}}.items()
         if before.get(name) is not None and after.get(name) is not None
     ]
     for note in record["image_notes"]:

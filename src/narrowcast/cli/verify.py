@@ -31,9 +31,9 @@ def _some_inputs(
     """Model inputs of a person's images, or of embedded ones, and notes on images left out."""
     from narrowcast.bundle.store import chip_input
     from narrowcast.calibrate import images as find_images
-    from narrowcast.zoo import sample_for
+    from narrowcast.zoo import sample
 
-    source = images or sample_for(bundle.manifest.task).validation
+    source = images or sample(bundle.manifest.meaning.sample).validation
     found = find_images(source, bundle.manifest.preprocess, limit=limit, strict=strict).usable()
     return [chip_input(tensor, bundle.manifest) for tensor in found], found.notes
 

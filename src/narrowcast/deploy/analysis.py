@@ -49,9 +49,7 @@ def subject_of(bundle: Bundle, images: ImageSet) -> Subject:
         bundle.plan,
         bundle.target,
         bundle.factors,
-        task=manifest.task,
-        head=manifest.head,
-        softmax_missing=manifest.softmax_missing,
+        meaning=manifest.meaning,
         inputs=list(images),
         input_size=(manifest.preprocess.height, manifest.preprocess.width),
         source=None if bundle.prepared is bundle.model else bundle.model.ir,
@@ -77,7 +75,7 @@ def telling_images(bundle: Bundle, images: Images, limit: int) -> tuple[ImageSet
     manifest = bundle.manifest
     found = find_images(images, manifest.preprocess)
     left, excluded = unseen(found, manifest.calibration.get("images", ()))
-    chosen = telling(left, limit, bundle.graph(FLOAT_FILE), manifest.task, manifest.head)
+    chosen = telling(left, limit, bundle.graph(FLOAT_FILE), manifest.meaning)
     note = f"{len(chosen)} images of {len(found)}; {excluded} left out because they were used for calibration"
     edited = (f"{PLAN_FILE} was edited by hand since the bundle was written",) if bundle.plan_edited else ()
     return chosen, (*edited, note, *chosen.notes)

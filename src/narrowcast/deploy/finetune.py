@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.analyze.subject import unseen
-from narrowcast.analyze.task_error import TaskError
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase, track
 from narrowcast.bundle import Bundle
@@ -26,6 +25,7 @@ from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
 from narrowcast.improve.finetune.regions import features
 from narrowcast.improve.judge import judged_pairs
 from narrowcast.lower.network import QuantizedNetwork
+from narrowcast.tasks import TaskError
 
 if TYPE_CHECKING:
     from narrowcast.improve.finetune.training import Finetuned
@@ -82,8 +82,8 @@ def finetune(
     learned = tuple(gate.judge.pairs)
     inside = {str(output.name) for node in bundle.model.ir.graph for output in node.outputs}
     course = Course(
-        bundle.model.to_proto(), learned, features(start.model.graph, inside, learned), manifest.task, manifest.head,
-        teachers, target, manifest.runtime_version,
+        bundle.model.to_proto(), learned, features(start.model.graph, inside, learned), manifest.meaning, teachers,
+        target, manifest.runtime_version,
     )  # fmt: skip
     learnt = train(start, course, gate, settings, threads)
     images_used = {"teach": teachers.hashes(), "judge": judges.hashes()}
@@ -160,4 +160,4 @@ class _Gate:
 def _with_task(bundle: Bundle) -> Model:
     """The float model with what the manifest knows of its outputs."""
     manifest = bundle.manifest
-    return replace(bundle.model, task=manifest.task, head=manifest.head, preprocess=manifest.preprocess)
+    return replace(bundle.model, meaning=manifest.meaning, preprocess=manifest.preprocess)

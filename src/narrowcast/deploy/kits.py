@@ -70,7 +70,7 @@ def _espdl(request: Request) -> Delivery:
     paths = deploy_espdl(request.bundle, request.out, images=inputs, runtime=request.runtime, force=request.force)
     path, manifest = paths[0], request.bundle.manifest
     notes = (
-        *parser_notes(manifest.head, {out.name: out.chip_dtype for out in manifest.outputs}),
+        *parser_notes(manifest.meaning, {out.name: out.chip_dtype for out in manifest.outputs}),
         *_parts_notes(manifest),
     )
     if request.bundle.factors:

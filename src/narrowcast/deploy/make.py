@@ -50,6 +50,8 @@ def quantize(
         if row.severity == "error":
             where = f"{row.node} ({row.op_type})" if row.node != "--" else model.source
             raise UserError(f"{chip.runtime.name} cannot run {where}: {row.problem}", row.remedy)
-    origin = Origin({"source": model.source, "sha256": model.sha256}, model.head, bool(options.get("output_factors")))
+    origin = Origin(
+        {"source": model.source, "sha256": model.sha256}, model.meaning, bool(options.get("output_factors"))
+    )
     extra = bundled_espdl(chip, origin, runtime)
     return bundles.quantize(model, images, target, out=out, runtime=runtime, extra=extra, **options)

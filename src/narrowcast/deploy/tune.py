@@ -13,7 +13,6 @@ import onnx
 import onnx_ir as ir
 
 from narrowcast.analyze.subject import Subject, telling, unseen
-from narrowcast.analyze.task_units import TaskError, TaskJudge, combine
 from narrowcast.base.errors import UserError
 from narrowcast.base.journal import Journal
 from narrowcast.base.progress import phase, track
@@ -25,21 +24,19 @@ from narrowcast.calibrate import images as find_images
 from narrowcast.chips.esp.kit import Origin, bundled_espdl
 from narrowcast.deploy.tune_halves import Labelled, halves, halves_of_labels
 from narrowcast.evaluate import Report
-from narrowcast.evaluate.coco_scores import FAMILIES
 from narrowcast.graph import Runner
 from narrowcast.improve.tune import Budget, Nodes, Step, TaskMeter, first_that_meets, members, search
 from narrowcast.improve.wider import Candidate, Costs, Widener, candidates
 from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.plan import Plan
+from narrowcast.tasks import Look, Task, TaskJudge, combine
 
-__all__ = ["Labelled", "Wish", "known_metrics", "tune", "usual_metric"]
+__all__ = ["Labelled", "Wish", "tune", "usual_metric"]
 
 #: Images at 640 x 640 on which sets are compared, and the most of a smaller input.
 LOSS_IMAGES, MOST_LOSS_IMAGES = 20, 96
 #: Images whose ranges 16-bit tensors take, at most.
 RANGE_IMAGES = 24
-#: What stands for the metric where nothing is labelled: the mean loss of similarity to what float finds.
-_UNLABELLED = {"pose": "oks_loss", "segment": "mask_iou_loss", "detect": "iou_loss", "classify": "top1_disagreement"}
 
 
 @dataclass(frozen=True)
@@ -59,23 +56,15 @@ class Wish:
     metric: tuple[str, str] | None = None
 
 
-def known_metrics(task: str) -> dict[str, tuple[str, str]]:
-    """Names of the metrics of a task with their family and name in a report, the usual one first."""
-    if task == "classify":
-        return {"top1": ("classes", "top-1"), "top-1": ("classes", "top-1"), "top5": ("classes", "top-5")}
-    return {f"{family}.{name}": (family, name) for family in FAMILIES.get(task, ()) for name in ("AP", "AP50", "AP75")}
-
-
-def usual_metric(task: str) -> tuple[str, str]:
+def usual_metric(meaning: Task) -> tuple[str, str]:
     """What a task is judged by.
 
     Raises:
         UserError: the outputs of the model are not known.
     """
-    known = known_metrics(task)
-    if not known:
-        raise UserError(f"a {task} model has no metric", "leave the labels out")
-    return next(iter(known.values()))
+    if not meaning.metrics:
+        raise UserError(f"a {meaning.name} model has no metric", "leave the labels out")
+    return next(iter(meaning.metrics.values()))
 
 
 @phase("tune")
@@ -160,14 +149,14 @@ class _Job:
         if wish.metric is not None and data is None:
             raise UserError(f"{'.'.join(wish.metric)} needs labelled images", "give labels, or no metric")
         if data is not None and wish.metric is None:
-            wish = replace(wish, metric=usual_metric(manifest.task))
+            wish = replace(wish, metric=usual_metric(manifest.meaning))
         used = {*manifest.calibration.get("images", ()), *manifest.calibration.get("held_back", ())}
         left, excluded = unseen(images, used)
         labelled = None if data is None else halves_of_labels(data, used)
         choosing, reporting = halves(left, labelled)
         limit = count or _loss_images(bundle)
         floating = bundle.model.to_proto()
-        pick = partial(telling, limit=limit, proto=floating, task=manifest.task, head=manifest.head)
+        pick = partial(telling, limit=limit, proto=floating, meaning=manifest.meaning)
         few = pick(choosing), pick(reporting)
         seen = choosing.spread(RANGE_IMAGES).usable()
         return cls(bundle, start, wish, *few, seen, labelled, excluded, workers)
@@ -193,17 +182,19 @@ class _Job:
         known = candidates(widener)
         costs = Costs(self.start.model.graph, self.wish.unit)
         budget = self._budget(costs, known, widener)
-        meter = TaskMeter(widener, subject, costs, judge, journal, self._family, self.workers)
+        families = {family.name: family.objective for family in self.bundle.manifest.meaning.families}
+        parts = families.get(self._family, ())
+        meter = TaskMeter(widener, subject, costs, judge, journal, parts, self.workers)
 
         def enough(nodes: Nodes) -> bool:
-            return self.labelled is None and self._estimate(meter.error(nodes)) <= self.wish.max_drop
+            return self.labelled is None and meter.error(nodes).similarity_loss <= self.wish.max_drop
 
         steps = search(known, meter, budget, enough=enough)
         if self.labelled is not None:
             index, drops = self._by_metric(steps, widener, journal)
         else:
             index = len(steps) - 1
-            drops = {i: self._estimate(meter.error(members(steps, i))) for i in range(len(steps))}
+            drops = {i: meter.error(members(steps, i)).similarity_loss for i in range(len(steps))}
         nodes = members(steps, index)
         network = widener.network(nodes)
         record = {
@@ -223,7 +214,7 @@ class _Job:
     @property
     def _family(self) -> str:
         """Of the metric that counts, labels or not."""
-        usual = next(iter(known_metrics(self.bundle.manifest.task).values()), ("", ""))
+        usual = next(iter(self.bundle.manifest.meaning.metrics.values()), ("", ""))
         return (self.wish.metric or usual)[0]
 
     def _statistics(self) -> dict[str, TensorStatistics]:
@@ -255,24 +246,16 @@ class _Job:
         tensors = list(images)
         references = [self._floating.run(tensor) for tensor in track(tensors, "float")]
         size = manifest.preprocess.height, manifest.preprocess.width
-        judge = TaskJudge(
-            manifest.task, manifest.head, references, softmax_missing=manifest.softmax_missing, input_size=size
-        )
-        return tensors, judge
+        return tensors, TaskJudge(manifest.meaning, references, Look(size))
 
     def _subject(self, tensors: list[Any]) -> Subject:
         manifest, start = self.bundle.manifest, self.start
         size = manifest.preprocess.height, manifest.preprocess.width
         source = self.bundle.model.ir if start.changed else None
         return Subject(
-            start.model, start.plan, start.target, start.factors, task=manifest.task, head=manifest.head,
-            softmax_missing=manifest.softmax_missing, inputs=tensors, input_size=size, source=source,
+            start.model, start.plan, start.target, start.factors, meaning=manifest.meaning, inputs=tensors,
+            input_size=size, source=source,
         )  # fmt: skip
-
-    def _estimate(self, error: TaskError) -> float:
-        """What stands for the drop of the metric without labels."""
-        value = getattr(error, _UNLABELLED.get(self.bundle.manifest.task, "noise_ratio"))
-        return error.loss if value is None else float(value)
 
     def _by_metric(self, steps: Sequence[Step], widener: Widener, journal: Journal) -> tuple[int, dict[int, float]]:
         """The first step at which the metric is kept, on the labelled images that choose, and the measured drops."""
@@ -316,7 +299,7 @@ class _Job:
             predictor = make()
             errors = (judge.judge(i, predictor.run(tensor)) for i, tensor in enumerate(track(tensors, name)))
             error = combine(errors)
-            result[name] = {**error.to_dict(), "drop": self._estimate(error)}
+            result[name] = {**error.to_dict(), "drop": error.similarity_loss}
         if self.labelled is not None:
             every = {"float": partial(self.bundle.engine, "float", 1), **graphs}
             found = self._evaluate(self.labelled[1], every)

@@ -16,13 +16,14 @@ from narrowcast.base.reading import read_json, typed
 from narrowcast.bundle.store import Predictor
 from narrowcast.calibrate.images import left_out
 from narrowcast.evaluate.coco_entries import ENTRIES
-from narrowcast.evaluate.coco_scores import FAMILIES, CocoScores, score
+from narrowcast.evaluate.coco_scores import CocoScores, score
 from narrowcast.evaluate.journal import evaluation_key, kept_journals
 from narrowcast.evaluate.passes import Pass, run_pass
 from narrowcast.evaluate.predictions import Entry, converter, prediction_files, write_predictions
 from narrowcast.evaluate.protocol import PROTOCOLS, Protocol
 from narrowcast.evaluate.report import Report, Row
 from narrowcast.evaluate.rows import metrics_of_rows
+from narrowcast.tasks import Family
 
 __all__ = ["CocoData", "coco"]
 
@@ -88,7 +89,7 @@ class CocoData:
                 families, more = self._families(predictor)
                 categories, dropped = self._categories(predictor)
                 notes += [note for note in (*more, *dropped) if note not in notes]
-                options = {**asdict(protocol), "masks": "mask" in families}
+                options = {**asdict(protocol), "masks": any(family.field == "segmentation" for family in families)}
                 ids = [image["id"] for image in self.document["images"]]
                 convert = converter(ids, categories)
                 depends = {"options": options, "categories": sorted(categories.items()), "ids": ids}
@@ -101,7 +102,7 @@ class CocoData:
                 results = [entry for result in done.results for entry in result]
                 if name in saved:
                     entries[name] = results
-                sigmas = _sigmas(predictor) if "keypoints" in families else None
+                sigmas = _sigmas(predictor.meaning.points)
                 scores[name] = score(scored.document, results, families, sorted(set(categories.values())), sigmas)
                 rows[name] = (done.images_per_second, len(results))
                 if not results:
@@ -119,35 +120,31 @@ class CocoData:
         document = _reduced(self.document, images)
         return replace(self, document=document, files=tuple(self.files[index] for index in indices))
 
-    def _families(self, predictor: Predictor) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Metric families of a model that the annotations can score."""
-        if predictor.head is None:
+    def _families(self, predictor: Predictor) -> tuple[tuple[Family, ...], tuple[str, ...]]:
+        """Metric families of a model that the annotations can score, the one that it is judged by first."""
+        meaning = predictor.meaning
+        if not any(family.coco for family in meaning.families):
             raise UserError(
-                f"the model's task is {predictor.task}, which finds no objects to score",
+                f"the model's task is {meaning.name}, which finds no objects to score",
                 "give --labels for a classifier; a whole graph cannot be scored",
             )
-        wanted = FAMILIES[predictor.task]
         objects = [entry for entry in self.document["annotations"] if not entry.get("iscrowd")]
-        if "mask" in wanted and not any(entry.get("segmentation") for entry in objects):
-            return ("box",), (f"{self.source} has no masks, so only boxes are scored",)
-        if "keypoints" in wanted:
-            shape = predictor.head.keypoint_shape
-            counts = {len(entry["keypoints"]) // 3 for entry in objects if entry.get("keypoints")}
-            if not counts:
-                return ("box",), (f"{self.source} has no keypoints, so only boxes are scored",)
-            if shape is not None and counts != {shape[0]}:
-                raise UserError(
-                    f"{self.source} has {sorted(counts)[0]} keypoints a person, the model {shape[0]}",
-                    "give the annotations that the model was trained for",
-                )
-        return wanted, ()
+        known = [f for f in meaning.families if not f.field or any(entry.get(f.field) for entry in objects)]
+        lost = [family.things for family in meaning.families if family not in known]
+        notes = [f"{self.source} has no {things}, so only boxes are scored" for things in lost]
+        counts = {len(entry["keypoints"]) // 3 for entry in objects if entry.get("keypoints")}
+        if meaning.points and counts and counts != {meaning.points}:
+            raise UserError(
+                f"{self.source} has {sorted(counts)[0]} keypoints a person, the model {meaning.points}",
+                "give the annotations that the model was trained for",
+            )
+        return tuple(known), tuple(notes)
 
     def _categories(self, predictor: Predictor) -> tuple[dict[int, int], tuple[str, ...]]:
         """Class index of the model to category id, by name; by order where no name is known."""
         known = sorted(self.document["categories"], key=lambda entry: entry["id"])
         names = {str(entry["name"]).lower(): int(entry["id"]) for entry in known}
-        head = predictor.head
-        count = head.num_classes if head is not None else 0
+        count = predictor.class_count
         classes = [name.lower() for name in predictor.classes]
         matched = {index: names[name] for index, name in enumerate(classes) if name in names}
         if not matched and len(known) == count:
@@ -173,10 +170,9 @@ def _few(names: Sequence[str] | Mapping[str, int]) -> str:
     return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
 
 
-def _sigmas(predictor: Predictor) -> list[float] | None:
+def _sigmas(points: int) -> list[float] | None:
     """Spread of each keypoint; ``None`` for the 17 of COCO, else equal ones that sum to 1, as Ultralytics has it."""
-    shape = predictor.head.keypoint_shape if predictor.head is not None else None
-    return None if shape is None or shape[0] == 17 else [1 / shape[0]] * shape[0]
+    return None if points in (0, 17) else [1 / points] * points
 
 
 def coco(

@@ -65,7 +65,7 @@ class _Annotation(_Entry):
 
 
 def _decompressed(text: str) -> list[int]:
-    """Run lengths of the text form; see :func:`narrowcast.vision.rle.compress`."""
+    """Run lengths of the text form; see :func:`narrowcast.vision.masks.compress`."""
     runs: list[int] = []
     value = shift = 0
     for character in text:

@@ -11,12 +11,10 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from narrowcast.base.progress import phase
 from narrowcast.evaluate.average_precision import CategoryMatches, match
+from narrowcast.tasks import Family
 
-__all__ = ["FAMILIES", "CocoScores", "score"]
+__all__ = ["CocoScores", "score"]
 
-#: Task to metric families, the one that the task is judged by first.
-FAMILIES = {"detect": ("box",), "pose": ("keypoints", "box"), "segment": ("mask", "box")}
-_TYPES = {"box": "bbox", "mask": "segm", "keypoints": "keypoints"}
 #: Place of a metric in the library's list.
 _BOX = {"AP": 0, "AP50": 1, "AP75": 2, "AP small": 3, "AP medium": 4, "AP large": 5, "AR": 8}
 _KEYPOINTS = {"AP": 0, "AP50": 1, "AP75": 2, "AP medium": 3, "AP large": 4, "AR": 5}
@@ -39,7 +37,7 @@ class CocoScores:
 def score(
     document: dict[str, Any],
     results: Sequence[dict[str, Any]],
-    families: Sequence[str],
+    families: Sequence[Family],
     categories: Sequence[int],
     sigmas: Sequence[float] | None = None,
 ) -> CocoScores:
@@ -48,7 +46,7 @@ def score(
     Args:
         document: COCO annotations.
         results: COCO result entries; not changed.
-        families: ``"box"``, ``"mask"``, ``"keypoints"``.
+        families: of metrics.
         categories: ids to score.
         sigmas: spread of each keypoint; the 17 of COCO by default.
     """
@@ -56,19 +54,17 @@ def score(
     matches: dict[str, list[CategoryMatches]] = {}
     images = [entry["id"] for entry in document["images"]]
     for family in families:
-        fields = {"image_id", "category_id", "score", "bbox"} | (
-            {"segmentation"} if family == "mask" else {"keypoints"} if family == "keypoints" else set()
-        )
+        fields = {"image_id", "category_id", "score", "bbox", *([family.field] if family.field else [])}
         truth = COCO(_truth(document))
         found = truth.loadRes([{key: entry[key] for key in fields} for entry in results])
-        evaluation = COCOeval_faster(truth, found, _TYPES[family], kpt_oks_sigmas=sigmas)
+        evaluation = COCOeval_faster(truth, found, family.coco, kpt_oks_sigmas=sigmas)
         evaluation.params.imgIds = images
         evaluation.params.catIds = list(categories)
         evaluation.run()
-        places = _KEYPOINTS if family == "keypoints" else _BOX
+        places = _KEYPOINTS if family.coco == "keypoints" else _BOX
         stats = {name: float(evaluation.stats[place]) for name, place in places.items()}
-        values[family] = {name: None if value < 0 else value for name, value in stats.items()}
-        matches[family] = [_matches(evaluation, images, category) for category in categories]
+        values[family.name] = {name: None if value < 0 else value for name, value in stats.items()}
+        matches[family.name] = [_matches(evaluation, images, category) for category in categories]
     return CocoScores(values, matches)
 
 

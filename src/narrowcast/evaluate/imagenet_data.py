@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
@@ -21,12 +21,10 @@ from narrowcast.evaluate.passes import Pass, run_pass
 from narrowcast.evaluate.predictions import Entry, prediction_files, write_predictions
 from narrowcast.evaluate.report import Report, Row
 from narrowcast.evaluate.rows import compare_rows
-from narrowcast.vision.types import Classification, Detections
+from narrowcast.tasks import Task
+from narrowcast.vision.types import Result
 
 __all__ = ["ImageNetData", "imagenet"]
-
-#: Classes kept of every image: enough for top-5.
-_KEPT = 5
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,8 @@ class ImageNetData:
         values: dict[str, dict[str, float | None]] = {}
         draws = {}
         speed = {}
-        first: NDArray[np.int64] | None = None
+        first: list[Any] = []
+        family = ""
         passes: list[Pass] = []
         saved = prediction_files(save_predictions, graphs, force)
         entries: dict[str, list[Entry]] = {}
@@ -84,8 +83,10 @@ class ImageNetData:
                 predictor = make()
                 self._check(predictor)
                 journal = journal_of(evaluation_key(predictor, self.files))
-                options = {"top_k": _KEPT}
-                done = run_pass(name, predictor, self.files, _best, options, journal, workers, strict)
+                meaning = predictor.meaning
+                family = meaning.families[0].name
+                convert = partial(_summary, meaning)
+                done = run_pass(name, predictor, self.files, convert, {}, journal, workers, strict)
                 passes.append(done)
                 done.check_same(passes[0])
                 kept = done.readable(len(self))
@@ -93,16 +94,17 @@ class ImageNetData:
                 if name in saved:
                     names = [self.files[index].name for index in kept]
                     entries[name] = [{"image": n, **best} for n, best in zip(names, done.results, strict=True)]
-                best = np.array([result["classes"] for result in done.results])
-                hits = best == np.array(self.labels)[kept, None]
-                values[name] = {"top-1": float(hits[:, 0].mean()), "top-5": float(hits.any(axis=1).mean())}
-                first = best[:, 0] if first is None else first
-                # as the first graph says, right or wrong: less noisy than top-1 on the same images
-                values[name]["agreement"] = float((best[:, 0] == first).mean()) if len(values) > 1 else None
-                draws[name] = (weights @ hits[:, 0]).astype(np.float64) / len(kept)
+                found = meaning.scores(done.results, np.array(self.labels)[kept])
+                values[name] = {metric: float(each.mean()) for metric, each in found.items()}
+                answers = [meaning.answer(entry) for entry in done.results]
+                first = first or answers
+                # as the first graph says, right or wrong: less noisy than a metric on the same images
+                same = np.array([one == other for one, other in zip(answers, first, strict=True)])
+                values[name]["agreement"] = float(same.mean()) if len(values) > 1 else None
+                draws[name] = (weights @ next(iter(found.values()))).astype(np.float64) / len(kept)
                 speed[name] = done.images_per_second
             write_predictions(entries, saved, force)
-        metrics = compare_rows("classes", values, draws)
+        metrics = compare_rows(family, values, draws)
         lost = list(passes[0].unreadable.values())
         notes = (left_out(lost, len(self)),) if lost else ()
         count = len(self) - len(lost)
@@ -110,9 +112,9 @@ class ImageNetData:
         return Report(rows, count, {}, notes, len(lost))
 
     def _check(self, predictor: Predictor) -> None:
-        if predictor.task != "classify":
+        if not predictor.meaning.one_answer:
             raise UserError(
-                f"the model's task is {predictor.task}, and {self.source} has one class an image",
+                f"the model's task is {predictor.meaning.name}, and {self.source} has one class an image",
                 "give COCO annotations with --annotations",
             )
         count = predictor.class_count
@@ -125,10 +127,8 @@ class ImageNetData:
             )
 
 
-def _best(_: int, found: Detections | Classification) -> dict[str, Any]:
-    assert isinstance(found, Classification)
-    scores = [round(float(score), 7) for score in found.scores]
-    return {"classes": [int(label) for label in found.class_ids], "scores": scores}
+def _summary(meaning: Task, _: int, found: Result) -> dict[str, Any]:
+    return meaning.summary(found)
 
 
 def imagenet(images: str | Path, labels: str | Path, *, limit: int | None = None, seed: int = 0) -> ImageNetData:

@@ -16,11 +16,11 @@ from narrowcast.base.progress import track
 from narrowcast.bundle.store import Predictor
 from narrowcast.graph.run import available_cores
 from narrowcast.vision.preprocess import preprocess, read_image
-from narrowcast.vision.types import Classification, Detections
+from narrowcast.vision.types import Result
 
 __all__ = ["Pass", "run_pass"]
 
-Convert = Callable[[int, Detections | Classification], Any]
+Convert = Callable[[int, Result], Any]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from narrowcast.base.writing import check_file, write_file
-from narrowcast.vision.types import Classification, Detections
+from narrowcast.vision.types import Detections, Result
 
 __all__ = ["Entry", "converter", "prediction_files", "write_predictions"]
 
@@ -20,7 +20,7 @@ _OPTION = "--save-predictions"
 
 def converter(
     image_ids: Sequence[int], categories: Mapping[int, int]
-) -> Callable[[int, Detections | Classification], list[Entry]]:
+) -> Callable[[int, Result], list[Entry]]:
     """A function that turns the detections of the image of an index into result entries.
 
     Coordinates are rounded to a thousandth of a pixel. Detections of classes without a category are left out.
@@ -30,7 +30,7 @@ def converter(
         categories: class index to category id.
     """
 
-    def convert(index: int, found: Detections | Classification) -> list[Entry]:
+    def convert(index: int, found: Result) -> list[Entry]:
         assert isinstance(found, Detections)
         known = np.isin(found.class_ids, list(categories))
         if not known.all():

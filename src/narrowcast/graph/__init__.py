@@ -1,6 +1,6 @@
 """ONNX in, tidy graph out."""
 
-from narrowcast.graph.model import COCO_SKELETON, Model, load
+from narrowcast.graph.model import Model, load
 from narrowcast.graph.run import Runner
 
-__all__ = ["COCO_SKELETON", "Model", "Runner", "load"]
+__all__ = ["Model", "Runner", "load"]

@@ -16,23 +16,15 @@ from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
 from narrowcast.base.reading import parse_json, reading, typed
 from narrowcast.graph import check, ends, files, prepare
-from narrowcast.graph import ends as exposure
 from narrowcast.graph import files as validity
 from narrowcast.graph import forms as attentions
 from narrowcast.graph import run as weights
 from narrowcast.graph.ends import Join
-from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.units import inline_units
-from narrowcast.vision.heads import HeadSpec
+from narrowcast.tasks import UNSUPPORTED, HeadSpec, Task, head_at, meaning_of, whole_graph
 from narrowcast.vision.preprocess import Preprocess
 
-__all__ = ["COCO_SKELETON", "Model", "load"]
-
-#: Limbs between the 17 COCO keypoints (pairs of indices from 0).
-COCO_SKELETON: tuple[tuple[int, int], ...] = (
-    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
-    (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
-)  # fmt: skip
+__all__ = ["Model", "load"]
 
 #: How a note begins that says what is assumed of the preprocessing.
 ASSUMED = "WARNING: preprocessing"
@@ -47,8 +39,7 @@ class Model:
     Attributes:
         ir: static shapes, constants as initializers, unique names, the decode head cut off where recognised.
         original: the user's graph with static shapes, for comparison.
-        task: ``"detect"``, ``"pose"``, ``"segment"``, ``"classify"`` or ``"generic"``.
-        head: layout of the raw outputs; ``None`` when the graph is whole.
+        meaning: of the outputs.
         classes: class names, by index.
         skeleton: limbs as pairs of keypoint indices.
         preprocess: what happens to an image before the input.
@@ -63,8 +54,7 @@ class Model:
 
     ir: ir.Model
     original: onnx.ModelProto
-    task: str
-    head: HeadSpec | None
+    meaning: Task
     classes: tuple[str, ...]
     skeleton: tuple[tuple[int, int], ...]
     preprocess: Preprocess
@@ -121,10 +111,14 @@ class Model:
         )
 
     @property
-    def softmax_missing(self) -> bool:
-        """Whether class scores leave as logits."""
-        last = self.ir.graph.outputs[0].producer()
-        return self.task == "classify" and (last is None or facts(last).kind is not Kind.SOFTMAX)
+    def task(self) -> str:
+        """Name of the task."""
+        return self.meaning.name
+
+    @property
+    def head(self) -> HeadSpec | None:
+        """Layout of the raw outputs; ``None`` when the graph is whole."""
+        return self.meaning.head
 
     def compare(self, tensor: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, float]:
         """Largest differences between the original and the prepared graph for one input.
@@ -133,9 +127,9 @@ class Model:
             UserError: when one is above tolerance.
         """
         cut_before = tuple(output.name for output in self.original.graph.output) == self.output_names
-        head = None if cut_before else self.head
+        meaning = Task() if cut_before else self.meaning
         expected = check.outputs_of(self.original, tensor, self.source)
-        return check.compare(expected, self.to_proto(), head, tensor, self.source)
+        return check.compare(expected, self.to_proto(), meaning, tensor, self.source)
 
     def to_stock(self) -> onnx.ModelProto:
         """The prepared graph in stock operators, with the metadata from which :func:`load` knows the head again."""
@@ -191,12 +185,9 @@ def load(
         if shape != real:
             raise UserError(f"{name} says that {output.name} is {shape}, it is {real}", "export it again")
     metadata = files.metadata(proto)
-    head, head_note = None, f"cut at {', '.join(output_nodes)}, as asked"
+    meaning, head_note = Task(), f"cut at {', '.join(output_nodes)}, as asked"
     if not output_nodes:
-        head, head_note = _expose(tidy, expected, image, metadata, keep_head, name)
-    task = _task(tidy, head, metadata) if not output_nodes else "generic"
-    if task == "classify":
-        head_note = "classifier: the graph stays whole"
+        meaning, head_note = _meaning(tidy, expected, image, metadata, keep_head, name)
     if output_nodes:
         original = _cut(tidy, original, output_nodes)
         expected = check.outputs_of(original, image, name)
@@ -204,10 +195,9 @@ def load(
     model = Model(
         ir=tidy,
         original=original,
-        task=task,
-        head=head,
-        classes=_classes(classes, metadata, head, name),
-        skeleton=COCO_SKELETON if head is not None and head.keypoint_shape and head.keypoint_shape[0] == 17 else (),
+        meaning=meaning,
+        classes=_classes(classes, metadata, meaning, name),
+        skeleton=meaning.skeleton,
         preprocess=Preprocess(height=1, width=1),
         source=name,
         sha256=sha256,
@@ -216,8 +206,8 @@ def load(
     )
     with reading(name, "export it for images", "has no image input"):
         spec, assumed = (preprocess, ()) if preprocess is not None else _preprocess(model, metadata)
-    cut_before = head is not None and HEAD_KEY in metadata
-    difference = check.compare(expected, model.to_proto(), None if cut_before else head, image, name)
+    cut_before = model.head is not None and HEAD_KEY in metadata
+    difference = check.compare(expected, model.to_proto(), Task() if cut_before else meaning, image, name)
     return replace(model, preprocess=spec, difference=difference, assumed=assumed)
 
 
@@ -239,44 +229,46 @@ def _cut(model: ir.Model, original: onnx.ModelProto, names: Sequence[str]) -> on
     return copy
 
 
-def _expose(
+def _meaning(
     model: ir.Model,
     expected: Mapping[str, np.ndarray[Any, Any]],
     image: np.ndarray[Any, np.dtype[np.float32]],
     metadata: dict[str, str],
     keep_head: bool,
     source: str,
-) -> tuple[HeadSpec | None, str]:
-    """Cut the decode arithmetic off in place; ``expected`` is what the user's graph gives for the image."""
+) -> tuple[Task, str]:
+    """What the outputs mean, with a note; the decode arithmetic of a known head is cut off in place.
+
+    ``expected`` is what the user's graph gives for the image.
+    """
+    said = metadata.get("task", "")
+    whole = whole_graph(ends.ends_of(model.graph, said))
     if keep_head:
-        return None, "the graph is kept whole, as asked"
+        return whole, whole.kept or "the graph is kept whole, as asked"
     if HEAD_KEY in metadata:
         return _written_head(metadata[HEAD_KEY], model, source), "the decode head was cut off before"
-    if metadata.get("task") in ("obb",):
-        return None, "oriented boxes: the graph stays whole"
-    found = exposure.find_head(model.graph, _keypoint_shape(metadata, source))
+    if said in UNSUPPORTED:
+        return whole, whole.kept or f"{UNSUPPORTED[said]}: the graph stays whole"
+    found = head_at(ends.ends_of(model.graph, said, _keypoint_shape(metadata, source)))
     if isinstance(found, str):
-        return None, f"no decode head recognised ({found}): the graph stays whole"
+        return whole, whole.kept or f"no decode head recognised ({found}): the graph stays whole"
     trial = model.clone()
-    again = exposure.find_head(trial.graph, found.head.keypoint_shape)
-    if isinstance(again, str):
-        raise AssertionError(again)
-    exposure.cut(trial, again)
-    worst = check.violation(check.differences(expected, ir.to_proto(trial), found.head, image))
+    ends.cut(trial, found.values)
+    worst = check.violation(check.differences(expected, ir.to_proto(trial), found.task, image), found.task)
     if worst:
-        return None, f"the decode head is not the known one ({worst}): the graph stays whole"
-    exposure.cut(model, found)
-    kind = {"detect": "detection", "pose": "pose", "segment": "segmentation"}[found.head.task]
-    return found.head, f"{kind} head recognised, decode cut off after {len(found.values)} outputs"
+        return whole, whole.kept or f"the decode head is not the known one ({worst}): the graph stays whole"
+    ends.cut(model, found.values)
+    return found.task, f"{found.task.kind} head recognised, decode cut off after {len(found.values)} outputs"
 
 
-def _written_head(text: str, model: ir.Model, source: str) -> HeadSpec:
-    """The head that a prepared file says it had."""
+def _written_head(text: str, model: ir.Model, source: str) -> Task:
+    """What the head means that a prepared file says it had."""
     where, remedy = f"{source}: its metadata key {HEAD_KEY!r}", "prepare the model again"
     head = typed(HeadSpec, parse_json(text, where, remedy), where, remedy)
     with reading(where, remedy):
-        head.check({str(out.name): tuple(int(dim) for dim in out.shape or ()) for out in model.graph.outputs})
-    return head
+        meaning = meaning_of(head.task, head)
+        meaning.check({str(out.name): tuple(int(dim) for dim in out.shape or ()) for out in model.graph.outputs})
+    return meaning
 
 
 def _keypoint_shape(metadata: dict[str, str], source: str) -> tuple[int, int] | None:
@@ -289,17 +281,8 @@ def _keypoint_shape(metadata: dict[str, str], source: str) -> tuple[int, int] | 
     return (shape[0], shape[1]) if len(shape) == 2 else None
 
 
-def _task(model: ir.Model, head: HeadSpec | None, metadata: dict[str, str]) -> str:
-    if head is not None:
-        return str(head.task)
-    outputs = model.graph.outputs
-    dims = [int(d) for d in outputs[0].shape] if outputs[0].shape is not None else []
-    flat = len(outputs) == 1 and len(dims) >= 2 and int(np.prod(dims[2:])) == 1 and dims[1] > 1
-    return "classify" if metadata.get("task") == "classify" or flat else "generic"
-
-
 def _classes(
-    given: Sequence[str] | None, metadata: dict[str, str], head: HeadSpec | None, source: str
+    given: Sequence[str] | None, metadata: dict[str, str], meaning: Task, source: str
 ) -> tuple[str, ...]:
     if given is not None:
         return tuple(given)
@@ -310,7 +293,8 @@ def _classes(
         if not isinstance(names, (list, tuple)):
             raise UserError(f"{source}: its metadata key 'names' is no list of class names", "export the model again")
         return tuple(map(str, names))
-    return tuple(f"class {index}" for index in range(head.num_classes)) if head is not None else ()
+    count = meaning.class_count([]) if meaning.head is not None else 0
+    return tuple(f"class {index}" for index in range(count))
 
 
 def _preprocess(model: Model, metadata: dict[str, str]) -> tuple[Preprocess, tuple[str, ...]]:
@@ -329,9 +313,8 @@ def _preprocess(model: Model, metadata: dict[str, str]) -> tuple[Preprocess, tup
     # Ultralytics writes these into its exports, and always trains on RGB / 255
     known = "Ultralytics" in metadata.get("author", "") or {"task", "imgsz"} <= metadata.keys()
     assumed = () if known else ("color", "mean", "scale", "resize")
-    if model.task == "classify":
-        return Preprocess(**common, resize="center-crop", resize_shorter=min(height, width)), assumed
-    return Preprocess(**common, resize="letterbox"), assumed
+    shorter = min(height, width) if model.meaning.resize == "center-crop" else None
+    return Preprocess(**common, resize=model.meaning.resize, resize_shorter=shorter), assumed
 
 
 def _written_preprocess(text: str, common: dict[str, Any], source: str) -> Preprocess:

@@ -291,18 +291,6 @@ def _constants_first(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def as_reals(expected: NDArray[Any], actual: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Two tensors of one shape as float32, flat, for measures of distance.
-
-    Of whole numbers and truth values (class maps) only equality means something: they become ones, and ones where the
-    two are equal. So noise to signal is the share of values that differ.
-    """
-    x, y = np.ascontiguousarray(expected).reshape(-1), np.ascontiguousarray(actual).reshape(-1)
-    if x.dtype.kind in "iub":
-        return np.ones(x.size, np.float32), (x == y).astype(np.float32)
-    return x.astype(np.float32, copy=False), y.astype(np.float32, copy=False)
-
-
 def available_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

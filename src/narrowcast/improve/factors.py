@@ -26,92 +26,12 @@ from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_of, is_own, named, only_reader, set_constant
 from narrowcast.plan import Draft
 from narrowcast.plan.types import Encoding
-from narrowcast.vision.heads import HeadSpec, distances, sigmoid
-
-#: Least class probability of a cell whose box, keypoints or mask coefficients matter.
-LEAST_PROBABILITY = 0.02
-#: Values of a channel of one image that are looked at, at most.
-MOST = 4096
-
-Rows = NDArray[np.float64]
-
-
-def relevant(name: str, outputs: Mapping[str, NDArray[Any]], head: HeadSpec | None) -> tuple[Rows, Rows]:
-    """Values of an output in one image, and the weight of a squared error of each.
-
-    Box bins: the squared slope of the distance that the softmax over the bins gives. Keypoints: 1 over the area of the
-    box, as in object keypoint similarity, and the squared slope of the visibility. Class logits: the squared slope of
-    the probability. Everything else: 1.
-
-    Args:
-        name: of the output, as the head names it.
-        outputs: float outputs of one image (1, C, H, W) by name.
-        head: their layout; ``None`` for outputs of which nothing is known.
-
-    Returns:
-        Values and weights, (C, P) both.
-    """
-    values = np.asarray(outputs[name][0], np.float64).reshape(outputs[name].shape[1], -1)
-    stem, _, stride = name.partition("_s")
-    if head is None or not stride.isdecimal() or f"cls_s{stride}" not in outputs:
-        values = values[:, :: _step(values.shape[1])]
-        return values, np.ones_like(values)
-    logits = np.asarray(outputs[f"cls_s{stride}"][0], np.float32).reshape(head.num_classes, -1)
-    if stem == "cls":
-        values = values[:, :: _step(values.shape[1])]
-        probability = sigmoid(values.astype(np.float32)).astype(np.float64)
-        return values, np.square(probability * (1 - probability)) + 1e-8
-    probability = sigmoid(logits.max(axis=0)).astype(np.float64)
-    cells = np.flatnonzero(probability >= LEAST_PROBABILITY)
-    values, probability = values[:, cells], probability[cells]
-    if stem == "box":
-        return values, _box_weights(values, head) * probability
-    if stem == "kpt":
-        boxes = np.asarray(outputs[f"box_s{stride}"][0], np.float32).reshape(4 * head.reg_max, -1)[:, cells]
-        return values, _keypoint_weights(values, boxes, head) * probability
-    return values, np.ones_like(values) * probability
-
-
-def _step(count: int) -> int:
-    return max(1, -(-count // MOST))
-
-
-def _box_weights(values: Rows, head: HeadSpec) -> Rows:
-    if head.reg_max == 1:
-        return np.ones_like(values)
-    bins = values.reshape(4, head.reg_max, -1)
-    shares = np.exp(bins - bins.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    place = np.arange(head.reg_max, dtype=np.float64)[:, None]
-    slope = shares * (place - (shares * place).sum(axis=1, keepdims=True))
-    return np.asarray((np.square(slope) + 1e-6).reshape(values.shape))
-
-
-def _keypoint_weights(values: Rows, boxes: NDArray[np.float32], head: HeadSpec) -> Rows:
-    assert head.keypoint_shape is not None
-    left, top, right, bottom = distances(boxes, head.reg_max)
-    area = np.maximum((left + right) * (top + bottom), 0.25).astype(np.float64)
-    count, dims = head.keypoint_shape
-    weights = np.ones((count, dims, values.shape[1]))
-    if dims == 3:
-        sure = sigmoid(values.reshape(count, dims, -1)[:, 2].astype(np.float32)).astype(np.float64)
-        weights[:, :2] = sure[:, None]
-        weights[:, 2] = np.square(sure * (1 - sure)) + 1e-6
-    weights[:, :2] /= area
-    return np.asarray(weights.reshape(values.shape))
-
+from narrowcast.tasks import Task
 
 #: Ranges tried for a channel, as shares of its largest value.
 SHARES = tuple(1.25 * 0.9**step for step in range(16))
 #: Objects of other images may be larger: the values also count multiplied with this, with that weight.
 LARGER, LARGER_WEIGHT = 1.3, 0.25
-#: What each box side, and each of the 17 COCO keypoints, is in a mirror.
-MIRRORED = {
-    ("box", 4): (2, 1, 0, 3),
-    ("kpt", 17): (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15),
-}
-#: Least step of a channel, as a share of the largest among the strides.
-OTHER_STRIDES = 0.8
 #: Least number of values of a channel to choose a range from.
 LEAST_VALUES = 32
 
@@ -119,7 +39,7 @@ LEAST_VALUES = 32
 def output_factors(
     network: QuantizedNetwork,
     drafted: Draft,
-    head: HeadSpec | None,
+    meaning: Task,
     outputs: Iterable[Mapping[str, NDArray[Any]]],
     planner: Planner,
 ) -> QuantizedNetwork:
@@ -128,7 +48,7 @@ def output_factors(
     Args:
         network: where to start.
         drafted: its structure.
-        head: layout of the outputs.
+        meaning: of the outputs.
         outputs: float outputs of some images.
         planner: makes the plan of the changed weights.
 
@@ -141,7 +61,7 @@ def output_factors(
     seen: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {name: [] for name in names}
     for each in outputs:
         for name in names:
-            seen[name].append(relevant(name, each, head))
+            seen[name].append(meaning.relevant(name, each))
     steps = {}
     for name in names:
         values, weights = (np.concatenate(parts, axis=1) for parts in zip(*seen[name], strict=True))
@@ -149,7 +69,7 @@ def output_factors(
             steps[name] = best_steps(values, weights, network.plan.tensors[name])
     if not steps:
         return network
-    factors = {n: float(network.plan.tensors[n].scales) / each for n, each in steady(steps, head).items()}
+    factors = {n: float(network.plan.tensors[n].scales) / each for n, each in meaning.steady(steps).items()}
     model = scale_outputs(network.model, factors)
     chosen = dict(network.chosen)
     for index, group in enumerate(drafted.structure.groups):
@@ -195,32 +115,6 @@ def best_steps(values: NDArray[Any], weights: NDArray[Any], encoding: Encoding) 
         error += LARGER_WEIGHT * _error(values * LARGER, weights / LARGER**2, steps, encoding)
         best, least = np.where(error < least, steps, best), np.minimum(error, least)
     return np.asarray(best, np.float64)
-
-
-def steady(steps: Mapping[str, NDArray[np.float64]], head: HeadSpec | None) -> dict[str, NDArray[np.float64]]:
-    """Steps of box and keypoint outputs that hold for other objects; those of other outputs as they are.
-
-    Few images hold few objects, and a keypoint beyond its range is off by many steps. In a mirror the left wrist is the
-    right one, and the same pose at another size meets another stride. So both sides get the larger step, and no stride
-    gets much less than another. On yolo11n-pose, 48 other images, 1 - OKS of these outputs alone: from 9 calibration
-    images 0.027 without and 0.012 with this, from 33 images 0.0069 and 0.0050, from 45 images 0.0023 and 0.0026.
-
-    Args:
-        steps: (C,) by output.
-        head: layout of the outputs.
-    """
-    if head is None:
-        return dict(steps)
-    result = dict(steps)
-    shapes = {"box": (4, head.reg_max), "kpt": head.keypoint_shape}
-    for stem, shape in shapes.items():
-        own = {name: each.reshape(shape) for name, each in steps.items() if shape and name.startswith(f"{stem}_s")}
-        mirrored = MIRRORED.get((stem, shape[0] if shape else 0))
-        if mirrored is not None:
-            own = {name: np.maximum(each, each[list(mirrored)]) for name, each in own.items()}
-        least = OTHER_STRIDES * np.max(list(own.values()), axis=0) if own else 0.0
-        result.update({name: np.maximum(each, least).reshape(-1) for name, each in own.items()})
-    return result
 
 
 def _error(

@@ -9,28 +9,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from narrowcast.analyze.task_units import TaskError, TaskJudge, combine
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
-from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import with_outputs
+from narrowcast.tasks import Look, TaskError, TaskJudge, combine
 
-__all__ = ["Judge", "judged_pairs", "loss_of"]
-
-#: Cells of an image that are looked at, at most: without masks, which cost little, and with masks. Every cell that
-#: decode might keep counts, not only the best of each object: a few images hold too few objects to tell methods apart.
-CELLS, MASKS = 300, 60
-#: What an error counts towards the loss. A judgement, not a fit: in a few runs of yolo11n-pose keypoint AP fell about
-#: as much as 1 - OKS rose and box AP far less than 1 - IoU; probabilities that move together reorder nothing.
-WEIGHTS = {"oks_loss": 1.0, "mask_iou_loss": 1.0, "iou_loss": 0.5, "probability": 0.25, "candidate_probability": 0.25}
-
-
-def loss_of(error: TaskError) -> float:
-    """One number to choose by, 0 or more: weighted losses of objects, the divergence of a classifier, or the noise."""
-    if error.divergence is not None or error.noise_ratio is not None:
-        return error.loss
-    parts = ((getattr(error, name), weight) for name, weight in WEIGHTS.items())
-    return float(sum(value * weight for value, weight in parts if value is not None))
+__all__ = ["Judge", "judged_pairs"]
 
 
 def judged_pairs(model: Model, encoded: Container[str]) -> dict[str, str]:
@@ -43,7 +27,7 @@ def judged_pairs(model: Model, encoded: Container[str]) -> dict[str, str]:
         encoded: tensors that exist as integers and are dequantized in the QDQ graph.
     """
     last = model.ir.graph.outputs[0].producer()
-    if model.task != "classify" or last is None or facts(last).kind is not Kind.SOFTMAX or last.inputs[0] is None:
+    if last is None or last.op_type != model.meaning.last or last.inputs[0] is None:
         return {name: name for name in model.output_names}
     logits = str(last.inputs[0].name)
     return {logits: f"{logits}_dequantized" if logits in encoded else logits}
@@ -66,12 +50,10 @@ class Judge:
         self.pairs, self.inputs, self.threads = dict(pairs), list(inputs), threads
         runner = Runner(with_outputs(model.to_proto(), list(pairs)), threads, "basic")
         references = [runner.run(tensor, list(pairs)) for tensor in self.inputs]
-        logits = tuple(pairs) != model.output_names
-        image = model.preprocess
-        self.task = TaskJudge(
-            model.task, model.head, references, softmax_missing=model.softmax_missing or logits,
-            input_size=(image.height, image.width), most=MASKS if model.task == "segment" else CELLS, overlap=1.0,
-        )  # fmt: skip
+        image, meaning = model.preprocess, model.meaning
+        meaning = meaning.without(meaning.last) if tuple(pairs) != model.output_names else meaning
+        how = Look((image.height, image.width), most=meaning.judged, overlap=1.0)
+        self.task = TaskJudge(meaning, references, how)
 
     def error(self, outputs: Iterable[Sequence[NDArray[Any]]]) -> TaskError:
         """Error over all images; each image's outputs in the order of ``pairs``."""

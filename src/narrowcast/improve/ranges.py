@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.progress import track
 from narrowcast.graph.run import open_session
-from narrowcast.improve.judge import Judge, loss_of
+from narrowcast.improve.judge import Judge
 from narrowcast.lower.cutting import cut_behind
 from narrowcast.lower.network import Planner, QuantizedNetwork
 from narrowcast.lower.noise import Noise, mean_sqnr
@@ -172,9 +172,10 @@ def search_ranges(
         network.model, drafted, network.plan, list(judge.pairs.values()), judge.inputs,
         tunable={index for index, _ in tried}, factors=network.factors, threads=judge.threads,
     )  # fmt: skip
-    chosen, _, _ = _descend(
-        trial, tried, lambda outputs: loss_of(judge.error(outputs)), lambda best: best * (1 - LEAST_SHARE), "search"
-    )
+    def loss(outputs: Iterable[list[NDArray[Any]]]) -> float:
+        return judge.error(outputs).choosing_loss
+
+    chosen, _, _ = _descend(trial, tried, loss, lambda best: best * (1 - LEAST_SHARE), "search")
     return network if not chosen else replace(network, chosen={**network.chosen, **chosen}).planned(planner)
 
 

@@ -14,7 +14,7 @@ from narrowcast.calibrate.statistics import collect
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve.factors import equalize, output_factors
-from narrowcast.improve.judge import Judge, loss_of
+from narrowcast.improve.judge import Judge
 from narrowcast.improve.ranges import search_ranges
 from narrowcast.improve.reconstruct import reconstruct
 from narrowcast.lower.network import Planner, QuantizedNetwork
@@ -62,7 +62,7 @@ class Step:
 
     Attributes:
         step: its name.
-        loss_before, loss_after: in task units (:class:`narrowcast.analyze.task_error.TaskError`) on the judging images.
+        loss_before, loss_after: in task units (:class:`narrowcast.tasks.TaskError`) on the judging images.
         kept: whether the loss fell.
         held_before, held_after: the same loss on images that neither taught nor judged, where there are any.
     """
@@ -116,8 +116,8 @@ class Recovery:
 
     def _losses(self, network: QuantizedNetwork) -> tuple[float, float | None]:
         proto = network.qdq()[0]
-        held = None if self.reporter is None else loss_of(self.reporter.error_of(proto))
-        return loss_of(self.judge.error_of(proto)), held
+        held = None if self.reporter is None else self.reporter.error_of(proto).choosing_loss
+        return self.judge.error_of(proto).choosing_loss, held
 
     def attempt(self, name: str, step: Callable[[QuantizedNetwork], QuantizedNetwork]) -> None:
         """Take a step back unless it lowers the loss; nothing is recorded where there was nothing to do."""
@@ -167,7 +167,7 @@ def recover(
     def spread(before: QuantizedNetwork) -> QuantizedNetwork:
         runner = Runner(model.to_proto(), judge.threads)
         every = teachers.inputs if images is None else images
-        return output_factors(before, drafted, model.head, (runner.run(tensor) for tensor in every), planner)
+        return output_factors(before, drafted, model.meaning, (runner.run(tensor) for tensor in every), planner)
 
     def ranges(before: QuantizedNetwork) -> QuantizedNetwork:
         return search_ranges(before, drafted, planner, alternatives, teachers, effort.trials)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -27,12 +27,11 @@ from numpy.typing import NDArray
 
 from narrowcast.analyze.measure import run_variants
 from narrowcast.analyze.subject import Subject
-from narrowcast.analyze.task_error import TaskError, combine
-from narrowcast.analyze.task_units import TaskJudge
 from narrowcast.base.errors import UserError
 from narrowcast.base.journal import Journal
 from narrowcast.base.progress import track
 from narrowcast.improve.wider import Candidate, Costs, Widener
+from narrowcast.tasks import TaskError, TaskJudge, combine
 
 Nodes = frozenset[str]
 #: One value an image.
@@ -298,14 +297,6 @@ def members(steps: Sequence[Step], until: int) -> Nodes:
     return frozenset(nodes)
 
 
-#: What a metric depends on most, of :class:`TaskError`. The error of class probabilities is nearly half of the whole
-#: task loss and moves AP little, because only the order of detections counts.
-OBJECTIVES = {
-    "keypoints": ("oks_loss",),
-    "mask": ("mask_iou_loss", "iou_loss"),
-    "box": ("iou_loss",),
-    "classes": ("divergence",),
-}
 #: Weight of the whole task loss beside it.
 _REST = 0.1
 #: One image in so many screens candidates.
@@ -323,7 +314,7 @@ class TaskMeter:
         costs: what the budget counts.
         judge: holds the float outputs of the images.
         journal: where measurements are kept.
-        family: of the metric that counts, such as ``"keypoints"``; see :data:`OBJECTIVES`.
+        parts: quantities of the error that the metric depends on most; nothing for the whole loss.
         workers: variants at the same time; 0 for one a core.
     """
 
@@ -334,12 +325,12 @@ class TaskMeter:
         costs: Costs,
         judge: TaskJudge,
         journal: Journal,
-        family: str = "",
+        parts: Sequence[str] = (),
         workers: int = 0,
     ) -> None:
         self.widener, self.subject, self.costs = widener, subject, costs
         self.judge, self.inputs, self.journal, self.workers = judge, subject.inputs, journal, workers
-        self.parts = OBJECTIVES.get(family, ())
+        self.parts = tuple(parts)
         self._costs: dict[Nodes, float] = {}
 
     def cost(self, nodes: Nodes) -> float:
@@ -354,10 +345,10 @@ class TaskMeter:
 
     def error(self, nodes: Nodes) -> TaskError:
         """Error of one set over all images, run as a whole."""
-        return combine(_error(entry) for entry in self._whole(nodes))
+        return combine(TaskError.from_dict(entry) for entry in self._whole(nodes))
 
     def _losses(self, records: Sequence[dict[str, Any]]) -> Losses:
-        return tuple(objective(_error(entry), self.parts) for entry in records)
+        return tuple(objective(TaskError.from_dict(entry), self.parts) for entry in records)
 
     def losses(self, base: Nodes, sets: Sequence[Nodes]) -> list[Losses]:
         """About the loss of every image under every set: that of none, less what the rounding costs that goes."""
@@ -414,13 +405,8 @@ def objective(error: TaskError, parts: Sequence[str]) -> float:
     """What is made small for one image: the parts, and a tenth of the task loss; the task loss without parts."""
     if not parts:
         return error.loss
-    return sum(getattr(error, part) or 0.0 for part in parts) + _REST * error.loss
+    return sum(error.values.get(part, 0.0) for part in parts) + _REST * error.loss
 
 
 def _digest(nodes: Nodes) -> str:
     return hashlib.sha256("\n".join(sorted(nodes)).encode()).hexdigest()[:24]
-
-
-def _error(record: dict[str, Any]) -> TaskError:
-    known = {entry.name for entry in fields(TaskError)}
-    return TaskError(**{name: value for name, value in record.items() if name in known})

@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from narrowcast.graph.run import Runner, as_reals, rest
+from narrowcast.graph.run import Runner, rest
 from narrowcast.ops.net import with_outputs
+from narrowcast.tasks.errors import as_reals
 
 __all__ = ["Noise", "beside", "compare_tensors", "mean_sqnr"]
 

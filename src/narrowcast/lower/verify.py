@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
 from narrowcast.chips.schema import Target
-from narrowcast.graph.run import Runner, as_reals
+from narrowcast.graph.run import Runner
 from narrowcast.lower.integer import IntegerGraph, IntegerRunner
 from narrowcast.lower.noise import Noise
 from narrowcast.lower.reference import run_reference
 from narrowcast.ops.builder import Op
 from narrowcast.ops.net import with_outputs
 from narrowcast.plan.types import Encoding, Plan
+from narrowcast.tasks.errors import as_reals
 
 
 @dataclass

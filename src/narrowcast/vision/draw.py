@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.vision.types import Classification, Detections
+from narrowcast.vision.types import Detections, Result, class_name
 
 __all__ = ["draw"]
 
@@ -25,7 +25,7 @@ LEAST_KEYPOINT_CONFIDENCE = 0.5
 
 def draw(
     image: NDArray[np.uint8],
-    result: Detections | Classification,
+    result: Result,
     classes: Sequence[str] = (),
     skeleton: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.uint8]:
@@ -42,9 +42,8 @@ def draw(
     """
     canvas = image.copy()
     size = max(image.shape[:2])
-    if isinstance(result, Classification):
-        lines = [f"{_name(classes, int(c))} {s:.2f}" for c, s in zip(result.class_ids, result.scores, strict=True)]
-        _panel(canvas, lines, size)
+    if not isinstance(result, Detections):
+        _panel(canvas, result.lines(classes), size)
         return canvas
     for index in reversed(range(len(result))):  # the best on top
         color = PALETTE[int(result.class_ids[index]) % len(PALETTE)]
@@ -57,13 +56,9 @@ def draw(
             _skeleton(canvas, points, skeleton, size)
     for index in reversed(range(len(result))):
         color = PALETTE[int(result.class_ids[index]) % len(PALETTE)]
-        text = f"{_name(classes, int(result.class_ids[index]))} {result.scores[index]:.2f}"
+        text = f"{class_name(classes, int(result.class_ids[index]))} {result.scores[index]:.2f}"
         _label(canvas, text, result.boxes[index], color, size)
     return canvas
-
-
-def _name(classes: Sequence[str], index: int) -> str:
-    return classes[index] if index < len(classes) else f"class {index}"
 
 
 def _thickness(size: int) -> int:
@@ -122,7 +117,7 @@ def _skeleton(
 
 
 def _panel(canvas: NDArray[np.uint8], lines: Sequence[str], size: int) -> None:
-    """Classes on a dark panel in the corner, the best first."""
+    """Lines on a dark panel in the corner, the best first."""
     scale, stroke = _font(size)
     sizes = [cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, scale, stroke)[0] for line in lines]
     height = max((h for _, h in sizes), default=0)

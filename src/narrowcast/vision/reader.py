@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.vision.heads import OutputEncoding
+__all__ = ["OutputEncoding", "Reader"]
 
-__all__ = ["Reader"]
+
+@dataclass(frozen=True)
+class OutputEncoding:
+    """How an integer output is read: ``x = (q - zero_point) * scale``.
+
+    Attributes:
+        dtype: numpy name of the integer type.
+        scale: one value, or one a channel.
+        zero_point: integer that stands for 0.0.
+        axis: channel axis of a per-channel scale.
+    """
+
+    dtype: str
+    scale: float | NDArray[np.float64]
+    zero_point: int = 0
+    axis: int | None = None
+
+    def real(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Integers as real numbers, in their shape."""
+        scale = np.asarray(self.scale, np.float64)
+        if self.axis is not None:
+            scale = scale.reshape([-1 if axis == self.axis else 1 for axis in range(values.ndim)])
+        return np.asarray((values.astype(np.float64) - self.zero_point) * scale)
 
 
 class Reader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,32 @@ from numpy.typing import NDArray
 
 from narrowcast.vision.masks import Masks, dense_masks
 
-__all__ = ["Classification", "Detections"]
+__all__ = ["Classification", "Detections", "Result"]
+
+
+class Result(ABC):
+    """What is said of one image."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many entries it has."""
+
+    @abstractmethod
+    def to_dict(self, classes: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """One JSON-ready dictionary an entry."""
+
+    def lines(self, classes: Sequence[str] = ()) -> list[str]:
+        """In words, for a panel on the picture."""
+        return [", ".join(f"{key} {value}" for key, value in entry.items()) for entry in self.to_dict(classes)]
+
+    def against(self, other: Result) -> tuple[str, float]:
+        """How another result of the same image differs, in words and as a number to sort by."""
+        same = self.to_dict() == other.to_dict()
+        return ("the same", 0.0) if same else ("another result", 1.0)
 
 
 @dataclass(frozen=True)
-class Detections:
+class Detections(Result):
     """Objects found in one image, best first.
 
     Attributes:
@@ -93,7 +115,7 @@ class Detections:
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Result):
     """The most likely classes of one image.
 
     Attributes:
@@ -123,3 +145,20 @@ class Classification:
             {"score": round(float(s), 4), "class_id": int(c), "class": classes[c] if c < len(classes) else str(c)}
             for c, s in zip(self.class_ids, self.scores, strict=True)
         ]
+
+    def lines(self, classes: Sequence[str] = ()) -> list[str]:
+        """See :meth:`Result.lines`."""
+        return [f"{class_name(classes, int(c))} {s:.2f}" for c, s in zip(self.class_ids, self.scores, strict=True)]
+
+    def against(self, other: Result) -> tuple[str, float]:
+        """See :meth:`Result.against`."""
+        assert isinstance(other, Classification)
+        change = abs(float(self.scores[0]) - float(other.scores[0]))
+        if self.class_ids[0] != other.class_ids[0]:
+            return "another class is first", 1.0 + change
+        return f"same class, probability differs by {change:.3f}", change
+
+
+def class_name(classes: Sequence[str], index: int) -> str:
+    """What a class is called on a picture."""
+    return classes[index] if index < len(classes) else f"class {index}"

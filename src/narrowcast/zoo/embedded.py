@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.analyze.detections import overlaps
-from narrowcast.analyze.task_units import COCO_SIGMAS
 from narrowcast.base.errors import UserError
-from narrowcast.vision.types import Classification, Detections
+from narrowcast.tasks.objects import overlaps
+from narrowcast.tasks.pose import COCO_SIGMAS
+from narrowcast.vision.types import Detections, Result
 
-__all__ = ["Sample", "pose_recall", "sample", "sample_for", "sample_names", "top1"]
+__all__ = ["Sample", "pose_recall", "sample", "sample_names", "top1"]
 
 _FOLDER = Path(__file__).parent / "samples"
 _FOLDERS = {"pose": "people", "classify": "things"}
-Predict = Callable[[Path], Detections | Classification]
+Predict = Callable[[Path], Result]
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,13 @@ def sample(name: str) -> Sample:
     )
 
 
-def sample_for(task: str) -> Sample:
-    """The sample whose images suit a model: drawn things for a classifier, drawn people for any other task."""
-    return sample("classify" if task == "classify" else "pose")
-
-
 def top1(predict: Predict, found: Sample) -> float:
     """Share of the validation images whose most likely class is the true one."""
     if found.labels is None:
         raise ValueError(f"the sample {found.name} has no labels")
     lines = [line.rsplit(" ", 1) for line in found.labels.read_text().splitlines()]
     results = [predict(found.validation / name) for name, _ in lines]
-    right = [int(r.class_ids[0]) == int(label) for r, (_, label) in zip(results, lines, strict=True)]
+    right = [r.to_dict()[0]["class_id"] == int(label) for r, (_, label) in zip(results, lines, strict=True)]
     return float(np.mean(right))
 
 

@@ -23,14 +23,13 @@ from narrowcast.chips.esp.model import build_espdl, make_test_vectors
 from narrowcast.graph import Model
 from narrowcast.lower.qdq import Factors
 from narrowcast.plan import Plan
-from narrowcast.vision.heads import HeadSpec
+from narrowcast.tasks import Task
+from narrowcast.tasks.objects import Objects
 
 __all__ = ["ESPDL_FILE", "Origin", "bundled_espdl", "deploy_espdl", "parser_names", "parser_notes"]
 
 #: Its name inside a bundle.
 ESPDL_FILE = "model.espdl"
-#: Stem of an output here, and there.
-_STEMS = {"box": "box", "cls": "score", "kpt": "kpt", "mask": "mc"}
 #: What the post-processors of YOLO11 are written for.
 _STRIDES, _BINS, _KEYPOINTS = 3, 16, (17, 3)
 
@@ -41,18 +40,18 @@ class Origin:
 
     Attributes:
         source: name and hash of the float model, as in a manifest's ``model``.
-        head: layout of the outputs, which then get the names that ESP-DL's post-processors fetch.
+        meaning: of the outputs, which get the names that ESP-DL's post-processors fetch where these are known.
         factors: a person asked for outputs with a scale a channel.
     """
 
     source: Mapping[str, str]
-    head: HeadSpec | None
+    meaning: Task
     factors: bool = False
 
     @classmethod
     def of(cls, manifest: Manifest) -> Origin:
         """That of a bundle."""
-        return cls(manifest.model, manifest.head, bool(manifest.calibration.get("output_factors", False)))
+        return cls(manifest.model, manifest.meaning, bool(manifest.calibration.get("output_factors", False)))
 
     def metadata(self, factors: Factors) -> dict[str, str]:
         """Text for the file.
@@ -65,7 +64,7 @@ class Origin:
                 f"the outputs {', '.join(factors)} carry factors, which ESP-DL's post-processors do not know",
                 "quantize again; with --output-factors the file keeps them",
             )
-        names = parser_names(self.head)
+        names = parser_names(self.meaning)
         told = {names.get(name, name): [round(float(f), 9) for f in values] for name, values in factors.items()}
         origin = {"model": self.source["source"], "model_sha256": self.source["sha256"]}
         return origin | ({"output_factors": json.dumps(told)} if told else {})
@@ -83,7 +82,7 @@ def bundled_espdl(target: Target, origin: Origin, runtime: str | None) -> Extra 
         return None
 
     def make(model: Model, plan: Plan, chip: Target, factors: Factors) -> Mapping[str, bytes]:
-        metadata, names = origin.metadata(factors), parser_names(origin.head)
+        metadata, names = origin.metadata(factors), parser_names(origin.meaning)
         file = build_espdl(model.ir, plan, chip, runtime=runtime, metadata=metadata, names=names)
         return {ESPDL_FILE: encode_espdl(file)}
 
@@ -122,7 +121,7 @@ def deploy_espdl(
     if "espdl" not in target.kits:
         raise UserError(f"{bundle.path} was quantized for {target.name}", "quantize for a target with the kit espdl")
     model, plan, origin = bundle.prepared.ir, bundle.plan, Origin.of(bundle.manifest)
-    metadata, names = origin.metadata(bundle.factors), parser_names(origin.head)
+    metadata, names = origin.metadata(bundle.factors), parser_names(origin.meaning)
     vectors = make_test_vectors(model, plan, target, images) if images else [None]
     files = [
         build_espdl(model, plan, target, runtime=runtime, test_vector=vector, metadata=metadata, names=names)
@@ -131,26 +130,27 @@ def deploy_espdl(
     return [write_file(path, encode_espdl(file), force=force) for path, file in zip(paths, files, strict=True)]
 
 
-def parser_names(head: HeadSpec | None) -> dict[str, str]:
+def parser_names(meaning: Task) -> dict[str, str]:
     """Output to its name in the file: ``box0, score0, kpt0 | mc0`` of the smallest stride and so on, ``p``.
 
     Args:
-        head: layout of the outputs; without one they keep their names.
+        meaning: of the outputs; those without a known head keep their names.
     """
-    if head is None:
+    if not isinstance(meaning, Objects):
         return {}
-    strides = enumerate(head.strides)
-    names = {f"{ours}_s{stride}": f"{theirs}{i}" for i, stride in strides for ours, theirs in _STEMS.items()}
-    return names | {"proto": "p"}
+    strides = enumerate(meaning.spec.strides)
+    names = {f"{role.stem}_s{stride}": f"{role.parser}{i}" for i, stride in strides for role in meaning.roles}
+    return names | {role.stem: role.parser for role in meaning.shared}
 
 
-def parser_notes(head: HeadSpec | None, types: Mapping[str, str]) -> tuple[str, ...]:
+def parser_notes(meaning: Task, types: Mapping[str, str]) -> tuple[str, ...]:
     """What a person has to know before a post-processor of ESP-DL reads the file.
 
     Args:
-        head: layout of the outputs.
+        meaning: of the outputs.
         types: output to its integer type.
     """
+    head = meaning.head
     if head is None:
         return ()
     limits = {

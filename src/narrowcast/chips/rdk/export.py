@@ -29,8 +29,9 @@ from narrowcast.ops.units import inline_units
 from narrowcast.plan import Plan, draft
 from narrowcast.plan.drafting import read_encoding
 from narrowcast.plan.structure import is_passive
+from narrowcast.tasks import Task
+from narrowcast.tasks.objects import Objects
 from narrowcast.vision import Preprocess
-from narrowcast.vision.heads import HeadSpec
 
 __all__ = [
     "WORKING_DIR", "Exported", "ExportedOutput", "check_camera", "export", "hb_settings", "hb_yaml", "prefix", "verify",
@@ -79,12 +80,12 @@ class Exported:
     outputs: tuple[ExportedOutput, ...]
 
 
-def vendor_order(names: Sequence[str], head: HeadSpec | None) -> list[str]:
+def vendor_order(names: Sequence[str], meaning: Task) -> list[str]:
     """Output names in the order of the vendor's model zoo and robot software: class, box, extra a stride, proto."""
-    if head is None:
+    if not isinstance(meaning, Objects):
         return list(names)
-    stems = ["cls", "box", *([head.extra] if head.extra else [])]
-    ordered = [f"{stem}_s{stride}" for stride in head.strides for stem in stems]
+    box, classes, *extra = (role.stem for role in meaning.roles)
+    ordered = [f"{stem}_s{stride}" for stride in meaning.spec.strides for stem in (classes, box, *extra)]
     return ordered + [name for name in names if name not in ordered]
 
 
@@ -106,8 +107,9 @@ def export(bundle: Bundle) -> Exported:
     names = [value.name for value in proto.graph.output]
     _name_nodes(proto)
     converted = to_opset_11(proto)
-    ordered = vendor_order(names, bundle.manifest.head)
-    scores = bundle.manifest.task == "classify" and not bundle.manifest.integer_outputs
+    meaning = bundle.manifest.meaning
+    ordered = vendor_order(names, meaning)
+    scores = meaning.one_answer and not bundle.manifest.integer_outputs
     outputs = _set_outputs(converted, ordered, scores)
     onnx.checker.check_model(converted, full_check=True)
     return Exported(converted, outputs)

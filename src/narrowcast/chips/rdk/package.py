@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from narrowcast import vision
+from narrowcast import tasks, vision
 from narrowcast.base.errors import UserError, printable
 from narrowcast.base.writing import check_folder, new_folder
 from narrowcast.bundle import Bundle, Manifest
@@ -197,11 +197,13 @@ def _board_join(join: Join) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def _write_board(folder: Path, bundle: Bundle, exported: Exported, images: ImageSet, join: dict[str, Any]) -> None:
-    """run.py, the vision room, model.json, a sample image and what to find in it."""
+    """run.py, the rooms of images and of tasks, model.json, a sample image and what to find in it."""
     manifest = bundle.manifest
     package = folder / "narrowcast"
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-    shutil.copytree(Path(str(vision.__file__)).parent, package / "vision", ignore=ignored)
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "teaching.py")
+    for room in (vision, tasks):
+        source = Path(str(room.__file__)).parent
+        shutil.copytree(source, package / source.name, ignore=ignored)
     (package / "__init__.py").write_text('"""The part of narrowcast that runs on the board."""\n')
     shutil.copyfile(Path(str(board.__file__)).parent / "run.py", folder / "run.py")
     image = _sample(images)
@@ -209,8 +211,8 @@ def _write_board(folder: Path, bundle: Bundle, exported: Exported, images: Image
     description = {
         "task": manifest.task,
         "preprocess": manifest.preprocess.to_dict(),
+        **manifest.meaning.record(),
         "head": manifest.head.to_dict() if manifest.head is not None else None,
-        "softmax_missing": manifest.softmax_missing,
         "classes": manifest.classes,
         "skeleton": manifest.skeleton,
         "outputs": [
@@ -223,8 +225,7 @@ def _write_board(folder: Path, bundle: Bundle, exported: Exported, images: Image
     (folder / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     _, data = cv2.imencode(".png", image)
     (folder / SAMPLE_FILE).write_bytes(data.tobytes())
-    known = manifest.task == "classify" or manifest.head is not None
-    found = bundle.quantized.predict(image).to_dict(manifest.classes) if known else []
+    found = bundle.quantized.predict(image).to_dict(manifest.classes) if manifest.meaning.known else []
     (folder / "expected.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

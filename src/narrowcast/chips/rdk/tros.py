@@ -20,12 +20,13 @@ from narrowcast.bundle import Bundle, Manifest
 from narrowcast.chips.rdk.export import WORKING_DIR, Exported, check_camera, export, prefix
 from narrowcast.chips.rdk.package import removal_script
 from narrowcast.deploy.delivery import Delivery
+from narrowcast.tasks import TASKS
 
-__all__ = ["PARSERS", "deploy_tros", "parser_settings"]
+__all__ = ["deploy_tros", "parser_settings"]
 
 CONFIG_FILE, CLASSES_FILE, MODIFY_FILE = "workconfig.json", "classes.list", "modify.sh"
-#: Task to the parser that reads its outputs.
-PARSERS = {"detect": "yolov8", "segment": "yolov8_seg", "classify": "classification"}
+#: How tasks call this software where they name its parser.
+SOFTWARE = "TROS"
 
 
 def parser_settings(manifest: Manifest, model_file: str, outputs: int) -> dict[str, Any]:
@@ -39,11 +40,11 @@ def parser_settings(manifest: Manifest, model_file: str, outputs: int) -> dict[s
     Raises:
         UserError: TROS has no parser for the task.
     """
-    parser = PARSERS.get(manifest.task)
+    parser = manifest.meaning.parsers.get(SOFTWARE)
     if parser is None:
+        known = [name for name, task in TASKS.items() if SOFTWARE in task.parsers]
         raise UserError(
-            f"TROS has no parser for {manifest.task} models",
-            f"it has parsers for {', '.join(PARSERS)}; use board/run.py",
+            f"TROS has no parser for {manifest.task} models", f"it has parsers for {', '.join(known)}; use board/run.py"
         )
     head = manifest.head
     settings: dict[str, Any] = {"model_file": model_file, "dnn_Parser": parser, "model_output_count": outputs}
@@ -98,7 +99,7 @@ def deploy_tros(bundle: Bundle, out: Path, *, force: bool = False) -> Delivery:
     """
     place = check_folder(out, CONFIG_FILE, force)
     manifest = bundle.manifest
-    if manifest.task not in PARSERS:
+    if SOFTWARE not in manifest.meaning.parsers:
         parser_settings(manifest, "", 0)  # says what there is
     if manifest.join:
         parts, whole = (", ".join(manifest.join[key]) for key in ("parts", "joined"))
@@ -109,34 +110,34 @@ def deploy_tros(bundle: Bundle, out: Path, *, force: bool = False) -> Delivery:
         notes = ()
     check_camera(manifest.preprocess)
     exported = export(bundle)
-    segment = manifest.task == "segment"
-    if segment:
+    masks = manifest.head is not None and manifest.head.num_masks > 0
+    if masks:
         _check_prototypes(bundle, exported)
     name = prefix(bundle)
-    model_file = f"{name}_modified.bin" if segment else f"{name}.bin"
+    model_file = f"{name}_modified.bin" if masks else f"{name}.bin"
     settings = parser_settings(manifest, model_file, len(exported.outputs))
     classes = manifest.classes or tuple(f"class {index}" for index in range(_class_count(manifest)))
     with new_folder(place) as folder:
         (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         lines = [" ".join(entry.split()) for entry in classes]
         (folder / CLASSES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        if segment:
+        if masks:
             script = folder / MODIFY_FILE
             script.write_text(_modify_script(exported, name), encoding="utf-8")
             script.chmod(0o755)
         files = tuple(sorted(file.name for file in folder.iterdir()))
-    return Delivery(out, files, _steps(model_file, segment), notes, {"parser": settings["dnn_Parser"], **settings})
+    return Delivery(out, files, _steps(model_file, masks), notes, {"parser": settings["dnn_Parser"], **settings})
 
 
 def _class_count(manifest: Manifest) -> int:
-    return manifest.head.num_classes if manifest.head is not None else max(manifest.outputs[0].shape)
+    return manifest.meaning.class_count([out.shape for out in manifest.outputs])
 
 
-def _steps(model_file: str, segment: bool) -> tuple[str, ...]:
+def _steps(model_file: str, masks: bool) -> tuple[str, ...]:
     compiled = f"compile with the kit rdk-x5; TROS wants {WORKING_DIR}/{model_file}, not board/model.bin"
     return (
         compiled,
-        *([f"run {MODIFY_FILE} in that package first, inside the vendor's image"] if segment else []),
+        *([f"run {MODIFY_FILE} in that package first, inside the vendor's image"] if masks else []),
         f"on the board: {model_file} and {CONFIG_FILE} where dnn_node_example runs, {CLASSES_FILE} into its config/",
         f"ros2 launch dnn_node_example dnn_node_example.launch.py dnn_example_config_file:={CONFIG_FILE}",
     )

@@ -20,13 +20,13 @@ from narrowcast.calibrate.images import ImageSet
 from narrowcast.chips.schema import Target
 from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune.lessons import Lesson, lessons
-from narrowcast.improve.finetune.losses import ClassLoss, HeadLoss, NoiseLoss, noise
 from narrowcast.improve.finetune.network import Network, Scales
 from narrowcast.improve.finetune.regions import Region, Tied, region, tie
 from narrowcast.improve.finetune.settings import Settings
 from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.ops.net import set_constant, with_outputs
-from narrowcast.vision.heads import HeadSpec
+from narrowcast.tasks import Task
+from narrowcast.tasks.teaching import noise
 from narrowcast.vision.preprocess import Preprocess
 
 Array = NDArray[Any]
@@ -97,8 +97,7 @@ class Course:
         floating: the teacher.
         targets: its outputs that are learned, by the same names as in the quantized graph.
         features: its tensors inside that are learned too, by the same names.
-        task: of the model.
-        head: layout of the outputs; ``None`` for a whole graph.
+        meaning: of the outputs.
         images: to learn from.
         target: of the plan.
         runtime: version of the chip's runtime; ``None`` for the newest known.
@@ -107,8 +106,7 @@ class Course:
     floating: onnx.ModelProto
     targets: tuple[str, ...]
     features: tuple[str, ...]
-    task: str
-    head: HeadSpec | None
+    meaning: Task
     images: ImageSet
     target: Target
     runtime: str | None = None
@@ -194,11 +192,11 @@ class _Training:
         self.tied: Tied = tie(start.model.graph, start.plan, course.target, course.runtime, movable)
         self.network = self._network(course)
         wanted = [*self.targets, *self.features]
-        shown = views(course.images, settings.seed, settings.vary and course.task != "generic")
+        shown = views(course.images, settings.seed, settings.vary and course.meaning.known)
         self.lessons = lessons(
             self.network, self.region, Runner(with_outputs(course.floating, wanted), threads, "basic"), wanted, shown
         )
-        self.loss = _loss(course, device)
+        self.loss = course.meaning.loss(device)
         self.factors = {
             name: torch.tensor(values, dtype=torch.float32, device=device).reshape(1, -1, *[1] * 2)
             for name, values in start.factors.items()
@@ -288,12 +286,6 @@ def _schedule(step: int, steps: int) -> float:
     """Share of the rate: a short rise, then half a cosine down to nothing."""
     warm = max(1.0, WARM_UP * steps)
     return min(1.0, step / warm) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
-
-
-def _loss(course: Course, device: str) -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]:
-    if course.head is not None and course.task != "classify":
-        return HeadLoss(course.head, device)
-    return ClassLoss() if course.task == "classify" else NoiseLoss()
 
 
 def _with_weights(network: QuantizedNetwork, arrays: Mapping[str, Any]) -> QuantizedNetwork:

@@ -5,7 +5,7 @@
     python3 run.py --check                   # sample image against expected.json
     python3 run.py street.jpg --arrays a.npz # every output as numpy arrays
 
-Needs numpy, OpenCV and the board's own package hobot_dnn; the vision folder beside this file does the rest.
+Needs numpy, OpenCV and the board's own package hobot_dnn; the folder narrowcast beside this file does the rest.
 """
 
 from __future__ import annotations
@@ -25,18 +25,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from narrowcast.vision import (
-    Classification,
-    Detections,
-    Geometry,
-    HeadSpec,
-    OutputEncoding,
-    Preprocess,
-    decode,
-    decode_classification,
-    preprocess,
-    read_image,
-)
+from narrowcast.tasks import meaning_of
+from narrowcast.vision import Geometry, OutputEncoding, Preprocess, Result, preprocess, read_image
 from narrowcast.vision.draw import draw
 from narrowcast.vision.nv12 import bgr_to_nv12
 
@@ -77,7 +67,7 @@ class BoardModel:
         self.model = runtime.load(str(path))[0]
         self.description = description
         self.spec = Preprocess.from_dict(description["preprocess"])
-        self.head = HeadSpec.from_dict(description["head"]) if description["head"] else None
+        self.meaning = meaning_of(description["task"], description["head"], description["softmax_missing"])
         self.constants = read_constants(HERE, description)
 
     def feed(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Geometry]:
@@ -130,16 +120,12 @@ class BoardModel:
         confidence: float,
         iou: float,
         top_k: int,
-    ) -> Detections | Classification | None:
+    ) -> Result | None:
         """Detections in pixels of the image, or classes; ``None`` where nothing is known of the outputs."""
-        if self.description["task"] == "classify":
-            name, scores = next(iter(outputs.items()))
-            if name in encodings:
-                scores = scores * np.asarray(encodings[name].scale, np.float64).reshape(-1)
-            return decode_classification(scores, top_k, self.description["softmax_missing"])
-        if self.head is None:
+        if not self.meaning.known:
             return None
-        return decode(outputs, self.head, geometry, confidence=confidence, iou=iou, encodings=encodings, layout="NHWC")
+        options = {"confidence": confidence, "iou": iou, "top_k": top_k}
+        return self.meaning.decode(outputs, geometry, encodings=encodings, layout="NHWC", **options)
 
 
 def read_constants(folder: Path, description: dict[str, Any]) -> Outputs:
@@ -202,7 +188,7 @@ def _frames(source: str, limit: int) -> Iterator[NDArray[np.uint8]]:
         yield np.asarray(frame, np.uint8)
 
 
-def _said(result: Detections | Classification | None, outputs: Outputs, classes: Sequence[str]) -> list[dict[str, Any]]:
+def _said(result: Result | None, outputs: Outputs, classes: Sequence[str]) -> list[dict[str, Any]]:
     if result is not None:
         return result.to_dict(classes)
     return [

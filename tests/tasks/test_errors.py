@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrowcast.analyze.task_units import COCO_SIGMAS, OTHER_SIGMA, TaskError, TaskJudge, combine, pixels_per_lsb
 from narrowcast.plan import Encoding
-from narrowcast.vision import HeadSpec, decode_dense
+from narrowcast.tasks import HeadSpec, Look, Task, TaskError, TaskJudge, combine, meaning_of
+from narrowcast.tasks.pose import COCO_SIGMAS, OTHER_SIGMA
 
 SPECS = [
     HeadSpec("detect", (8, 16), 5),
@@ -29,11 +29,16 @@ def heads(spec: HeadSpec, rng: np.random.Generator) -> Outputs:
         h, w = HEIGHT // stride, WIDTH // stride
         found[f"box_s{stride}"] = np.abs(rng.normal(1, 1, (1, 4 * spec.reg_max, h, w))).astype(np.float32)
         found[f"cls_s{stride}"] = rng.normal(-2, 2, (1, spec.num_classes, h, w)).astype(np.float32)
-        if spec.extra:
-            found[f"{spec.extra}_s{stride}"] = rng.normal(0, 1, (1, spec.extra_channels, h, w)).astype(np.float32)
+        for role in meaning_of(spec.task, spec).roles[2:]:
+            values = rng.normal(0, 1, (1, role.channels(spec), h, w))
+            found[f"{role.stem}_s{stride}"] = values.astype(np.float32)
     if spec.num_masks:
         found["proto"] = rng.normal(0, 1, (1, spec.num_masks, HEIGHT // 4, WIDTH // 4)).astype(np.float32)
     return found
+
+
+def judge_of(spec: HeadSpec, references: list[Outputs]) -> TaskJudge:
+    return TaskJudge(meaning_of(spec.task, spec), references, Look((HEIGHT, WIDTH)))
 
 
 def noisy(outputs: Outputs, rng: np.random.Generator, size: float) -> Outputs:
@@ -56,7 +61,7 @@ def iou(a: list[float], b: list[float]) -> float:
 
 
 def slow(spec: HeadSpec, expected: Outputs, actual: Outputs) -> dict[str, float]:
-    one, other = decode_dense(expected, spec).astype(np.float64), decode_dense(actual, spec).astype(np.float64)
+    one, other = (meaning_of(spec.task, spec).dense(each).astype(np.float64) for each in (expected, actual))
     classes = spec.num_classes
     kept: list[int] = []
     order = sorted(range(one.shape[1]), key=lambda i: (-one[4 : 4 + classes, i].max(), i))
@@ -74,11 +79,11 @@ def slow(spec: HeadSpec, expected: Outputs, actual: Outputs) -> dict[str, float]
         rows["iou_loss"].append(1 - iou(a, b))
         label = 4 + int(one[4 : 4 + classes, i].argmax())
         rows["probability"].append(abs(one[label, i] - other[label, i]))
-        if spec.extra == "kpt":
+        if spec.keypoint_shape:
             distance, similarity = points(spec, one[:, i], other[:, i], a)
             rows.setdefault("keypoint_pixels", []).append(distance)
             rows.setdefault("oks_loss", []).append(1 - similarity)
-        if spec.extra == "mask":
+        if spec.num_masks:
             rows.setdefault("mask_iou_loss", []).append(mask(spec, one[:, i], other[:, i], expected, actual, a))
     pairs = [
         abs(float(p - q))
@@ -124,7 +129,7 @@ def mask(
 def test_equals_the_slow_reference(spec: HeadSpec, noise: float) -> None:
     rng = np.random.default_rng(3)
     references = [heads(spec, rng) for _ in range(3)]
-    judge = TaskJudge(spec.task, spec, references, input_size=(HEIGHT, WIDTH))
+    judge = judge_of(spec, references)
     for index, reference in enumerate(references):
         actual = noisy(reference, rng, noise)
         found = judge.judge(index, actual).to_dict()
@@ -136,7 +141,7 @@ def test_equals_the_slow_reference(spec: HeadSpec, noise: float) -> None:
 def test_equal_outputs_cost_nothing_and_noise_costs_more(spec: HeadSpec) -> None:
     rng = np.random.default_rng(5)
     reference = heads(spec, rng)
-    judge = TaskJudge(spec.task, spec, [reference], input_size=(HEIGHT, WIDTH))
+    judge = judge_of(spec, [reference])
     assert judge.judge(0, reference).loss == 0
     losses = [judge.judge(0, noisy(reference, np.random.default_rng(1), size)).loss for size in (0.01, 0.1, 1.0)]
     assert losses == sorted(losses) and losses[0] > 0
@@ -150,10 +155,11 @@ def test_a_new_false_positive_is_seen() -> None:
     reference["cls_s8"][0, 1, 2, 3] = 3
     actual = {name: value.copy() for name, value in reference.items()}
     actual["cls_s16"][0, 4, 1, 1] = 2
-    error = TaskJudge("detect", spec, [reference], input_size=(HEIGHT, WIDTH)).judge(0, actual)
-    assert error.probability == 0
+    error = judge_of(spec, [reference]).judge(0, actual)
+    assert error.values["probability"] == 0
     assert error.candidates == 2
-    assert error.candidate_probability == pytest.approx((1 / (1 + math.exp(-2)) - 1 / (1 + math.exp(9))) / 2, rel=1e-5)
+    expected = (1 / (1 + math.exp(-2)) - 1 / (1 + math.exp(9))) / 2
+    assert error.values["candidate_probability"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("softmax_missing", [True, False])
@@ -163,49 +169,49 @@ def test_classifier(softmax_missing: bool) -> None:
     other = logits + rng.normal(0, 1, (1, 10))
     chances = [np.exp(v) / np.exp(v).sum() for v in (logits, other)]
     given_outputs = (logits, other) if softmax_missing else chances
-    judge = TaskJudge("classify", None, [{"y": given_outputs[0]}], softmax_missing=softmax_missing, input_size=(8, 8))
+    judge = TaskJudge(meaning_of("classify", None, softmax_missing), [{"y": given_outputs[0]}], Look((8, 8)))
     error = judge.judge(0, {"y": given_outputs[1]})
     p, q = (c.ravel() for c in chances)
     kept = sorted({*sorted(range(10), key=lambda i: -p[i])[:5], int(q.argmax())})
     rows = [(p[i], q[i]) for i in kept] + [(1 - p[kept].sum(), 1 - q[kept].sum())]
     floored = [(max(float(a), 1e-3), max(float(b), 1e-3)) for a, b in rows]
-    assert error.divergence == pytest.approx(sum(a * math.log(a / b) - a + b for a, b in floored))
-    assert error.probability == pytest.approx(abs(q[p.argmax()] - p.max()))
-    assert error.top1_disagreement == float(p.argmax() != q.argmax())
-    assert error.loss == error.divergence
+    assert error.values["divergence"] == pytest.approx(sum(a * math.log(a / b) - a + b for a, b in floored))
+    assert error.values["probability"] == pytest.approx(abs(q[p.argmax()] - p.max()))
+    assert error.values["top1_disagreement"] == float(p.argmax() != q.argmax())
+    assert error.loss == error.values["divergence"]
 
 
 def test_unlikely_classes_that_eight_bits_round_away_cost_little() -> None:
     p = np.full((1, 1000), 0.2 / 999)
     p[0, 7] = 0.8
-    judge = TaskJudge("classify", None, [{"y": p}], input_size=(8, 8))
+    judge = TaskJudge(meaning_of("classify"), [{"y": p}], Look((8, 8)))
     assert judge.judge(0, {"y": np.rint(p * 256) / 256}).loss < 0.01
 
 
 def test_without_a_task_noise_counts() -> None:
     x = np.array([3.0, 4.0], np.float32)
-    judge = TaskJudge("generic", None, [{"y": x}], input_size=(8, 8))
+    judge = TaskJudge(Task(), [{"y": x}], Look((8, 8)))
     assert judge.judge(0, {"y": x + 1}).loss == pytest.approx(2 / 25)
 
 
 def test_nothing_found_falls_back_to_noise() -> None:
     spec = SPECS[0]
     reference = {k: np.full_like(v, -9) for k, v in heads(spec, np.random.default_rng(0)).items()}
-    judge = TaskJudge("detect", spec, [reference], input_size=(HEIGHT, WIDTH))
-    assert judge.kind == "generic"
+    judge = judge_of(spec, [reference])
+    assert judge.meaning == Task()
     assert judge.judge(0, {k: v + 9 for k, v in reference.items()}).loss == pytest.approx(1, rel=1e-6)
 
 
 def test_combine_weights_by_detections() -> None:
-    one = TaskError(1, 2, 1, iou_loss=0.4, candidate_probability=0.1)
-    other = TaskError(3, 2, 1, iou_loss=0.0, candidate_probability=0.3)
-    empty = TaskError(0, 0, 1, candidate_probability=0.0)
+    one = TaskError(1, 2, 1, {"iou_loss": 0.4, "candidate_probability": 0.1})
+    other = TaskError(3, 2, 1, {"iou_loss": 0.0, "candidate_probability": 0.3})
+    empty = TaskError(0, 0, 1, {"candidate_probability": 0.0})
     both = combine([one, other, empty])
     assert (both.detections, both.candidates, both.images) == (4, 4, 3)
-    assert both.iou_loss == pytest.approx(0.1)
-    assert both.candidate_probability == pytest.approx(0.2)
+    assert both.values["iou_loss"] == pytest.approx(0.1)
+    assert both.values["candidate_probability"] == pytest.approx(0.2)
     assert both.loss == pytest.approx(0.3)
-    assert both.oks_loss is None
+    assert "oks_loss" not in both.values
 
 
 @given(st.sampled_from([8, 16, 32]), st.floats(1e-4, 0.5), st.integers(0, 50))
@@ -215,8 +221,9 @@ def test_a_step_of_a_keypoint_moves_it_as_far_as_said(stride: int, scale: float,
     outputs = heads(spec, np.random.default_rng(0))
     moved = {**outputs, f"kpt_s{stride}": outputs[f"kpt_s{stride}"].copy()}
     moved[f"kpt_s{stride}"][0, channel] += np.float32(scale)
-    row = pixels_per_lsb(spec, {f"kpt_s{stride}": Encoding("int8", scale)})[0]
-    change = np.abs(decode_dense(moved, spec) - decode_dense(outputs, spec))[5 + channel].max()
+    meaning = meaning_of(spec.task, spec)
+    row = meaning.resolution({f"kpt_s{stride}": Encoding("int8", scale)})[0]
+    change = np.abs(meaning.dense(moved) - meaning.dense(outputs))[5 + channel].max()
     assert row.unit == "pixels"
     if channel % 3 < 2:
         assert change == pytest.approx(row.per_lsb, rel=1e-2, abs=1e-4)
@@ -225,7 +232,8 @@ def test_a_step_of_a_keypoint_moves_it_as_far_as_said(stride: int, scale: float,
 def test_steps_of_the_other_outputs() -> None:
     spec = HeadSpec("detect", (8, 32), 3)
     per_channel = Encoding("int32", (0.1, 0.2, 0.4), 0, 1)
-    found = pixels_per_lsb(spec, {"box_s32": Encoding("int8", 0.125), "cls_s8": per_channel})
+    found = meaning_of(spec.task, spec).resolution({"box_s32": Encoding("int8", 0.125), "cls_s8": per_channel})
     assert [(row.unit, row.per_lsb) for row in found] == [("pixels", 1.0), ("probability", 0.1)]
-    assert pixels_per_lsb(HeadSpec("detect", (8,), 3, reg_max=1), {"box_s8": Encoding("int8", 0.5)})[0].per_lsb == 4
-    assert pixels_per_lsb(None, {"y": Encoding("int8", 0.5)})[0].unit == "raw"
+    plain = meaning_of("detect", HeadSpec("detect", (8,), 3, reg_max=1))
+    assert plain.resolution({"box_s8": Encoding("int8", 0.5)})[0].per_lsb == 4
+    assert Task().resolution({"y": Encoding("int8", 0.5)})[0].unit == "raw"

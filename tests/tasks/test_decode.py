@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrowcast.vision import Geometry, HeadSpec, OutputEncoding, decode, decode_classification, decode_dense
+from narrowcast.tasks import HeadSpec, meaning_of
+from narrowcast.vision import Classification, Detections, Geometry, OutputEncoding
 from narrowcast.vision.nms import non_maximum_suppression
 
 SPECS = [
@@ -18,6 +21,19 @@ SPECS = [
     HeadSpec("segment", (8, 16, 32), 3, num_masks=8),
 ]
 HEIGHT, WIDTH = 64, 96
+
+
+def decode(outputs: dict[str, np.ndarray], spec: HeadSpec, geometry: Geometry, **options: Any) -> Detections:
+    found = meaning_of(spec.task, spec).decode(outputs, geometry, **options)
+    assert isinstance(found, Detections)
+    return found
+
+
+def decode_classification(scores: np.ndarray, softmax: bool = False, **options: Any) -> Classification:
+    meaning = meaning_of("classify", None, softmax)
+    found = meaning.decode({"y": scores}, Geometry(1, 1), **options)
+    assert isinstance(found, Classification)
+    return found
 
 
 def raw_heads(spec: HeadSpec, seed: int) -> dict[str, np.ndarray]:
@@ -56,7 +72,7 @@ def slow_nms(boxes: np.ndarray, classes: np.ndarray, iou: float) -> list[int]:
 
 
 def slow_decode(outputs: dict[str, np.ndarray], spec: HeadSpec, confidence: float, iou: float):  # type: ignore[no-untyped-def]
-    rows = decode_dense(outputs, spec).astype(np.float64)
+    rows = meaning_of(spec.task, spec).dense(outputs).astype(np.float64)
     scores, classes = rows[4 : 4 + spec.num_classes].max(0), rows[4 : 4 + spec.num_classes].argmax(0)
     order = [i for i in np.argsort(-scores, kind="stable") if scores[i] >= confidence]
     x, y, w, h = rows[:4]
