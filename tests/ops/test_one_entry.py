@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
@@ -101,3 +102,13 @@ def test_one_entry_is_all(tmp_path: Path, operator: Operator, opset: int, name: 
 
 def test_without_the_entry_it_stays_as_the_exporter_wrote_it(tmp_path: Path) -> None:
     assert len(load(save(net("Mish", 17), tmp_path / "m.onnx")).ir.graph) == 5
+
+
+def test_torch_learns_it_from_the_entry() -> None:
+    torch = pytest.importorskip("torch", reason="finetune needs torch: pip install 'narrowcast[finetune]'")
+    from narrowcast.improve.finetune.operators import compute
+
+    facts.register(MISH)
+    x = np.linspace(-6, 6, 50)
+    (given,) = compute(ir.node("Mish", [ir.val("x")]), [torch.from_numpy(x)])
+    np.testing.assert_allclose(given.numpy(), x * np.tanh(np.log1p(np.exp(x))), atol=1e-9)

@@ -274,14 +274,15 @@ def _all() -> None:
     register(Operator("Sub", Kind.DIFFERENCE, torch=lambda t, node, x: x[0] - x[1]))
     register(Operator("Mul", Kind.MULTIPLY, torch=lambda t, node, x: x[0] * x[1]))
     register(Operator("Div", Kind.DIVIDE, torch=lambda t, node, x: x[0] / x[1]))
-    register(Operator("Max", Kind.LARGER))
-    register(Operator("Min", Kind.SMALLER))
+    register(Operator("Max", Kind.LARGER, torch=lambda t, node, x: t.maximum(x[0], x[1])))
+    register(Operator("Min", Kind.SMALLER, torch=lambda t, node, x: t.minimum(x[0], x[1])))
 
     register(Operator("AveragePool", Kind.AVERAGE_POOL, homogeneous=True))
     register(Operator("GlobalAveragePool", Kind.GLOBAL_AVERAGE, homogeneous=True, torch=lambda t, node, x: (
         x[0].mean(list(range(2, x[0].dim())), keepdim=True))))  # fmt: skip
     register(Operator("MaxPool", Kind.MAX_POOL, homogeneous=True, refusal=_indices))
-    register(Operator("GlobalMaxPool", Kind.GLOBAL_MAX))
+    register(Operator("GlobalMaxPool", Kind.GLOBAL_MAX, torch=lambda t, node, x: (
+        x[0].amax(list(range(2, x[0].dim())), keepdim=True))))  # fmt: skip
     for name, kind in (
         ("ReduceMean", Kind.MEAN), ("ReduceSum", Kind.TOTAL), ("ReduceMax", Kind.LARGEST), ("ReduceMin", Kind.LEAST),
     ):  # fmt: skip

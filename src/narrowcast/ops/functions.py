@@ -18,6 +18,8 @@ __all__ = ["clip_bounds", "unary", "unary_function", "unary_name"]
 
 Real = NDArray[np.float64]
 
+#: Default alpha and gamma of Selu.
+_SELU = 1.6732632, 1.0507010
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -129,6 +131,11 @@ def _elu(node: ir.Node | None, alpha: float = 1.0, gamma: float = 1.0) -> Functi
     return lambda x: gamma * np.where(x >= 0, x, alpha * np.expm1(np.minimum(x, 0)))
 
 
+def _torch_elu(torch: Any, node: ir.Node, x: Any, alpha: float, gamma: float) -> Any:
+    alpha, gamma = _number(node, "alpha", alpha), _number(node, "gamma", gamma)
+    return gamma * torch.where(x >= 0, x, alpha * torch.expm1(x.clamp(max=0)))
+
+
 def _power(node: ir.Node | None) -> Function | None:
     constant = None if node is None else constant_at(node, 1)
     if constant is None or constant.size != 1:
@@ -159,7 +166,8 @@ def _several_slopes(node: ir.Node) -> tuple[str, str]:
 
 
 def _plain(name: str, function: Function, **more: Any) -> None:
-    """A function without attributes."""
+    """A function without attributes, of the same name in torch if nothing else is said."""
+    more.setdefault("torch", lambda torch, node, x: getattr(torch, name.lower())(x[0]))
     register(Operator(name, Kind.FUNCTION, keeps_axes=True, function=lambda node: function, **more))
 
 
@@ -182,8 +190,8 @@ _GELU = (
 def _all() -> None:
     _plain("Silu", lambda x: x * _sigmoid(x), bends=True, since=None, forms=("gate = Sigmoid(x) y = Mul(x, gate)",),
            torch=lambda t, node, x: t.nn.functional.silu(x[0]))  # fmt: skip
-    _plain("Sigmoid", _sigmoid, bends=True, bounds=(0, 1), torch=lambda t, node, x: t.sigmoid(x[0]))
-    _plain("Tanh", np.tanh, bends=True, bounds=(-1, 1), torch=lambda t, node, x: t.tanh(x[0]))
+    _plain("Sigmoid", _sigmoid, bends=True, bounds=(0, 1))
+    _plain("Tanh", np.tanh, bends=True, bounds=(-1, 1))
     _plain("HardSwish", lambda x: x * np.clip(x / 6 + 0.5, 0, 1), bends=True, since=14, forms=(
         f"{_HARD_GATE} y = Mul(x, gate)", f"{_SIX} product = Mul(x, clipped) y = Div(product, six)",
     ), torch=lambda t, node, x: t.nn.functional.hardswish(x[0]))  # fmt: skip
@@ -197,20 +205,21 @@ def _all() -> None:
         _number(node, "alpha", 0.2) * x[0] + _number(node, "beta", 0.5)).clamp(0, 1))  # fmt: skip
     _varied("LeakyRelu", lambda node: _leaky(_number(node, "alpha", 0.01)), homogeneous=True, torch=lambda t, node, x: (
         t.nn.functional.leaky_relu(x[0], _number(node, "alpha", 0.01))))  # fmt: skip
-    _varied("Elu", _elu)
-    _varied("Selu", lambda node: _elu(node, 1.6732632, 1.0507010))
-    _varied("PRelu", _slopes, constants=(1,), refusal=_several_slopes)
-    _varied("Pow", _power, constants=(1,), refusal=_several_exponents)
+    _varied("Elu", _elu, torch=lambda t, node, x: _torch_elu(t, node, x[0], 1.0, 1.0))
+    _varied("Selu", lambda node: _elu(node, *_SELU), torch=lambda t, node, x: _torch_elu(t, node, x[0], *_SELU))
+    _varied("PRelu", _slopes, constants=(1,), refusal=_several_slopes,
+            torch=lambda t, node, x: t.where(x[0] >= 0, x[0], x[0] * x[1]))  # fmt: skip
+    _varied("Pow", _power, constants=(1,), refusal=_several_exponents, torch=lambda t, node, x: x[0] ** x[1])
     register(Operator("Relu", Kind.CLIP, keeps_axes=True, homogeneous=True, bends=True, torch=lambda t, node, x: (
         t.nn.functional.relu(x[0])), function=lambda node: lambda x: np.maximum(x, 0)))  # fmt: skip
     register(Operator("Clip", Kind.CLIP, (1, 2, 3), keeps_axes=True, bends=True, function=_clip, torch=_torch_clip))
-    _plain("Exp", np.exp, torch=lambda t, node, x: x[0].exp())
-    _plain("Sqrt", np.sqrt, torch=lambda t, node, x: x[0].sqrt())
-    _plain("Reciprocal", lambda x: 1 / x, torch=lambda t, node, x: x[0].reciprocal())
-    _plain("Neg", np.negative, torch=lambda t, node, x: -x[0])
+    _plain("Exp", np.exp)
+    _plain("Sqrt", np.sqrt)
+    _plain("Reciprocal", lambda x: 1 / x)
+    _plain("Neg", np.negative)
     _plain("Erf", _erf, bounds=(-1, 1))
-    _plain("Softplus", _softplus)
-    _plain("Softsign", lambda x: x / (1 + np.abs(x)), bounds=(-1, 1))
+    _plain("Softplus", _softplus, torch=lambda t, node, x: t.nn.functional.softplus(x[0]))
+    _plain("Softsign", lambda x: x / (1 + np.abs(x)), bounds=(-1, 1), torch=lambda t, node, x: x[0] / (1 + x[0].abs()))
     for name, function in (
         ("Log", np.log), ("Abs", np.abs), ("Sign", np.sign), ("Floor", np.floor), ("Ceil", np.ceil), ("Round", np.rint),
         ("Sin", np.sin), ("Cos", np.cos), ("Tan", np.tan), ("Sinh", np.sinh), ("Cosh", np.cosh), ("Asin", np.arcsin),

@@ -26,6 +26,8 @@ _RULES: dict[Kind, Rule] = {
     Kind.MAX_POOL: shapes.max_pool,
     Kind.MEAN: shapes.reduce_mean,
     Kind.TOTAL: shapes.reduce_sum,
+    Kind.LARGEST: shapes.reduce_max,
+    Kind.LEAST: shapes.reduce_min,
     Kind.RESIZE: shapes.resize,
 }
 

@@ -17,7 +17,9 @@ __all__ = [
     "convolution",
     "gemm",
     "max_pool",
+    "reduce_max",
     "reduce_mean",
+    "reduce_min",
     "reduce_sum",
     "reshaped",
     "resize",
@@ -124,6 +126,18 @@ def reduce_sum(node: ir.Node, x: list[Tensor]) -> Tensor:
     """ONNX ReduceSum."""
     axes, keep = _reduced(node, x)
     return x[0].sum(axes, keepdim=keep)
+
+
+def reduce_max(node: ir.Node, x: list[Tensor]) -> Tensor:
+    """ONNX ReduceMax."""
+    axes, keep = _reduced(node, x)
+    return x[0].amax(axes, keepdim=keep)
+
+
+def reduce_min(node: ir.Node, x: list[Tensor]) -> Tensor:
+    """ONNX ReduceMin."""
+    axes, keep = _reduced(node, x)
+    return x[0].amin(axes, keepdim=keep)
 
 
 def reshaped(node: ir.Node, x: list[Tensor]) -> Tensor:
