@@ -14,10 +14,11 @@ import onnx_ir as ir
 from narrowcast.chips.schema import Target
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.functions import unary_name
-from narrowcast.ops.net import computed_inputs, only_reader, readers, scalar_at, written
+from narrowcast.ops.net import computed_inputs, only_reader, producer, readers, scalar_at, written
 from narrowcast.plan.types import Placement, edge_key
 
 __all__ = ["Group", "Structure", "is_passive", "is_real", "structure"]
+
 
 @dataclass
 class Group:
@@ -90,135 +91,124 @@ def structure(
         narrow: names of nodes that the chip cannot run with 16 bits. One that moves the bytes of a 16-bit tensor
             reads them requantized.
     """
-    inner = _inside_units(graph, target, placement)
-    values = [value for value in _values(graph) if value not in inner]
-    parent: dict[ir.Value, ir.Value] = {value: value for value in values}
+    return _Grouping(graph, target, placement, narrow).found()
 
-    def root(value: ir.Value) -> ir.Value:
-        while parent[value] is not value:
-            parent[value] = parent[parent[value]]
-            value = parent[value]
-        return value
 
-    shared: list[tuple[ir.Node, int, ir.Value]] = []
-    requantizing: set[ir.Node] = set()
-    for node in graph:
-        if not all(is_real(value) for value in node.outputs):
-            continue
-        if is_passive(node, target):
-            if node.name in narrow and _is_wide(node.inputs[0], target, placement):
-                requantizing.add(node)
-                shared.append((node, 0, node.inputs[0]))
+@dataclass
+class _Grouping:
+    graph: ir.Graph
+    target: Target
+    placement: Mapping[str, Placement]
+    narrow: Collection[str]
+    requantizing: set[ir.Node] = field(default_factory=set)
+    result: Structure = field(default_factory=Structure)
+
+    def found(self) -> Structure:
+        """The groups, by union-find, and the edges between them."""
+        parent = {value: value for value in self._values()}
+
+        def root(value: ir.Value) -> ir.Value:
+            while parent[value] is not value:
+                parent[value] = parent[parent[value]]
+                value = parent[value]
+            return value
+
+        shared: list[tuple[ir.Node, int, ir.Value]] = []
+        for node in self.graph:
+            if not all(is_real(value) for value in node.outputs):
                 continue
-            for output in node.outputs:
-                parent[root(output)] = root(node.inputs[0])
-        elif target.shared.get(node.op_type) == "output" and placement[node.name or ""].type != "float32":
-            for index, value in computed_inputs(node):
-                if target.adopt and _may_adopt(value, target, placement):
-                    parent[root(value)] = root(node.outputs[0])
-                else:
-                    shared.append((node, index, value))
-    members: dict[ir.Value, list[ir.Value]] = {}
-    for value in values:
-        members.setdefault(root(value), []).append(value)
-    result = Structure()
-    for group_values in members.values():
-        _add_group(result, group_values, target, placement, requantizing)
-    for node, index, value in shared:
-        mine, wanted = result.of.get(str(value.name)), result.of.get(str(node.outputs[0].name))
-        if mine is not None and wanted is not None and mine is not wanted:
-            result.edges[edge_key(str(node.name), index)] = wanted
-    return result
+            if self._passive(node):
+                if node.name in self.narrow and self._is_wide(node.inputs[0]):
+                    self.requantizing.add(node)
+                    shared.append((node, 0, node.inputs[0]))
+                    continue
+                for output in node.outputs:
+                    parent[root(output)] = root(node.inputs[0])
+            elif self.target.shared.get(node.op_type) == "output" and self._quantized(node):
+                for index, value in computed_inputs(node):
+                    if self.target.adopt and self._may_adopt(value):
+                        parent[root(value)] = root(node.outputs[0])
+                    else:
+                        shared.append((node, index, value))
+        members: dict[ir.Value, list[ir.Value]] = {}
+        for value in parent:
+            members.setdefault(root(value), []).append(value)
+        for group in members.values():
+            self._add(group)
+        of = self.result.of
+        for node, index, value in shared:
+            mine, wanted = of.get(str(value.name)), of.get(str(node.outputs[0].name))
+            if mine is not None and wanted is not None and mine is not wanted:
+                self.result.edges[edge_key(str(node.name), index)] = wanted
+        return self.result
 
+    def _type(self, node: ir.Node) -> str:
+        return self.placement[str(node.name)].type
 
-def _values(graph: ir.Graph) -> list[ir.Value]:
-    return [value for value in [*graph.inputs, *written(graph)] if value.const_value is None and is_real(value)]
+    def _quantized(self, node: ir.Node) -> bool:
+        return self._type(node) != "float32"
 
+    def _passive(self, node: ir.Node) -> bool:
+        return is_passive(node, self.target)
 
-def _inside_units(graph: ir.Graph, target: Target, placement: Mapping[str, Placement]) -> set[ir.Value]:
-    """Tensors between the nodes of a chain that the chip runs as one unit."""
-    chains = {tuple(chain) for chain in target.fusions}
-    inner: set[ir.Value] = set()
-    for node in graph:
-        output = node.outputs[0]
-        user = only_reader(output)
-        if user is None or len(node.outputs) != 1:
-            continue
-        quantized = "float32" not in (placement[node.name or ""].type, placement[user.name or ""].type)
-        if quantized and (node.op_type, user.op_type) in chains:
-            inner.add(output)
-    return inner
+    def _values(self) -> list[ir.Value]:
+        """Computed real values, in graph order, but for those inside a chain that the chip runs as one unit."""
+        chains, inner = {tuple(chain) for chain in self.target.fusions}, set()
+        for node in self.graph:
+            user = only_reader(node.outputs[0])
+            if user is None or len(node.outputs) != 1 or (node.op_type, user.op_type) not in chains:
+                continue
+            if self._quantized(node) and self._quantized(user):
+                inner.add(node.outputs[0])
+        every = [value for value in [*self.graph.inputs, *written(self.graph)] if value.const_value is None]
+        return [value for value in every if is_real(value) and value not in inner]
 
+    def _may_adopt(self, value: ir.Value) -> bool:
+        """A producer writes directly in its consumer's encoding when nobody else reads it and it can requantize."""
+        node = value.producer()
+        return node is not None and not self._passive(node) and self._quantized(node) and only_reader(value) is not None
 
-def _may_adopt(value: ir.Value, target: Target, placement: Mapping[str, Placement]) -> bool:
-    """A producer writes directly in its consumer's encoding when nobody else reads it and it can requantize."""
-    producer = value.producer()
-    return (
-        producer is not None
-        and not is_passive(producer, target)
-        and placement[producer.name or ""].type != "float32"
-        and len(list(value.uses())) == 1
-        and not value.is_graph_output()
-    )
+    def _is_wide(self, value: ir.Value | None) -> bool:
+        """Whether the node whose bytes a tensor holds writes 16 bits."""
+        node = producer(value)
+        while node is not None and self._passive(node):
+            node = producer(node.inputs[0])
+        return node is not None and self._type(node) == "int16"
 
+    def _add(self, values: list[ir.Value]) -> None:
+        """The group of these tensors, unless they leave as they are."""
+        target, result = self.target, self.result
+        makers = [node for value in values if (node := value.producer()) is not None and not self._passive(node)]
+        consumers = [node for value in values for node in readers(value) if not self._passive(node)]
+        leaves = not any(self._quantized(node) for node in consumers)
+        types = {self._type(node) for node in makers if self._quantized(node)}
+        if leaves and (not types or target.outputs.type == "float32"):
+            return
+        if leaves and target.outputs.type == "accumulator" and len(makers) == 1 and facts(makers[0]).is_product:
+            for value in values:
+                if value.is_graph_output() and value.producer() is makers[0]:
+                    result.accumulators[str(value.name)] = makers[0]
+            return
+        functions = {unary_name(node) for node in consumers}
+        alone = len(functions) == 1 and not any(value.is_graph_output() for value in values)
+        group = Group(
+            values=[str(value.name) for value in values],
+            sources=[str(value.name) for value in self._sources(values)],
+            type="int16" if "int16" in types else "int8",
+            through=functions.pop() if alone else None,
+        )
+        result.groups.append(group)
+        result.of.update(dict.fromkeys(group.values, group))
 
-def _is_wide(value: ir.Value | None, target: Target, placement: Mapping[str, Placement]) -> bool:
-    """Whether the node whose bytes a tensor holds writes 16 bits."""
-    node = value.producer() if value is not None else None
-    while node is not None and is_passive(node, target):
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return node is not None and placement[str(node.name)].type == "int16"
+    def _sources(self, values: list[ir.Value]) -> list[ir.Value]:
+        """Passive results repeat their input's values (but for a number padded), a Concat's those of its operands."""
+        members = set(values)
 
+        def repeated(value: ir.Value) -> bool:
+            node = value.producer()
+            if node is not None and self._passive(node) and node not in self.requantizing:
+                return not (facts(node).kind is Kind.PAD and 0 < abs(_padded_number(node)) < np.inf)
+            users = readers(value)
+            return len(users) == 1 and facts(users[0]).kind is Kind.JOIN and users[0].outputs[0] in members
 
-def _add_group(
-    result: Structure,
-    values: list[ir.Value],
-    target: Target,
-    placement: Mapping[str, Placement],
-    requantizing: Collection[ir.Node],
-) -> None:
-    producers = [node for value in values if (node := value.producer()) is not None and not is_passive(node, target)]
-    consumers = [use.node for value in values for use in value.uses() if not is_passive(use.node, target)]
-    quantized_consumers = [node for node in consumers if placement[node.name or ""].type != "float32"]
-    quantized_producers = [node for node in producers if placement[node.name or ""].type != "float32"]
-    if not quantized_producers and not quantized_consumers:
-        return
-    leaves = not quantized_consumers
-    accumulated = len(producers) == 1 and facts(producers[0]).is_product
-    if leaves and target.outputs.type == "float32":
-        return
-    if leaves and target.outputs.type == "accumulator" and accumulated:
-        for value in values:
-            if value.is_graph_output() and value.producer() is producers[0]:
-                result.accumulators[str(value.name)] = producers[0]
-        return
-    types = {placement[node.name or ""].type for node in quantized_producers}
-    group = Group(
-        values=[str(value.name) for value in values],
-        sources=[str(value.name) for value in _sources(values, target, requantizing)],
-        type="int16" if "int16" in types else "int8",
-        through=_only_reader(values, consumers),
-    )
-    result.groups.append(group)
-    for name in group.values:
-        result.of[name] = group
-
-
-def _only_reader(values: list[ir.Value], consumers: list[ir.Node]) -> str | None:
-    names = {unary_name(node) for node in consumers}
-    name = names.pop() if len(names) == 1 else None
-    return None if any(value.is_graph_output() for value in values) else name
-
-
-def _sources(values: list[ir.Value], target: Target, requantizing: Collection[ir.Node]) -> list[ir.Value]:
-    """Passive results repeat their input's values (but for a number padded), a Concat's those of its operands."""
-    members = set(values)
-
-    def repeated(value: ir.Value) -> bool:
-        producer = value.producer()
-        if producer is not None and is_passive(producer, target) and producer not in requantizing:
-            return not (facts(producer).kind is Kind.PAD and 0 < abs(_padded_number(producer)) < np.inf)
-        users = readers(value)
-        return len(users) == 1 and facts(users[0]).kind is Kind.JOIN and users[0].outputs[0] in members
-
-    return [value for value in values if not repeated(value)] or values[:1]
+        return [value for value in values if not repeated(value)] or values[:1]
