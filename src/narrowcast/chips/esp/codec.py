@@ -7,7 +7,7 @@ the same bytes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,21 +195,12 @@ class _Writer:
         if what[0] != "[":
             return value
         if what[1:-1] in _SCHEMA or what == "[text]":
-            return self._offsets([self._made(name, what[1:-1], item) for item in value])
-        return self._numbers(value, what[1:-1])
-
-    def _offsets(self, items: Sequence[int]) -> int:
-        self.builder.StartVector(4, len(items), 4)
-        for item in reversed(items):
-            self.builder.PrependUOffsetTRelative(item)
-        return int(self.builder.EndVector())
-
-    def _numbers(self, values: Iterable[float], dtype: str) -> int:
-        array = np.asarray(list(values), dtype)
-        if array.size == 0:
-            self.builder.StartVector(array.itemsize, 0, array.itemsize)
+            items = [self._made(name, what[1:-1], item) for item in value]
+            self.builder.StartVector(4, len(items), 4)
+            for item in reversed(items):
+                self.builder.PrependUOffsetTRelative(item)
             return int(self.builder.EndVector())
-        return int(self.builder.CreateNumpyVector(array))
+        return int(self.builder.CreateNumpyVector(np.asarray(tuple(value), what[1:-1])))
 
     def _blocks(self, data: NDArray[Any]) -> int:
         """A vector of structs of 16 bytes, in one copy instead of one call per byte."""

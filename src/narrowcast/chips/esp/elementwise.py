@@ -21,7 +21,7 @@ from narrowcast.ops.functions import clip_bounds, unary_function
 from narrowcast.ops.net import constant_of, dims
 from narrowcast.plan.types import Encoding, Plan
 
-__all__ = ["ELEMENTWISE", "read_unary", "write_unary"]
+__all__ = ["ELEMENTWISE", "FUNCTIONS", "read_unary", "write_unary"]
 
 #: ONNX's name of a function, and the runtime's.
 _NAMES = {"Silu": "Swish"}
@@ -245,13 +245,10 @@ def _read_along_axis(restoring: Restoring, node: EspdlNode) -> None:
     restoring.take(node, order, outputs=outputs, spread=node.op_type == "Concat", axis=axis)
 
 
+#: All of kind ``unary``, and the names that only ESP-DL has; written where the target has tables for them.
+FUNCTIONS = Family((*_ONNX_NAMES, "LUT"), read_unary, axes="any", facts=(_LUT_NODE,))
 ELEMENTWISE = (
-    Family(
-        ("Silu", "Swish", "Relu", "PRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Elu", "Gelu", "LeakyRelu",
-         "Clip", "Exp", "Log", "Sqrt", "Neg", "Erf", "Softplus", "Abs", "Floor", "Ceil", "Round", "Sin", "Cos", "Tan",
-         "Reciprocal", "Softsign", "Selu", "LUT"),
-        read_unary, axes="any", facts=(_LUT_NODE,),
-    ),
+    FUNCTIONS,
     Family(("RequantizeLinear", "QuantizeLinear", "DequantizeLinear"), _read_conversion, axes="any"),
     Family(("Add", "Sub", "Mul", "Div", "Max", "Min"), _read_binary, _write_binary),
     Family(("Pow",), _read_binary, facts=(_LUT_NODE,)),

@@ -9,17 +9,23 @@ import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.esp.assembly import Assembly
-from narrowcast.chips.esp.elementwise import ELEMENTWISE, read_unary, write_unary
+from narrowcast.chips.esp.elementwise import ELEMENTWISE, FUNCTIONS, read_unary, write_unary
 from narrowcast.chips.esp.file import EspdlNode
 from narrowcast.chips.esp.moving import MOVING
 from narrowcast.chips.esp.products import PRODUCTS
 from narrowcast.chips.esp.restoring import Fact, Family, Restoring
+from narrowcast.ops.facts import facts
 
-__all__ = ["facts", "feeds_channels_last", "model_readers", "read_node", "write_node"]
+__all__ = ["feeds_channels_last", "model_readers", "read_node", "runtime_facts", "write_node"]
 
 _BY_OPERATOR = {name: family for family in (*PRODUCTS, *ELEMENTWISE, *MOVING) for name in family.operators}
 #: An operator of another program's file: one that sees shapes.
 _OTHER = Family((), Restoring.take)
+
+
+def _family(operator: str) -> Family:
+    found = _BY_OPERATOR.get(operator)
+    return found or (FUNCTIONS if facts(operator).kind.family == "unary" else _OTHER)
 
 
 def write_node(assembly: Assembly, node: ir.Node) -> None:
@@ -28,7 +34,7 @@ def write_node(assembly: Assembly, node: ir.Node) -> None:
     Raises:
         UserError: an operator that ESP-DL does not have, or a use of it.
     """
-    family = _BY_OPERATOR.get(node.op_type, _OTHER)
+    family = _family(node.op_type)
     if family.write is not None:
         family.write(assembly, node)
     elif node.op_type in assembly.target.tables:
@@ -43,14 +49,14 @@ def read_node(restoring: Restoring, node: EspdlNode) -> None:
     Raises:
         KeyError, ValueError, TypeError: it contradicts itself, or the runtime computes what no ONNX operator does.
     """
-    family = _BY_OPERATOR.get(node.op_type, _OTHER)
+    family = _family(node.op_type)
     read = read_unary if "lut" in node.attributes else family.read
     read(restoring, node)
 
 
-def facts(node: ir.Node) -> tuple[Fact, ...]:
+def runtime_facts(node: ir.Node) -> tuple[Fact, ...]:
     """What versions of the runtime differ in for an operator."""
-    return _BY_OPERATOR.get(node.op_type, _OTHER).facts
+    return _family(node.op_type).facts
 
 
 Readers = Callable[[Any], Iterable[tuple[str, Any]]]
@@ -69,7 +75,7 @@ def feeds_channels_last(value: Any, readers: Readers) -> bool:
         readers: the operators that read one, each with what it writes.
     """
     for operator, result in readers(value):
-        axes = _BY_OPERATOR.get(operator, _OTHER).axes
+        axes = _family(operator).axes
         if axes == "last" or (axes == "any" and feeds_channels_last(result, readers)):
             return True
     return False

@@ -21,7 +21,7 @@ import narrowcast
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import reading
 from narrowcast.chips.esp.assembly import Assembly
-from narrowcast.chips.esp.families import facts, feeds_channels_last, model_readers, read_node, write_node
+from narrowcast.chips.esp.families import feeds_channels_last, model_readers, read_node, runtime_facts, write_node
 from narrowcast.chips.esp.file import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.chips.esp.layouts import Order, channels_last, identity, inverse
 from narrowcast.chips.esp.products import fused_relu
@@ -146,7 +146,7 @@ def _runtime(runtime: str | None, target: Target) -> str:
 
 def _check_version(node: ir.Node, plan: Plan, target: Target, version: str) -> None:
     number = tuple(int(part) for part in version.split("."))
-    for fact in facts(node):
+    for fact in runtime_facts(node):
         if fact.severity == "error" and not fact.works(number) and fact.concerns(node, plan, target):
             raise UserError(f"{node.name}: {fact.problem}", fact.remedy)
 

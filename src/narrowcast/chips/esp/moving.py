@@ -11,12 +11,12 @@ from narrowcast.base.errors import UserError
 from narrowcast.chips.esp.assembly import Assembly, Chain, Stored, own_attributes
 from narrowcast.chips.esp.file import EspdlNode
 from narrowcast.chips.esp.layouts import Order, channels_last, identity, inverse, moves_nothing, reordered, then
-from narrowcast.chips.esp.products import explicit_pads
 from narrowcast.chips.esp.restoring import Family, Restoring
+from narrowcast.graph.windows import windows
 from narrowcast.lower.integer.values import saturating_integer
 from narrowcast.ops.net import dims, integers_at
 
-__all__ = ["MOVING"]
+__all__ = ["MOVING", "explicit_pads", "window_attribute"]
 
 
 # parts of a tensor
@@ -83,6 +83,24 @@ def _write_gather(assembly: Assembly, node: ir.Node) -> None:
 # windows
 
 
+def window_attribute(node: ir.Node, name: str, count: int, default: int) -> tuple[int, ...]:
+    """A list of a node, or the default for each of ``count`` places."""
+    return tuple(int(size) for size in node.attributes.get_ints(name, []) or [default] * count)
+
+
+def explicit_pads(node: ir.Node, kernel: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Padding at the begin of every axis, then at the ends; ``auto_pad`` and ``ceil_mode``, which the runtime does
+    not read, are part of it.
+
+    Args:
+        node: a Conv or pool.
+        kernel: its window.
+        sizes: of the input's spatial axes.
+    """
+    each = windows(node, sizes, dims(node.outputs[0])[2:], kernel)
+    return (*(w.begin for w in each), *(max(w.end, w.needed_end) for w in each))
+
+
 def _write_pool(assembly: Assembly, node: ir.Node) -> None:
     """Pools; there is no GlobalMaxPool, but a MaxPool whose window is the whole plane."""
     x = assembly.ordered(assembly.operand(node, 0), channels_last(len(dims(node.outputs[0]))))
@@ -96,14 +114,13 @@ def _write_pool(assembly: Assembly, node: ir.Node) -> None:
 def _window_attributes(node: ir.Node, sizes: tuple[int, ...]) -> dict[str, Any]:
     everything = sizes if node.op_type == "GlobalMaxPool" else ()
     kernel = everything or tuple(int(size) for size in node.attributes.get_ints("kernel_shape", []) or [])
-    ones = (1,) * len(kernel)
     own = {"count_include_pad": node.attributes.get_int("count_include_pad", 0)}
     return {
         "ceil_mode": 0,
         "kernel_shape": kernel,
         "pads": explicit_pads(node, kernel, sizes),
-        "strides": tuple(node.attributes.get_ints("strides", []) or ones),
-        **(own if node.op_type == "AveragePool" else {"dilations": ones}),
+        "strides": window_attribute(node, "strides", len(kernel), 1),
+        **(own if node.op_type == "AveragePool" else {"dilations": (1,) * len(kernel)}),
     }
 
 

@@ -24,15 +24,15 @@ from narrowcast.chips.esp.layouts import (
     unpack_filter,
     unpack_matrix,
 )
+from narrowcast.chips.esp.moving import explicit_pads, window_attribute
 from narrowcast.chips.esp.restoring import Fact, Family, Known, Restoring
 from narrowcast.chips.schema import Target
-from narrowcast.graph.windows import windows
 from narrowcast.lower.integer import bias_integers, constant_integers
 from narrowcast.ops.net import constant_at, constant_of, dims, input_at, only_reader
 from narrowcast.plan.drafting import operand_encoding
 from narrowcast.plan.types import Encoding, Plan
 
-__all__ = ["PRODUCTS", "explicit_pads", "fused_relu"]
+__all__ = ["PRODUCTS", "fused_relu"]
 
 
 def _lanes(dtype: str) -> int:
@@ -80,9 +80,8 @@ class _Sum:
         if encoding is None or array is None:
             raise UserError(f"the plan has no encoding for {name}, the weight of {self.name}", "make the plan again")
         if encoding.dtype != self.wanted.dtype:
-            raise UserError(
-                f"{self.name} has {encoding.dtype} weights and {self.wanted.dtype} results", "make the plan again"
-            )
+            types = f"{encoding.dtype} weights and {self.wanted.dtype} results"
+            raise UserError(f"{self.name} has {types}", "make the plan again")
         return name, encoding, constant_integers(array, encoding, self.assembly.target)
 
     def bias(self, channels: int) -> EspdlTensor | None:
@@ -183,23 +182,6 @@ class _Weights:
         return _Weights(f"{self.name}__{index}", encoding, self.integers[own], bias)
 
 
-def _window(node: ir.Node, name: str, count: int, default: int) -> tuple[int, ...]:
-    return tuple(int(size) for size in node.attributes.get_ints(name, []) or [default] * count)
-
-
-def explicit_pads(node: ir.Node, kernel: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Padding at the begin of every axis, then at the ends; ``auto_pad`` and ``ceil_mode``, which the runtime does
-    not read, are part of it.
-
-    Args:
-        node: a Conv or pool.
-        kernel: its window.
-        sizes: of the input's spatial axes.
-    """
-    each = windows(node, sizes, dims(node.outputs[0])[2:], kernel)
-    return (*(w.begin for w in each), *(max(w.end, w.needed_end) for w in each))
-
-
 def _convolve(
     assembly: Assembly, name: str, x: Stored, weights: _Weights, output: Stored, **attributes: AttributeValue
 ) -> None:
@@ -249,8 +231,8 @@ def _write_convolution(assembly: Assembly, node: ir.Node) -> None:
     weights = replace(weights, bias=total.bias(len(weights.integers)), group=node.attributes.get_int("group", 1))
     _convolve(
         assembly, total.name, x, weights, assembly.result(total.value, order, total.wanted),
-        activation=total.activation, kernel_shape=kernel, dilations=_window(node, "dilations", len(kernel), 1),
-        pads=explicit_pads(node, kernel, x.shape[2:]), strides=_window(node, "strides", len(kernel), 1),
+        activation=total.activation, kernel_shape=kernel, dilations=window_attribute(node, "dilations", len(kernel), 1),
+        pads=explicit_pads(node, kernel, x.shape[2:]), strides=window_attribute(node, "strides", len(kernel), 1),
     )  # fmt: skip
 
 
@@ -287,16 +269,15 @@ def _write_transposed(assembly: Assembly, node: ir.Node) -> None:
     mirrored = np.flip(integers, tuple(range(2, integers.ndim)))
     mirrored = mirrored.reshape(group, -1, *integers.shape[1:]).swapaxes(1, 2)  # (group, N / group, C / group, ...)
     mirrored = mirrored.reshape(-1, *mirrored.shape[2:])
-    strides, dilations = (_window(node, key, len(kernel), 1) for key in ("strides", "dilations"))
-    pads, extra = _transposed_pads(node, x.shape[2:], kernel)
+    strides, dilations = (window_attribute(node, key, len(kernel), 1) for key in ("strides", "dilations"))
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    pads, extra = _transposed_pads(node, x.shape[2:], strides, reach)
     if encoding.axis is not None:
         encoding = replace(encoding, axis=0)
     weights = _Weights(f"{name}__mirrored", encoding, mirrored, total.bias(len(mirrored)), group)
     spread = tuple((size - 1) * stride + 1 + e for size, stride, e in zip(x.shape[2:], strides, extra, strict=True))
     names, shape = (f"{node.name}/InsertZeros", f"{node.name}/spread"), (*x.shape[:2], *spread)
-    zeros = assembly.extra(
-        "InsertZeros", names, [x.name], x, shape, x.order, stride=strides, output_padding=extra
-    )  # fmt: skip
+    zeros = assembly.extra("InsertZeros", names, [x.name], x, shape, x.order, stride=strides, output_padding=extra)
     _convolve(
         assembly, total.name, zeros, weights, assembly.result(total.value, order, total.wanted),
         activation=total.activation, kernel_shape=kernel, dilations=dilations, pads=pads, strides=(1,) * len(kernel),
@@ -304,15 +285,13 @@ def _write_transposed(assembly: Assembly, node: ir.Node) -> None:
 
 
 def _transposed_pads(
-    node: ir.Node, sizes: tuple[int, ...], kernel: tuple[int, ...]
+    node: ir.Node, sizes: tuple[int, ...], strides: tuple[int, ...], reach: list[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Padding of the Conv that does a ConvTranspose's work, and zeros behind the last pixel."""
-    count = len(kernel)
-    strides, dilations = (_window(node, key, count, 1) for key in ("strides", "dilations"))
-    pads = _window(node, "pads", 2 * count, 0)
+    count = len(reach)
+    pads = window_attribute(node, "pads", 2 * count, 0)
     if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         raise UserError(f"{node.name}: ConvTranspose with auto_pad", "export it with explicit pads")
-    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
     begins, ends = ([r - p for r, p in zip(reach, part, strict=True)] for part in (pads[:count], pads[count:]))
     extra = []
     for axis, outputs in enumerate(dims(node.outputs[0])[2:]):
@@ -352,10 +331,8 @@ def _write_gemm(assembly: Assembly, node: ir.Node) -> None:
     x = total.operand(0)
     weights = _Weights(name, encoding, matrix[:, :, None, None], total.bias(len(matrix)))
     inputs = [x.name, *weights.stored(assembly)]
-    output = assembly.result(total.value, identity(2), total.wanted)
-    assembly.emit(
-        "Gemm", total.name, inputs, [output.name], activation=total.activation, alpha=1.0, beta=1.0, transB=0
-    )  # fmt: skip
+    outputs = [assembly.result(total.value, identity(2), total.wanted).name]
+    assembly.emit("Gemm", total.name, inputs, outputs, activation=total.activation, alpha=1.0, beta=1.0, transB=0)
 
 
 def _read_gemm(restoring: Restoring, node: EspdlNode) -> None:

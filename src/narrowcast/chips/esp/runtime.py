@@ -12,7 +12,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from narrowcast.chips.esp.families import facts
+from narrowcast.chips.esp.families import runtime_facts
 from narrowcast.chips.schema import Target
 from narrowcast.chips.support import runtime_version, support
 
@@ -63,7 +63,7 @@ def check_runtime(model: ir.Model, target: Target, runtime: str | None = None) -
             continue
         rows += [
             RuntimeRow(name, node.op_type, "int8", fact.severity, fact.problem, fact.remedy)
-            for fact in facts(node)
+            for fact in runtime_facts(node)
             if not fact.works(version) and fact.concerns(node, None, target)
         ]
     return rows
