@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import narrowcast
+from narrowcast.tasks import TASKS
 
 SOURCE = Path(narrowcast.__file__).parent
 #: ``vendors``: the folders inside ``chips``; ``chips`` itself is what every chip shares.
@@ -62,6 +63,16 @@ def test_no_chip_is_named_in_algorithms() -> None:
             if isinstance(node, ast.Compare):
                 values = [c.value for c in ast.walk(node) if isinstance(c, ast.Constant)]
                 assert not set(values) & set(names), f"{file.relative_to(SOURCE)}:{node.lineno} asks for a chip"
+
+
+def test_no_task_is_named_outside_tasks() -> None:
+    names = {name for name in TASKS if name != "score"}  # a test of tasks registers one more
+    for file in sorted(SOURCE.rglob("*.py")):
+        place = file.relative_to(SOURCE)
+        if place.parts[0] == "tasks" or str(place) == "zoo/embedded.py":  # the samples are called after their tasks
+            continue
+        said = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
+        assert not said & names, f"{place} names the task {said & names}"
 
 
 def fresh(code: str) -> str:

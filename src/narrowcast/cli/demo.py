@@ -38,13 +38,14 @@ def demo(
         from narrowcast.chips import check_rows, load_target
         from narrowcast.deploy import quantize
         from narrowcast.graph import load
-        from narrowcast.zoo import sample
+        from narrowcast.zoo import sample, sample_names
     chip = load_target(target)
-    replaced = {name: force or _own(out / name) for name in ("pose", "classify")}
+    names = sample_names()
+    replaced = {name: force or _own(out / name) for name in names}
     for name, again in replaced.items():
         check_out(out / name, again)
         check_file(out / f"{name}.png", again)
-    for name in ("pose", "classify"):
+    for name in names:
         found = sample(name)
         say(f"\n1. {name}: load {found.model.name} and place its nodes on {chip.title}")
         model = load(found.model)
@@ -66,8 +67,8 @@ def demo(
         say(f"   {out / f'{name}.png'} written: float on top, {chip.name} integers below")
     say("")
     suggest(
-        ("narrowcast", "analyze", out / "pose"),
-        ("narrowcast", "inspect", out / "pose"),
+        ("narrowcast", "analyze", out / names[0]),
+        ("narrowcast", "inspect", out / names[0]),
         ("narrowcast", "check", "YOUR.onnx", "--target", target),
     )
 
