@@ -24,7 +24,7 @@ from narrowcast.cli.tune import finetune as command
 from narrowcast.graph import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune import Settings
-from narrowcast.improve.finetune.regions import features, region, tie
+from narrowcast.improve.finetune.settings import features, region, tie
 from narrowcast.lower import lower_qdq
 from narrowcast.plan import Pins, Plan, draft, finish
 from narrowcast.tasks import HeadSpec, Look, Task, TaskJudge, meaning_of

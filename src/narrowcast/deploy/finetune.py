@@ -22,7 +22,7 @@ from narrowcast.chips.esp.kit import Origin, bundled_espdl
 from narrowcast.graph import Model, Runner
 from narrowcast.improve import Judge
 from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
-from narrowcast.improve.finetune.regions import features
+from narrowcast.improve.finetune.settings import features
 from narrowcast.improve.judge import judged_pairs
 from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.tasks import TaskError

@@ -34,6 +34,10 @@ SHARES = tuple(1.25 * 0.9**step for step in range(16))
 LARGER, LARGER_WEIGHT = 1.3, 0.25
 #: Least number of values of a channel to choose a range from.
 LEAST_VALUES = 32
+#: Largest factor either way, so that a dead channel does not blow up.
+LIMIT = 32.0
+#: Passes over all pairs; a convolution is in two pairs, so factors have to settle.
+PASSES = 10
 
 
 def output_factors(
@@ -138,12 +142,6 @@ def scale_outputs(model: ir.Model, factors: Mapping[str, NDArray[np.float64]]) -
                 continue
             set_constant(constant, array * values.reshape(-1, *[1] * (array.ndim - 1)))
     return copy
-
-
-#: Largest factor either way, so that a dead channel does not blow up.
-LIMIT = 32.0
-#: Passes over all pairs; a convolution is in two pairs, so factors have to settle.
-PASSES = 10
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,12 @@ _BATCH, _FIRST = 6, 24
 _SURE = 1.0
 #: Cost of what costs nothing, relative to the budget, so that gain per cost stays finite.
 _FREE = 1e-3
+#: Weight of the whole task loss beside it.
+_REST = 0.1
+#: One image in so many screens candidates.
+SCREEN = 3
+#: Sets measured in one go: what an interruption loses.
+CHUNK = 24
 
 
 @dataclass(frozen=True)
@@ -295,14 +301,6 @@ def members(steps: Sequence[Step], until: int) -> Nodes:
     for step in steps[: until + 1]:
         nodes ^= set(step.nodes)
     return frozenset(nodes)
-
-
-#: Weight of the whole task loss beside it.
-_REST = 0.1
-#: One image in so many screens candidates.
-SCREEN = 3
-#: Sets measured in one go: what an interruption loses.
-CHUNK = 24
 
 
 class TaskMeter:

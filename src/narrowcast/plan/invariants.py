@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
 from narrowcast.ops.facts import facts
-from narrowcast.ops.net import computed_inputs, constant_of
+from narrowcast.ops.net import all_names, computed_inputs, constant_of, node_names, value_names
 from narrowcast.plan.drafting import (
     Draft,
     accumulator_encoding,
@@ -33,7 +33,7 @@ _NEAR = 1e-6
 
 def violations(graph: ir.Graph, plan: Plan, target: Target, runtime: str | None = None) -> list[str]:
     """Everything that is wrong with a plan of a prepared graph, one line each; empty for a sound plan."""
-    names = {str(node.name) for node in graph}
+    names = node_names(graph)
     unplaced = [f"{name} is not placed" for name in names - set(plan.nodes)]
     unknown = [f"{name} is placed, but no node has that name" for name in set(plan.nodes) - names]
     if plan.target != target.name or unplaced or unknown:
@@ -52,9 +52,7 @@ def _tensors(drafted: Draft, plan: Plan) -> Iterator[str]:
     graph, target = drafted.graph, drafted.target
     for group in drafted.structure.groups:
         yield from (f"{name} has no encoding" for name in group.values if name not in plan.tensors)
-    computed = {str(value.name) for value in graph.inputs}
-    computed |= {str(value.name) for node in graph for value in node.outputs}
-    known = computed | {str(name) for name in graph.initializers}
+    computed, known = value_names(graph), all_names(graph)
     for name, encoding in plan.tensors.items():
         if name not in known:
             yield f"{name} has an encoding, but no tensor has that name"

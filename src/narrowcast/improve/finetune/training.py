@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,10 +19,8 @@ from narrowcast.base.progress import track
 from narrowcast.calibrate.images import ImageSet
 from narrowcast.chips.schema import Target
 from narrowcast.graph.run import Runner
-from narrowcast.improve.finetune.lessons import Lesson, lessons
 from narrowcast.improve.finetune.network import Network, Scales
-from narrowcast.improve.finetune.regions import Region, Tied, region, tie
-from narrowcast.improve.finetune.settings import Settings
+from narrowcast.improve.finetune.settings import Region, Settings, Tied, region, tie
 from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.ops.net import set_constant, with_outputs
 from narrowcast.tasks import Task
@@ -34,6 +32,50 @@ Array = NDArray[Any]
 SMALLEST, LARGEST = 0.65, 1.6
 #: Brightness of half of the views.
 DARKEST, BRIGHTEST = 0.7, 1.3
+Tensor = Any
+#: Share of the steps in which the rate rises from nothing, so that the moments of the optimizer settle.
+WARM_UP = 0.05
+#: Weight of the noise-to-signal ratio inside the network beside the loss of the outputs.
+FEATURE_SHARE = 5.0
+#: Share of the running mean that a step leaves. Weights near the middle between two steps swap sides at random (Nagel
+#: et al., Overcoming oscillations in quantization-aware training, 2022); their mean says on which side they are mostly.
+MEMORY = 0.95
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One view.
+
+    Attributes:
+        entering: values at the frontier, rounded as the plan says.
+        teacher: tensors of the float model.
+    """
+
+    entering: Mapping[str, Tensor]
+    teacher: Mapping[str, Tensor]
+
+
+def lessons(
+    network: Network, region: Region, teacher: Runner, targets: Sequence[str], inputs: Iterable[NDArray[np.float32]]
+) -> Iterator[Lesson]:
+    """Run the float model, and the part of the quantized one that is not trained, once for each input.
+
+    Args:
+        network: quantized.
+        region: what is trained.
+        teacher: the float model, with ``targets`` among its outputs.
+        targets: its tensors that are learned.
+        inputs: of both models.
+    """
+    for tensor in inputs:
+        expected = {
+            name: torch.from_numpy(np.array(x)).to(network.device)
+            for name, x in teacher.run(tensor, list(targets)).items()
+        }
+        with torch.no_grad():
+            image = network.enter(teacher.input_name, torch.from_numpy(tensor).to(network.device))
+            entering = network.run({teacher.input_name: image}, region.before, region.frontier)
+        yield Lesson(entering, expected)
 
 
 def views(images: ImageSet, seed: int, vary: bool) -> Iterator[NDArray[np.float32]]:
@@ -77,16 +119,6 @@ class _View:
             image, moved, (width, height), flags=cv2.INTER_NEAREST, borderValue=(self.pad, self.pad, self.pad)
         )
         return np.asarray(shown if self.gain == 1.0 else cv2.convertScaleAbs(shown, alpha=self.gain), np.uint8)
-
-
-Tensor = Any
-#: Share of the steps in which the rate rises from nothing, so that the moments of the optimizer settle.
-WARM_UP = 0.05
-#: Weight of the noise-to-signal ratio inside the network beside the loss of the outputs.
-FEATURE_SHARE = 5.0
-#: Share of the running mean that a step leaves. Weights near the middle between two steps swap sides at random (Nagel
-#: et al., Overcoming oscillations in quantization-aware training, 2022); their mean says on which side they are mostly.
-MEMORY = 0.95
 
 
 @dataclass(frozen=True)
