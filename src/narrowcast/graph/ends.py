@@ -1,15 +1,13 @@
-"""Remove nodes at the head or the tail of a graph, as ``hb_model_modifier`` does, and cut a graph at named nodes.
+"""The ends of a graph: nodes taken off, as ``hb_model_modifier`` does, cuts at named nodes, before a join, at a head.
 
-A graph cut before the operators that only put its outputs together; these are a small float graph of their own.
+The operators that only put outputs together can be a small float graph of their own (:class:`Join`). Decoders end in
+Concat: pixels and probabilities share a tensor, and no 8-bit scale holds both. Cut before it, each part has its own
+scale, and the parts are joined in float where the outputs are read.
 
-Decoders end in Concat: pixels and probabilities share a tensor, and no 8-bit scale holds both. Cut before it, each part
-has its own scale, and the parts are joined in float where the outputs are read.
-
-What a graph ends in, found by topology, and cutting a decode head off after its last convolutions.
-
-A stock export ends in arithmetic that puts pixels (0..640) and probabilities (0..1) into one tensor, which no
-8-bit scale can hold. The walk goes back from the outputs and stops at convolutions, so names do not matter;
-whether the guess is right is decided by running both graphs (:mod:`narrowcast.graph.check`).
+A decode head is found by topology and cut off after its last convolutions. A stock export ends in arithmetic that puts
+pixels (0..640) and probabilities (0..1) into one tensor, which no 8-bit scale can hold. The walk goes back from the
+outputs and stops at convolutions, so names do not matter; whether the guess is right is decided by running both graphs
+(:mod:`narrowcast.graph.check`).
 """
 
 from __future__ import annotations

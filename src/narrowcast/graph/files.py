@@ -1,11 +1,9 @@
 """ONNX files in: read, check, fix dynamic axes, bring to one opset range.
 
-Is a model file what the rest of the program may rely on? Everything that reads graphs trusts what passes here.
-
-One float type in a graph: float32.
-
-Exporters write constants as Python numbers (``Constant(value_float)``), and simplifiers make float64 of them; others
-compute a mask or a scale in float16 between two casts. Chips compute none of these, and onnxruntime mixes none.
+Is it what the rest of the program may rely on? Everything that reads graphs trusts what passes here. And it has one
+float type, float32. Exporters write constants as Python numbers (``Constant(value_float)``), and simplifiers make
+float64 of them; others compute a mask or a scale in float16 between two casts. Chips compute none of these, and
+onnxruntime mixes none.
 """
 
 from __future__ import annotations

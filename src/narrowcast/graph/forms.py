@@ -1,4 +1,6 @@
-r"""One form for operators that ONNX lets people write in several ways, so that nothing behind knows the others.
+r"""Forms that are rewritten before anything else sees the graph.
+
+Operators that ONNX lets people write in several ways get one form, so that nothing behind knows the others:
 
     Gemm                 alpha, beta and transA folded or written out; a bias of several rows, or computed operands: Add
     Max, Min, Sum, Mean  of two operands (Sum as Add, Mean as Add and Mul)
@@ -8,14 +10,14 @@ r"""One form for operators that ONNX lets people write in several ways, so that 
     Split                sizes, no ``num_outputs``
     ConvTranspose        ``pads``, no ``auto_pad``, no ``output_shape``
 
-BatchNormalization of a trained model: factors and an offset for every channel, and no node of its own.
+BatchNormalization of a trained model is factors and an offset for every channel, and gets no node of its own:
 
     y = x * factor + shift,   factor = scale / sqrt(variance + epsilon),   shift = bias - mean * factor
 
 It goes into the weights of the sum of products before it (Conv, ConvTranspose, Gemm) where nothing else reads that sum;
 else it becomes a depthwise 1x1 convolution (four axes), or Mul and Add.
 
-Softmax inside attention, written as operators that stay on the chip.
+Softmax inside attention is written as operators that stay on the chip, where a person asks for it:
 
     softmax(x) = e / sum(e),   e = exp(x - max(x))
 

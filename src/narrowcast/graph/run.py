@@ -1,9 +1,8 @@
 """Run a float or QDQ graph with onnxruntime.
 
-Large weights are held once, however many graphs name them.
-
-A graph in memory names such a weight by its content, as ONNX names data in another file; copies of the graph, and
-serialized ones, are then small. Sessions are given the arrays themselves. Files get the data back: :func:`with_data`.
+Large weights are held once, however many graphs name them. A graph in memory names such a weight by its content, as
+ONNX names data in another file; copies of the graph, and serialized ones, are then small. Sessions are given the arrays
+themselves. Files get the data back: :func:`with_data`.
 """
 
 from __future__ import annotations

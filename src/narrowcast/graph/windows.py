@@ -1,6 +1,7 @@
-"""The windows of convolutions and pools along each axis, with ``auto_pad`` and ``ceil_mode`` worked out.
+"""Which places of its input an operator reads along each axis.
 
-Where Resize reads its input: indices of mode nearest, neighbours and fractions of mode linear, in float32.
+The windows of convolutions and pools, with ``auto_pad`` and ``ceil_mode`` worked out; of Resize the indices of mode
+nearest, neighbours and fractions of mode linear, in float32.
 """
 
 from __future__ import annotations

@@ -4,13 +4,11 @@ Every tensor with an encoding is followed by QuantizeLinear and DequantizeLinear
 integers behind a DequantizeLinear. Activation units such as SiLU are written out as standard operators, with
 nothing quantized inside.
 
-QDQ graphs whose inputs and outputs are integers: the outermost QuantizeLinear and DequantizeLinear removed.
-
-Factors of the channels of an output, folded into the last convolution and divided out again behind the chip.
-
-A chip gives an output one scale, however different the ranges of its channels are. A factor a channel in the weights
-and the bias that make the output costs nothing there, and whoever reads the integers reads them with a scale a channel:
-``real = (integer - zero point) * scale / factor``.
+Inputs and outputs can be integers: the outermost QuantizeLinear and DequantizeLinear are removed then. And channels of
+an output can have factors, folded into the last convolution and divided out again behind the chip. A chip gives an
+output one scale, however different the ranges of its channels are. A factor a channel in the weights and the bias that
+make the output costs nothing there, and whoever reads the integers reads them with a scale a channel: ``real = (integer
+- zero point) * scale / factor``.
 """
 
 from __future__ import annotations

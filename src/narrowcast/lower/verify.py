@@ -1,6 +1,6 @@
 """Is the integer graph in onnxruntime the same as the slow reference? Node by node, on real inputs.
 
-How far the usual QDQ graph is from the exact integers.
+And how far is the usual QDQ graph from the exact integers?
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """The state of one lowering: which tensor of the model is which tensor of the integer graph.
 
-Why a float32 sum of integer products is exact, and how to split it where it would not be.
-
-Every partial sum of a convolution, in whatever order and with fused multiply-adds or without, is a sum of some of
-the products and perhaps the bias. Its magnitude is at most ``sum(|w|) * max|x| + |bias|``. Float32 holds every
-integer up to 2^24, so where that bound stays within 2^24 nothing is ever rounded (DESIGN, numeric rule 2). Scaling
-the weights of a channel by a power of two scales every partial sum alike and stays exact.
+And why a float32 sum of integer products is exact, and how it is split where it would not be. Every partial sum of a
+convolution, in whatever order and with fused multiply-adds or without, is a sum of some of the products and perhaps the
+bias. Its magnitude is at most ``sum(|w|) * max|x| + |bias|``. Float32 holds every integer up to 2^24, so where that
+bound stays within 2^24 nothing is ever rounded (DESIGN, numeric rule 2). Scaling the weights of a channel by a power of
+two scales every partial sum alike and stays exact.
 
 Where the bound is larger, operands are written in digits, ``x = x0 + 2^b x1 + ...`` with 0 <= x0 < 2^b, each pair
 of digits is multiplied on its own in float32, and the results are added in float64, which is exact up to 2^53.

@@ -1,4 +1,4 @@
-"""Add, Sub, Mul, Div, Max and Min of two operands.
+"""Operators that compute each number of the result from one place of their operands.
 
 With one scale for everything and zero points of 0, Add and Sub are saturating integer additions. Otherwise the chips
 multiply floats and round, and every step below is one float32 operation, in the order given:
@@ -8,12 +8,10 @@ multiply floats and round, and every step below is one float32 operation, in the
     Div        round(((a - za) * (sa / (sb * s'))) / (b - zb)) + z'; 0 / b is 0, a / 0 saturates
     Max, Min   of both operands in the output's encoding
 
-Relu and Clip, alone or inside a fused unit: saturation to tighter bounds.
-
-Operators that are computed in real numbers between integers: LayerNormalization and the like.
-
-Operands become real numbers in float64, the node computes in float64, and what it gives is rounded to float32 and
-quantized. The first rounding takes off what implementations of float64 differ by, so that all of them agree.
+Relu and Clip, alone or inside a fused unit, are saturation to tighter bounds. LayerNormalization and the like are
+computed in real numbers between integers: operands become real numbers in float64, the node computes in float64, and
+what it gives is rounded to float32 and quantized. The first rounding takes off what implementations of float64 differ
+by, so that all of them agree.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""An integer graph as an ordinary ONNX file: what its integers mean is JSON in the file's metadata.
-
-Run an integer graph with onnxruntime.
+"""An integer graph as an ordinary ONNX file: what its integers mean is JSON in the file's metadata. And running it.
 """
 
 from __future__ import annotations

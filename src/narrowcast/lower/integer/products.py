@@ -1,8 +1,6 @@
 """Sums of products: Conv, ConvTranspose, Gemm, MatMul, and the pools that are convolutions with ones.
 
-Averages and sums: AveragePool, GlobalAveragePool, ReduceMean, ReduceSum, ReduceMax, ReduceMin.
-
-The integers are added exactly; then, in float32 and in this order,
+Of averages and reductions the integers are added exactly; then, in float32 and in this order,
 
     AveragePool, GlobalAveragePool   round(sum * ((1 / count) * (s / s')))
     ReduceMean                       round((sum * s) / count * (1 / s'))

@@ -1,4 +1,4 @@
-"""Unary functions as tables.
+"""Functions as tables: unary ones, and the powers of Softmax.
 
 ``table[q] = clip(round(f((q - z) * s) / s') + z')`` with f in float64 and the target's rounding (DESIGN, numeric
 rule 3). Where f is infinite the table saturates; where it is undefined (the logarithm of a negative number) it holds
@@ -10,12 +10,10 @@ what real 0 is.
 The look-up is GatherElements, which in onnxruntime costs a tenth of Gather for single numbers; a negative index
 counts from the end, so the table stands in the order 0, 1, ..., 127, -128, ..., -1.
 
-Softmax: integers in, float32 inside, quantized at the end.
-
-ESP-DL, int8: ``e = exp(s * q)`` from a float32 table of 256 entries, without the largest value taken off first;
-sums in float32 one after the other along the axis; ``e / sum``; then QuantizeLinear. Its int16 kernel takes the
-largest value off, and so do targets that do not say how they compute. Here exp is the float64 function rounded to
-float32, and CumSum adds in the kernel's order.
+Softmax is integers in, float32 inside, quantized at the end. ESP-DL, int8: ``e = exp(s * q)`` from a float32 table of
+256 entries, without the largest value taken off first; sums in float32 one after the other along the axis; ``e / sum``;
+then QuantizeLinear. Its int16 kernel takes the largest value off, and so do targets that do not say how they compute.
+Here exp is the float64 function rounded to float32, and CumSum adds in the kernel's order.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What a tensor is while the integer graph is being built.
-
-Weights, biases and constant operands as the integers that the chip stores.
-
-Rounding, saturation and change of encoding, as nodes.
+"""What a tensor is while the integer graph is being built, and how it changes its encoding.
 
 Every rule here works on float32 tensors that hold exact values. Rounding half to even is ONNX's Round; half up is
 ``floor(x + 1/2)``, computed in float32 as the chips' runtimes do for real numbers. For accumulators both are exact,

@@ -1,8 +1,6 @@
-"""Sums of products and windows, exact.
+"""What the operators of the reference compute: exact sums of products and windows, what moves numbers, and functions.
 
-Operators that move numbers about, on arrays of any type; and float operators.
-
-Unary functions by ONNX's own reference implementation in float64, and the tables that chips make of them.
+Functions are those of ONNX's own reference implementation, in float64, and the tables that chips make of them.
 """
 
 from __future__ import annotations
