@@ -13,8 +13,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.chips.rdk.intermediates import board_preprocess, save_intermediates, with_board_input
 from narrowcast.graph import Model, Runner
-from narrowcast.vision.nv12 import nv12_to_bgr
-from narrowcast.vision.preprocess import Preprocess, preprocess
+from narrowcast.vision.preprocess import Preprocess, nv12_to_bgr, preprocess
 
 
 def test_names_and_numbers(pose_model: Model, pose_bundle: Bundle, tmp_path: Path) -> None:

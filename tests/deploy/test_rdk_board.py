@@ -20,8 +20,7 @@ from narrowcast.chips.rdk.board.run import joined
 from narrowcast.deploy import deploy
 from narrowcast.graph.ends import Join
 from narrowcast.vision import read_image
-from narrowcast.vision.nv12 import bgr_to_nv12
-from narrowcast.vision.preprocess import Preprocess, preprocess
+from narrowcast.vision.preprocess import Preprocess, bgr_to_nv12, preprocess
 from narrowcast.zoo import sample
 
 PHOTOS = sorted(path for path in sample("pose").validation.iterdir() if path.suffix in (".jpg", ".png", ".webp"))

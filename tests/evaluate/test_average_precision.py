@@ -13,9 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from evaluate.scenes import random_document, random_results
-from narrowcast.evaluate.average_precision import weighted_average_precision
-from narrowcast.evaluate.bootstrap import draw_weights, interval, retention_interval
-from narrowcast.evaluate.coco_scores import score
+from narrowcast.evaluate.coco_scores import score, weighted_average_precision
+from narrowcast.evaluate.report import draw_weights, interval, retention_interval
 from narrowcast.tasks import TASKS
 
 KINDS = {"box": "bbox", "mask": "segm", "keypoints": "keypoints"}

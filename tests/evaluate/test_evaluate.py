@@ -15,7 +15,7 @@ from evaluate.test_average_precision import pycocotools_stats
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, Predictor
 from narrowcast.evaluate import PROTOCOLS, CocoData, Report, coco, imagenet
-from narrowcast.evaluate.protocol import choose
+from narrowcast.evaluate.coco_data import choose
 from narrowcast.graph import Model
 from narrowcast.zoo import sample
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from narrowcast.vision import Preprocess, preprocess
-from narrowcast.vision.nv12 import bgr_to_nv12, nv12_to_bgr, through_camera
+from narrowcast.vision.preprocess import bgr_to_nv12, nv12_to_bgr, through_camera
 
 
 @pytest.mark.parametrize(("levels", "expected"), [("full", [0, 127, 255]), ("studio", [16, 125, 235])])

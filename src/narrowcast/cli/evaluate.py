@@ -82,7 +82,7 @@ def evaluate(
     with phase("start"):
         from narrowcast.bundle import open_bundle
         from narrowcast.evaluate import CocoData
-        from narrowcast.evaluate.protocol import choose
+        from narrowcast.evaluate.coco_data import choose
     changes = {"camera": camera, "mean": mean, "scale": scale, "color": color, "resize": resize}
     chosen = choose(protocol, conf, iou, max_detections)
     data = labelled_images(images, annotations, labels, limit=limit, seed=seed, skip_missing=skip_missing)

@@ -1,8 +1,7 @@
 """The field's own metrics on labelled images, for float and quantized graphs side by side."""
 
-from narrowcast.evaluate.coco_data import CocoData, coco
+from narrowcast.evaluate.coco_data import PROTOCOLS, CocoData, Protocol, coco
 from narrowcast.evaluate.imagenet_data import ImageNetData, imagenet
-from narrowcast.evaluate.protocol import PROTOCOLS, Protocol
 from narrowcast.evaluate.report import Metrics, Report, Row
 
 __all__ = ["PROTOCOLS", "CocoData", "ImageNetData", "Metrics", "Protocol", "Report", "Row", "coco", "imagenet"]

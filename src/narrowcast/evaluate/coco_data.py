@@ -1,4 +1,7 @@
-"""Images labelled as COCO does it: reading, checking, and scoring what graphs find in them."""
+"""Images labelled as COCO does it: reading, checking, and scoring what graphs find in them.
+
+Entries of annotation files are checked before a scorer written in C++ sees them.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,150 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, model_validator
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
 from narrowcast.base.reading import read_json, typed
 from narrowcast.bundle.store import Predictor
 from narrowcast.calibrate.images import left_out
-from narrowcast.evaluate.coco_entries import ENTRIES
 from narrowcast.evaluate.coco_scores import CocoScores, score
-from narrowcast.evaluate.journal import evaluation_key, kept_journals
-from narrowcast.evaluate.passes import Pass, run_pass
-from narrowcast.evaluate.predictions import Entry, converter, prediction_files, write_predictions
-from narrowcast.evaluate.protocol import PROTOCOLS, Protocol
-from narrowcast.evaluate.report import Report, Row
-from narrowcast.evaluate.rows import metrics_of_rows
+from narrowcast.evaluate.passes import (
+    Entry,
+    Pass,
+    converter,
+    evaluation_key,
+    kept_journals,
+    prediction_files,
+    run_pass,
+    write_predictions,
+)
+from narrowcast.evaluate.report import Report, Row, metrics_of_rows
 from narrowcast.tasks import Family
 
-__all__ = ["CocoData", "coco"]
+#: Coordinates beyond any image; the scorer draws polygons into memory of that size.
+_FARTHEST = 100_000
+_Id = Annotated[StrictInt, Field(gt=-(2**53), lt=2**53)]
+_Side = Annotated[StrictInt, Field(gt=0, le=_FARTHEST)]
+_Place = Annotated[StrictFloat, Field(ge=-_FARTHEST, le=_FARTHEST)]
+_Polygon = Annotated[list[_Place], Field(min_length=6)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    id: _Id
+
+
+class _Image(_Entry):
+    file_name: Annotated[StrictStr, Field(min_length=1)]
+    width: _Side
+    height: _Side
+
+
+class _Category(_Entry):
+    name: StrictStr
+
+
+class _RunLengths(BaseModel):
+    counts: StrictStr | list[Annotated[StrictInt, Field(ge=0)]]
+    size: tuple[_Side, _Side]
+
+    @model_validator(mode="after")
+    def _whole(self) -> _RunLengths:
+        height, width = self.size
+        runs = _decompressed(self.counts) if isinstance(self.counts, str) else self.counts
+        if sum(runs) != height * width or (runs and min(runs) < 0):
+            raise ValueError(f"the runs of a mask of {height}x{width} pixels hold {sum(runs)}")
+        return self
+
+
+class _Annotation(_Entry):
+    image_id: _Id
+    category_id: _Id
+    bbox: tuple[_Place, _Place, _Place, _Place]
+    area: StrictFloat
+    iscrowd: Literal[0, 1] = 0
+    keypoints: list[_Place] | None = None
+    num_keypoints: StrictInt | None = None
+    segmentation: _RunLengths | list[_Polygon] | None = None
+
+    @model_validator(mode="after")
+    def _threes(self) -> _Annotation:
+        if self.keypoints and len(self.keypoints) % 3:
+            raise ValueError(f"{len(self.keypoints)} numbers are no keypoints of x, y, visibility")
+        if isinstance(self.segmentation, list) and any(len(polygon) % 2 for polygon in self.segmentation):
+            raise ValueError("a polygon has an odd count of numbers")
+        return self
+
+
+def _decompressed(text: str) -> list[int]:
+    """Run lengths of the text form; see :func:`narrowcast.vision.masks.compress`."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        group = ord(character) - 48
+        if not 0 <= group < 64 or shift > 60:
+            raise ValueError("the runs of a mask are not written as COCO does")
+        value |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            continue
+        if group & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs
+
+
+#: Lists of a file, with what their entries must be.
+ENTRIES: dict[str, type[BaseModel]] = {"images": _Image, "annotations": _Annotation, "categories": _Category}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Options of decoding for scoring.
+
+    Attributes:
+        confidence: least score of a detection, 0..1.
+        iou: boxes of a class that overlap more than this are one object.
+        max_detections: kept an image; COCO scores the best 100 of each category (20 for keypoints).
+        multi_label: an anchor may give a detection of several classes.
+    """
+
+    confidence: float = 0.001
+    iou: float = 0.7
+    max_detections: int = 300
+    multi_label: bool = True
+
+
+#: ``ultralytics`` is what ``yolo val`` does; ``rdk`` what the RDK model zoo's evaluation scripts do (score 0.25 cuts
+#: the precision-recall curve, so that float and quantized both read lower).
+PROTOCOLS = {"ultralytics": Protocol(), "rdk": Protocol(confidence=0.25, multi_label=False)}
+
+
+def choose(
+    name: str, confidence: float | None = None, iou: float | None = None, max_detections: int | None = None
+) -> Protocol:
+    """A protocol with changes.
+
+    Raises:
+        UserError: an unknown name or an impossible value.
+    """
+    if name not in PROTOCOLS:
+        raise UserError(f"there is no protocol {name!r}", f"use {' or '.join(PROTOCOLS)}")
+    given = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
+    protocol = replace(PROTOCOLS[name], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+    if not 0 < protocol.confidence < 1:
+        raise UserError(f"a confidence of {protocol.confidence} is outside 0..1", "0.001 is usual for AP")
+    if not 0 < protocol.iou <= 1:
+        raise UserError(f"an overlap (iou) of {protocol.iou} is outside 0..1", "0.7 is usual")
+    if protocol.max_detections < 1:
+        raise UserError(f"{protocol.max_detections} detections an image leave none", "300 is usual")
+    return protocol
 
 
 @dataclass(frozen=True)

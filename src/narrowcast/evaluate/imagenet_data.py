@@ -15,12 +15,16 @@ from narrowcast.base.progress import phase
 from narrowcast.base.reading import read_text
 from narrowcast.bundle.store import Predictor
 from narrowcast.calibrate.images import left_out
-from narrowcast.evaluate.bootstrap import draw_weights
-from narrowcast.evaluate.journal import evaluation_key, kept_journals
-from narrowcast.evaluate.passes import Pass, run_pass
-from narrowcast.evaluate.predictions import Entry, prediction_files, write_predictions
-from narrowcast.evaluate.report import Report, Row
-from narrowcast.evaluate.rows import compare_rows
+from narrowcast.evaluate.passes import (
+    Entry,
+    Pass,
+    evaluation_key,
+    kept_journals,
+    prediction_files,
+    run_pass,
+    write_predictions,
+)
+from narrowcast.evaluate.report import Report, Row, compare_rows, draw_weights
 from narrowcast.tasks import Task
 from narrowcast.vision.types import Result
 

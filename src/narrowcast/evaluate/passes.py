@@ -1,24 +1,74 @@
-"""One pass over labelled images: several at once, results in order, resumable."""
+"""One pass over labelled images: several at once, results in order, resumable; and files of what was found."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from narrowcast.base.errors import UserError
-from narrowcast.base.journal import Journal
+from narrowcast.base.journal import Journal, digest_of
 from narrowcast.base.progress import track
+from narrowcast.base.writing import check_file, write_file
 from narrowcast.bundle.store import Predictor
 from narrowcast.graph.run import available_cores
 from narrowcast.vision.preprocess import preprocess, read_image
-from narrowcast.vision.types import Result
+from narrowcast.vision.types import Detections, Result
 
-__all__ = ["Pass", "run_pass"]
+
+def cache_folder() -> Path:
+    """Where unfinished evaluations lie: ``$XDG_CACHE_HOME/narrowcast`` or ``~/.cache/narrowcast``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "narrowcast"
+
+
+def evaluation_key(predictor: Predictor, files: Sequence[Path], **more: Any) -> dict[str, Any]:
+    """Everything that the results of a pass depend on, JSON-ready; the images by name, size and time.
+
+    Args:
+        predictor: the graph.
+        files: the images.
+        more: what the kind of results adds.
+    """
+    images = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    return {
+        "graph": predictor.digest, "preprocess": predictor.preprocess.to_dict(), "images": images, **more, "version": 1,
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def kept_journals(fresh: bool = False) -> Iterator[Callable[[Mapping[str, Any]], Journal]]:
+    """Open journals of the passes of one evaluation; all of them stay until the last pass is through.
+
+    Where results cannot be kept, evaluation goes on.
+
+    Args:
+        fresh: forget earlier results.
+
+    Yields:
+        A function from a key (see :func:`evaluation_key`; equal keys share their results) to the results of that pass,
+        by the index of the image.
+    """
+    with contextlib.ExitStack() as stack:
+        opened: dict[str, Journal] = {}
+
+        def journal_of(key: Mapping[str, Any]) -> Journal:
+            name = digest_of(key)
+            if name not in opened:
+                file = cache_folder() / f"evaluate-{name[:24]}.jsonl"
+                opened[name] = stack.enter_context(Journal(file, key, fresh=fresh, required=False))
+            return opened[name]
+
+        yield journal_of
+
 
 Convert = Callable[[int, Result], Any]
 
@@ -121,3 +171,82 @@ def _in_order(work: Callable[[int], Any], indices: Sequence[int], workers: int) 
             yield first, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+Entry = dict[str, Any]
+_OPTION = "--save-predictions"
+
+
+def converter(
+    image_ids: Sequence[int], categories: Mapping[int, int]
+) -> Callable[[int, Result], list[Entry]]:
+    """A function that turns the detections of the image of an index into result entries.
+
+    Coordinates are rounded to a thousandth of a pixel. Detections of classes without a category are left out.
+
+    Args:
+        image_ids: by index.
+        categories: class index to category id.
+    """
+
+    def convert(index: int, found: Result) -> list[Entry]:
+        assert isinstance(found, Detections)
+        known = np.isin(found.class_ids, list(categories))
+        if not known.all():
+            found = found[np.flatnonzero(known)]
+        boxes = np.round(np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], 1), 3)
+        entries: list[Entry] = [
+            {
+                "image_id": image_ids[index],
+                "category_id": categories[int(label)],
+                "bbox": [round(float(value), 3) for value in box],
+                "score": round(float(score), 7),
+            }
+            for label, box, score in zip(found.class_ids, boxes, found.scores, strict=True)
+        ]
+        if found.keypoints is not None:
+            for entry, points in zip(entries, found.keypoints, strict=True):
+                entry["keypoints"] = [round(float(value), 3) for value in points.reshape(-1)]
+        if found.masks is not None:
+            for entry, mask in zip(entries, found.masks.rle(), strict=True):
+                entry["segmentation"] = mask
+        return entries
+
+    return convert
+
+
+def prediction_files(file: str | Path | None, names: Iterable[str], force: bool) -> dict[str, Path]:
+    """The COCO result file of each graph; nothing without ``file``.
+
+    Args:
+        file: as the person named it; with several graphs ``-name`` is added to its stem.
+        names: of the graphs.
+        force: existing files may be replaced.
+
+    Raises:
+        UserError: one exists.
+    """
+    if file is None:
+        return {}
+    whole, graphs = Path(file), list(names)
+    several = len(graphs) > 1
+    found = {name: whole.with_name(f"{whole.stem}-{name}{whole.suffix}") if several else whole for name in graphs}
+    for path in found.values():
+        check_file(path, force, _OPTION)
+    return found
+
+
+def write_predictions(entries: Mapping[str, Sequence[Entry]], files: Mapping[str, Path], force: bool) -> None:
+    """Write result files, each whole or not at all; after the last pass, so that an interrupted run can be repeated.
+
+    Args:
+        entries: by graph.
+        files: of :func:`prediction_files`.
+        force: replace existing files.
+
+    Raises:
+        UserError: one exists, or the file system refuses.
+    """
+    for name, found in entries.items():
+        text = json.dumps(list(found), separators=(",", ":")) + "\n"
+        write_file(files[name], text, force=force, option=_OPTION)

@@ -1,11 +1,19 @@
-"""What an evaluation found."""
+"""What an evaluation found, and how sure it is: a metric is computed again and again on images drawn with replacement.
+
+Two graphs are compared on the same draws, so that the interval of their ratio is that of the difference between the
+graphs and not that of the choice of images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Metrics", "Report", "Row"]
+import numpy as np
+from numpy.typing import NDArray
+
+from narrowcast.evaluate.coco_scores import CocoScores, weighted_average_precision
 
 
 @dataclass(frozen=True)
@@ -83,3 +91,63 @@ class Report:
                 if entry.name == row and metrics.family == family:
                     return metrics.values[name or next(iter(metrics.values))]
         raise KeyError(f"there is no {family} of {row}")
+
+
+DRAWS = 200
+
+
+def draw_weights(images: int, seed: int, draws: int = DRAWS) -> NDArray[np.float32]:
+    """(draws, images) how often each image is in each draw; rows sum to ``images``."""
+    chosen = np.random.default_rng(seed).integers(0, images, (draws, images))
+    weights = np.zeros((draws, images), np.float32)
+    np.add.at(weights, (np.arange(draws)[:, None], chosen), 1)
+    return weights
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The 2.5th and 97.5th percentile of what the draws gave; draws without a value (NaN) do not count."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return 0.0, 0.0
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def retention_interval(values: NDArray[np.float64], reference: NDArray[np.float64]) -> tuple[float, float] | None:
+    """The same for the ratio of two graphs on the same draws; ``None`` when the reference is always 0."""
+    ratio = np.divide(values, reference, out=np.full_like(values, np.nan), where=reference > 0)
+    return interval(ratio) if np.isfinite(ratio).any() else None
+
+
+def metrics_of_rows(scores: Mapping[str, CocoScores], images: int, seed: int) -> dict[str, tuple[Metrics, ...]]:
+    """Metrics of every graph, each family compared with that of the first graph."""
+    weights = draw_weights(images, seed)
+    rows: dict[str, list[Metrics]] = {name: [] for name in scores}
+    for family in next(iter(scores.values())).values:
+        values = {name: found.values[family] for name, found in scores.items()}
+        draws = {name: weighted_average_precision(found.matches[family], weights) for name, found in scores.items()}
+        for name, metrics in compare_rows(family, values, draws).items():
+            rows[name].append(metrics)
+    return {name: tuple(metrics) for name, metrics in rows.items()}
+
+
+def compare_rows(
+    family: str, values: Mapping[str, dict[str, float | None]], draws: Mapping[str, NDArray[np.float64]]
+) -> dict[str, Metrics]:
+    """One family of every graph.
+
+    Args:
+        family: of the metrics.
+        values: metrics of each graph.
+        draws: the first metric of each graph on the same bootstrap draws.
+    """
+    reference = next(iter(values))
+    rows = {}
+    for name, found in values.items():
+        first, base = next(iter(found.values())), next(iter(values[reference].values()))
+        if name == reference or not base or first is None:
+            rows[name] = Metrics(family, found, interval(draws[name]))
+        else:
+            spread = retention_interval(draws[name], draws[reference])
+            rows[name] = Metrics(family, found, interval(draws[name]), first / base, spread)
+    return rows

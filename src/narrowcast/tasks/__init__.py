@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from narrowcast.tasks.errors import QUANTITIES, Quantity, TaskError, combine, shown
-from narrowcast.tasks.judge import TaskJudge
-from narrowcast.tasks.task import TASKS, Cut, Ends, Family, HeadSpec, Look, Tail, Task, register
+from narrowcast.tasks.task import TASKS, Cut, Ends, Family, HeadSpec, Look, Tail, Task, TaskJudge, register
 
 # isort: off
 from narrowcast.tasks import detect, pose, segment, classify  # noqa: F401  (in the order in which they are looked for)

@@ -66,8 +66,8 @@ def board_preprocess(spec: Preprocess) -> tuple[NDArray[np.float32], NDArray[np.
 
 
 def _from_yuv(levels: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """R, G, B = matrix @ (Y, Cb, Cr minus 128 each) + offset; as :mod:`narrowcast.vision.nv12` reads a range."""
-    from narrowcast.vision.nv12 import RANGES
+    """R, G, B = matrix @ (Y, Cb, Cr minus 128 each) + offset; as :mod:`narrowcast.vision.preprocess` reads a range."""
+    from narrowcast.vision.preprocess import RANGES
 
     start, luma_gain, chroma_gain = RANGES[levels]
     luma = np.array([1 / luma_gain, 0.0, 0.0])

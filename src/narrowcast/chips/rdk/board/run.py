@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from narrowcast.tasks import meaning_of
 from narrowcast.vision import Geometry, OutputEncoding, Preprocess, Result, preprocess, read_image
 from narrowcast.vision.draw import draw
-from narrowcast.vision.nv12 import bgr_to_nv12
+from narrowcast.vision.preprocess import bgr_to_nv12
 
 HERE = Path(__file__).resolve().parent
 Outputs = dict[str, NDArray[Any]]
