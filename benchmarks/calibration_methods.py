@@ -13,9 +13,9 @@ from pathlib import Path
 
 from narrowcast.calibrate import METHODS, collect, images
 from narrowcast.chips import load_target
+from narrowcast.engine import lower_qdq
+from narrowcast.engine.noise import compare_tensors, mean_sqnr
 from narrowcast.graph import load
-from narrowcast.lower import lower_qdq
-from narrowcast.lower.noise import compare_tensors, mean_sqnr
 from narrowcast.plan import draft, finish
 
 MODELS = ("yolo11n-pose.onnx", "yolo11n-seg.onnx", "yolov8n.onnx", "mobilenet_v2_1.0_224.onnx")

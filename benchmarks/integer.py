@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 
 from narrowcast.calibrate import ImageSet, collect, images
 from narrowcast.chips import load_target
+from narrowcast.engine import lower_qdq
+from narrowcast.engine.integer import IntegerRunner, integer_bytes, lower_integer, open_integer
+from narrowcast.engine.verify import qdq_distance, verify
 from narrowcast.graph import Model, Runner, load
-from narrowcast.lower import lower_qdq
-from narrowcast.lower.integer import IntegerRunner, integer_bytes, lower_integer, open_integer
-from narrowcast.lower.verify import qdq_distance, verify
 from narrowcast.ops.units import inline_units
 from narrowcast.plan import Pins, Plan, draft, finish
 

@@ -25,8 +25,8 @@ import onnx
 from narrowcast.bundle.make import quantize
 from narrowcast.calibrate import ImageSet, collect, images
 from narrowcast.chips import load_target
+from narrowcast.engine.noise import compare_tensors
 from narrowcast.graph import Model, Runner, load
-from narrowcast.lower.noise import compare_tensors
 from narrowcast.ops.units import inline_units
 from narrowcast.plan import draft
 

@@ -14,7 +14,7 @@ from narrowcast.tasks import TASKS
 SOURCE = Path(narrowcast.__file__).parent
 #: ``vendors``: the folders inside ``chips``; ``chips`` itself is what every chip shares.
 ROOMS = (
-    "base", "vision", "tasks", "ops", "graph", "chips", "calibrate", "plan", "lower", "analyze", "improve", "bundle",
+    "base", "vision", "tasks", "ops", "graph", "chips", "calibrate", "plan", "engine", "analyze", "improve", "bundle",
     "evaluate", "deploy", "vendors", "zoo", "cli",
 )  # fmt: skip
 VENDORS = {folder.name for folder in (SOURCE / "chips").iterdir() if (folder / "__init__.py").exists()}

@@ -27,11 +27,11 @@ from narrowcast.chips.rdk.opset import to_opset_11
 from narrowcast.chips.support import support
 from narrowcast.deploy.check import check
 from narrowcast.deploy.make import quantize
+from narrowcast.engine.integer import dequantized, lower_integer
+from narrowcast.engine.qdq import lower_qdq
+from narrowcast.engine.verify import verify
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.ends import remove_unused
-from narrowcast.lower.integer import dequantized, lower_integer
-from narrowcast.lower.qdq import lower_qdq
-from narrowcast.lower.verify import verify
 from narrowcast.ops.units import inline_units
 from narrowcast.plan import Pins, Plan, draft, finish
 from operator_cases import CASES, IMAGE, Case, net

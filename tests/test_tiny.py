@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import narrowcast as nc
-from narrowcast.lower.verify import verify
+from narrowcast.engine.verify import verify
 from narrowcast.vision.preprocess import preprocess, read_image
 
 

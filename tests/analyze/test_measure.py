@@ -27,9 +27,9 @@ from narrowcast.bundle import Bundle
 from narrowcast.calibrate import collect, images
 from narrowcast.chips import load_target
 from narrowcast.deploy.analysis import subject_of
+from narrowcast.engine.noise import Noise
 from narrowcast.graph.prepare import tidy
 from narrowcast.graph.run import Runner
-from narrowcast.lower.noise import Noise
 from narrowcast.plan import Plan, draft, finish
 from narrowcast.tasks import Task
 from narrowcast.zoo import sample

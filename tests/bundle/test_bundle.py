@@ -19,9 +19,9 @@ from narrowcast.bundle.choosing import AUTO_METHODS
 from narrowcast.bundle.manifest import check_out
 from narrowcast.calibrate import ImageSet, images
 from narrowcast.chips import load_target
+from narrowcast.engine.noise import compare_tensors
+from narrowcast.engine.verify import verify
 from narrowcast.graph import Model, load
-from narrowcast.lower.noise import compare_tensors
-from narrowcast.lower.verify import verify
 from narrowcast.vision import Detections
 from narrowcast.zoo import sample
 

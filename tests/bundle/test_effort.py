@@ -19,8 +19,8 @@ from narrowcast.chips import load_target
 from narrowcast.chips.esp.codec import read_espdl
 from narrowcast.chips.esp.kit import parser_names
 from narrowcast.deploy import deploy
+from narrowcast.engine.verify import verify
 from narrowcast.graph import Model, Runner, load
-from narrowcast.lower.verify import verify
 from narrowcast.zoo import sample
 
 

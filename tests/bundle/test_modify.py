@@ -17,10 +17,10 @@ from narrowcast.bundle.store import chip_input, quantize_input
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target
 from narrowcast.cli.deploy import modify as run
+from narrowcast.engine.integer import IntegerRunner
+from narrowcast.engine.qdq import with_integer_outputs
+from narrowcast.engine.verify import verify
 from narrowcast.graph import Model, load
-from narrowcast.lower.integer import IntegerRunner
-from narrowcast.lower.qdq import with_integer_outputs
-from narrowcast.lower.verify import verify
 from narrowcast.plan import Encoding
 from narrowcast.vision import Detections
 from narrowcast.zoo import sample

@@ -17,8 +17,8 @@ from narrowcast.calibrate import images
 from narrowcast.deploy.analysis import subject_of
 from narrowcast.deploy.kits import deploy
 from narrowcast.deploy.make import quantize
+from narrowcast.engine.verify import verify
 from narrowcast.graph import load
-from narrowcast.lower.verify import verify
 from narrowcast.plan import Pins
 
 node = helper.make_node

@@ -15,8 +15,8 @@ from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.chips.rdk import calibration as module
 from narrowcast.chips.rdk.calibration import hb_search
+from narrowcast.engine import lower_qdq
 from narrowcast.graph import Runner, load
-from narrowcast.lower import lower_qdq
 from narrowcast.plan import draft
 
 

@@ -18,8 +18,8 @@ from narrowcast.base.errors import UserError
 from narrowcast.chips import check_rows, load_target, place
 from narrowcast.chips.esp.model import build_espdl
 from narrowcast.chips.esp.runtime import check_runtime
+from narrowcast.engine.integer import IntegerRunner, lower_integer
 from narrowcast.graph import load
-from narrowcast.lower.integer import IntegerRunner, lower_integer
 from narrowcast.plan import draft
 
 

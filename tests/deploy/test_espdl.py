@@ -16,7 +16,7 @@ from narrowcast.chips.esp.codec import decode_espdl, encode_espdl, read_espdl
 from narrowcast.chips.esp.file import EspdlFile, EspdlNode, EspdlTensor, EspdlValue, describe
 from narrowcast.chips.esp.model import EspdlRunner, build_espdl, restore
 from narrowcast.chips.esp.runtime import check_runtime
-from narrowcast.lower.integer import IntegerRunner, lower_integer
+from narrowcast.engine.integer import IntegerRunner, lower_integer
 
 
 def tiny() -> EspdlFile:

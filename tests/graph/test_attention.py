@@ -14,13 +14,13 @@ from builders import constant, model, save, weights
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate import collect
 from narrowcast.chips import check_rows, load_target
+from narrowcast.engine import lower_qdq
+from narrowcast.engine.integer import lower_integer
 from narrowcast.graph import Runner, load
 from narrowcast.graph.forms import PARTS, attention_softmaxes
-from narrowcast.lower import lower_qdq
-from narrowcast.lower.integer import lower_integer
 from narrowcast.plan import Pins, draft, finish
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "lower" / "integer"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "engine" / "integer"))
 from harness import compare
 
 

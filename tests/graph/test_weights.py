@@ -20,12 +20,12 @@ from narrowcast.calibrate import collect, images
 from narrowcast.chips import Target, load_target
 from narrowcast.chips.esp.kit import deploy_espdl
 from narrowcast.deploy.analysis import subject_of
+from narrowcast.engine.integer import IntegerRunner, lower_integer
+from narrowcast.engine.integer.sums import ProductSum
+from narrowcast.engine.noise import compare_tensors
 from narrowcast.graph import Runner, load, run
 from narrowcast.graph import run as weights
 from narrowcast.graph.run import open_session
-from narrowcast.lower.integer import IntegerRunner, lower_integer
-from narrowcast.lower.integer.sums import ProductSum
-from narrowcast.lower.noise import compare_tensors
 from narrowcast.plan import Plan, draft, finish
 from narrowcast.zoo import sample
 

@@ -8,10 +8,10 @@ import pytest
 from builders import save, silu_net
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
+from narrowcast.engine import lower_qdq
+from narrowcast.engine.cutting import cut_behind
 from narrowcast.graph import Model, Runner, load
 from narrowcast.improve.ranges import Trial
-from narrowcast.lower import lower_qdq
-from narrowcast.lower.cutting import cut_behind
 from narrowcast.plan import draft, finish
 
 

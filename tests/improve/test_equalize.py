@@ -14,10 +14,10 @@ from builders import constant, save
 from builders import model as build
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
+from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.graph import Model, Runner, load
 from narrowcast.improve import Judge
 from narrowcast.improve.factors import equalize, equalizing_factors, find_pairs
-from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.plan import draft, finish
 
 

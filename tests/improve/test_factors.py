@@ -10,11 +10,11 @@ from builders import model as build
 from builders import save, weights
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
+from narrowcast.engine.integer import IntegerRunner, dequantized, lower_integer
+from narrowcast.engine.network import QuantizedNetwork
+from narrowcast.engine.qdq import factored, undo_factors, with_factors
 from narrowcast.graph import Model, Runner, load
 from narrowcast.improve.factors import best_steps, output_factors, scale_outputs
-from narrowcast.lower.integer import IntegerRunner, dequantized, lower_integer
-from narrowcast.lower.network import QuantizedNetwork
-from narrowcast.lower.qdq import factored, undo_factors, with_factors
 from narrowcast.plan import Encoding, Plan, draft, finish
 from narrowcast.tasks import HeadSpec, Task, meaning_of
 

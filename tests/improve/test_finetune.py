@@ -21,11 +21,11 @@ from narrowcast.bundle.make import remake
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.cli.tune import finetune as command
+from narrowcast.engine import lower_qdq
 from narrowcast.graph import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune import Settings
 from narrowcast.improve.finetune.settings import features, region, tie
-from narrowcast.lower import lower_qdq
 from narrowcast.plan import Pins, Plan, draft, finish
 from narrowcast.tasks import HeadSpec, Look, Task, TaskJudge, meaning_of
 from narrowcast.tasks.teaching import noise

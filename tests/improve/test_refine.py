@@ -10,10 +10,10 @@ import pytest
 from builders import save, silu_net
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
+from narrowcast.engine import lower_qdq
+from narrowcast.engine.noise import compare_tensors, mean_sqnr
 from narrowcast.graph import Model, Runner, load
 from narrowcast.improve import refine_ranges
-from narrowcast.lower import lower_qdq
-from narrowcast.lower.noise import compare_tensors, mean_sqnr
 from narrowcast.plan import Draft, Encoding, Pins, Plan, TensorPin, draft, finish
 
 TARGETS = ("onnx", "bayes-e", "esp32p4")

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from builders import save, silu_net
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
+from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.graph import Model, load
 from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, reconstruct, recover, split
 from narrowcast.improve.steps import Recovery
-from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.plan import Draft, Plan, draft, finish
 
 

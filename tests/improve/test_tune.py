@@ -24,14 +24,14 @@ from narrowcast.chips import load_target
 from narrowcast.cli.tune import _last
 from narrowcast.cli.tune import tune as run
 from narrowcast.deploy.tune import Wish, tune
+from narrowcast.engine.integer import lower_integer
+from narrowcast.engine.network import QuantizedNetwork
+from narrowcast.engine.verify import verify
 from narrowcast.evaluate import imagenet
 from narrowcast.graph import Model, load
 from narrowcast.improve import tune as tune_meter
 from narrowcast.improve.tune import Budget, Nodes, first_that_meets, members, parse_share, search, sure_gain
 from narrowcast.improve.wider import Candidate, Costs, Widener, candidates, wide_products
-from narrowcast.lower.integer import lower_integer
-from narrowcast.lower.network import QuantizedNetwork
-from narrowcast.lower.verify import verify
 from narrowcast.plan import DTYPES, Pins, draft, finish
 
 TARGETS = ("onnx", "bayes-e", "esp32p4")

@@ -12,8 +12,8 @@ import onnx
 import narrowcast
 from narrowcast.chips.schema import Limits
 from narrowcast.chips.support import _CHECKS
-from narrowcast.lower.integer import lowering
-from narrowcast.lower.reference import walk
+from narrowcast.engine.integer import lowering
+from narrowcast.engine.reference import walk
 from narrowcast.ops.facts import Kind, known
 
 SOURCE = Path(narrowcast.__file__).parent

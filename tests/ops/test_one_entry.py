@@ -19,10 +19,10 @@ from builders import constant, model, save, weights
 from narrowcast.calibrate import collect
 from narrowcast.chips import Target, load_target
 from narrowcast.chips.schema import OpRule
+from narrowcast.engine.integer import dequantized, lower_integer
+from narrowcast.engine.qdq import lower_qdq
+from narrowcast.engine.verify import verify
 from narrowcast.graph import Model, Runner, load
-from narrowcast.lower.integer import dequantized, lower_integer
-from narrowcast.lower.qdq import lower_qdq
-from narrowcast.lower.verify import verify
 from narrowcast.ops import facts
 from narrowcast.ops.facts import Kind, Operator
 from narrowcast.plan import draft, finish

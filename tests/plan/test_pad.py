@@ -13,9 +13,9 @@ from onnx import helper
 from builders import constant, model, weights
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target, target_names
+from narrowcast.engine.integer import dequantized, lower_integer
+from narrowcast.engine.verify import verify
 from narrowcast.graph import Runner
-from narrowcast.lower.integer import dequantized, lower_integer
-from narrowcast.lower.verify import verify
 from narrowcast.plan import Pins, TensorPin, draft, finish
 from narrowcast.plan.invariants import violations
 

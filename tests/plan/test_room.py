@@ -19,8 +19,8 @@ from builders import constant, model
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate import collect
 from narrowcast.chips import load_target, target_names
+from narrowcast.engine.integer import dequantized, lower_integer
 from narrowcast.graph import Runner
-from narrowcast.lower.integer import dequantized, lower_integer
 from narrowcast.plan import Draft, Encoding, ExactPins, Pins, Plan, TensorPin, draft, finish
 from narrowcast.plan.invariants import product_violations, violations
 

@@ -24,9 +24,9 @@ from onnx import numpy_helper
 
 from narrowcast.analyze.subject import Subject
 from narrowcast.base.progress import track
+from narrowcast.engine.cutting import fixed_tensors, part_of
+from narrowcast.engine.noise import Noise
 from narrowcast.graph.run import Runner, available_cores, held_arrays, open_session
-from narrowcast.lower.cutting import fixed_tensors, part_of
-from narrowcast.lower.noise import Noise
 from narrowcast.ops.net import with_outputs
 from narrowcast.plan.types import Plan
 from narrowcast.tasks import Look, TaskError, TaskJudge, combine

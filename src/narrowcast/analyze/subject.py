@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import track
 from narrowcast.calibrate.images import ImageSet, spread
+from narrowcast.engine.network import QuantizedNetwork
+from narrowcast.engine.qdq import factored, lower_qdq
 from narrowcast.graph.run import Runner
-from narrowcast.lower.network import QuantizedNetwork
-from narrowcast.lower.qdq import factored, lower_qdq
 from narrowcast.ops.facts import Kind, facts, weight_axis
 from narrowcast.ops.functions import unary_name
 from narrowcast.ops.net import computed_inputs, constant_of, dims, leads_to, named, only_reader

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from narrowcast.analyze.subject import Subject
 from narrowcast.base.progress import track
 from narrowcast.calibrate.statistics import BINS, TensorStatistics
-from narrowcast.lower.noise import Noise, beside
+from narrowcast.engine.noise import Noise, beside
 from narrowcast.plan.structure import is_passive
 from narrowcast.plan.types import Encoding
 

@@ -13,12 +13,12 @@ from narrowcast.base.errors import UserError, nearest
 from narrowcast.base.progress import phase, track
 from narrowcast.calibrate import METHODS, ImageSet, TensorStatistics
 from narrowcast.chips.vendors import offers
+from narrowcast.engine.network import Planner, QuantizedNetwork
+from narrowcast.engine.noise import compare_tensors, mean_sqnr
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, recover, refine_ranges, split
 from narrowcast.improve.judge import judged_pairs
-from narrowcast.lower.network import Planner, QuantizedNetwork
-from narrowcast.lower.noise import compare_tensors, mean_sqnr
 from narrowcast.ops.net import with_outputs
 from narrowcast.plan import Draft, Plan, finish
 from narrowcast.tasks import combine

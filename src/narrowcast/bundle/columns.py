@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.lower.noise import beside
+from narrowcast.engine.noise import beside
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.plan.structure import is_real
 

@@ -31,13 +31,13 @@ from narrowcast.bundle.manifest import (
 )
 from narrowcast.calibrate import ImageSet
 from narrowcast.chips import Target, write_target
+from narrowcast.engine.integer import IntegerGraph, dequantized, integer_bytes
+from narrowcast.engine.network import QuantizedNetwork
+from narrowcast.engine.noise import Noise, compare_tensors
+from narrowcast.engine.qdq import Factors, factored, undo_factors
+from narrowcast.engine.verify import qdq_distance
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import rest, with_data
-from narrowcast.lower.integer import IntegerGraph, dequantized, integer_bytes
-from narrowcast.lower.network import QuantizedNetwork
-from narrowcast.lower.noise import Noise, compare_tensors
-from narrowcast.lower.qdq import Factors, factored, undo_factors
-from narrowcast.lower.verify import qdq_distance
 from narrowcast.ops.net import dims
 from narrowcast.ops.units import inline_units
 from narrowcast.plan import Plan, plan_to_json

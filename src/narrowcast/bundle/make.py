@@ -34,8 +34,8 @@ from narrowcast.bundle.store import Bundle
 from narrowcast.calibrate import METHODS, Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
 from narrowcast.chips import load_target
+from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.graph.model import Model
-from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.ops.net import dims
 from narrowcast.plan import Draft, Pins, draft
 

@@ -190,7 +190,7 @@ class _Noise(_Record):
 
 
 class ComparisonRow(_Noise):
-    """How far a quantized tensor is from the float one, as :meth:`narrowcast.lower.noise.Noise.row` writes it."""
+    """How far a quantized tensor is from the float one, as :meth:`narrowcast.engine.noise.Noise.row` writes it."""
 
     cosine: float
     mean_abs: float

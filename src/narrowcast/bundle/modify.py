@@ -29,10 +29,10 @@ from narrowcast.bundle.manifest import (
     check_out,
 )
 from narrowcast.bundle.store import Bundle, open_bundle
+from narrowcast.engine.integer import integer_bytes
+from narrowcast.engine.network import QuantizedNetwork
+from narrowcast.engine.qdq import with_integer_input, with_integer_outputs
 from narrowcast.graph.ends import REMOVABLE, Removed, remove_ends, transposed_layout
-from narrowcast.lower.integer import integer_bytes
-from narrowcast.lower.network import QuantizedNetwork
-from narrowcast.lower.qdq import with_integer_input, with_integer_outputs
 from narrowcast.ops.net import dims
 from narrowcast.plan import Encoding, Plan, plan_to_json
 from narrowcast.plan.drafting import restricted

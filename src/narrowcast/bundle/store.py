@@ -31,11 +31,11 @@ from narrowcast.bundle.manifest import (
     read_manifest,
 )
 from narrowcast.chips import Target, load_target, read_target
+from narrowcast.engine.integer import IntegerGraph, open_integer
+from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.graph.ends import Join
 from narrowcast.graph.model import Model, load
 from narrowcast.graph.run import Runner
-from narrowcast.lower.integer import IntegerGraph, open_integer
-from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.plan import Plan, read_plan
 from narrowcast.plan.files import check_fit
 from narrowcast.plan.invariants import violations

@@ -69,7 +69,7 @@ def verify(
     with phase("start"):
         from narrowcast.bundle import open_bundle
         from narrowcast.bundle.manifest import PLAN_FILE
-        from narrowcast.lower.verify import verify
+        from narrowcast.engine.verify import verify
     bundle = open_bundle(path)
     if bundle.violations:
         _refuse(bundle.violations, json)
@@ -171,7 +171,7 @@ def _tensors(
     from dataclasses import asdict
 
     from narrowcast.bundle.store import chip_input
-    from narrowcast.lower.integer import IntegerRunner
+    from narrowcast.engine.integer import IntegerRunner
 
     graph, tensor = bundle.integer_graph, chip_input(tensor, bundle.manifest)
     runner = IntegerRunner(graph, all_tensors=everything)

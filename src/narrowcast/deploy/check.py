@@ -14,8 +14,8 @@ from narrowcast.chips import CheckRow, Target, check_rows, load_target
 from narrowcast.chips.esp.model import build_espdl
 from narrowcast.chips.esp.runtime import RuntimeRow, check_runtime
 from narrowcast.chips.rdk.opset import to_opset_11
+from narrowcast.engine.integer import lower_integer
 from narrowcast.graph import Model, load
-from narrowcast.lower.integer import lower_integer
 from narrowcast.ops.units import inline_units
 from narrowcast.plan import Pins, draft, finish
 

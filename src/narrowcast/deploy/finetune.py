@@ -19,12 +19,12 @@ from narrowcast.bundle.manifest import check_out
 from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
 from narrowcast.chips.esp.kit import Origin, bundled_espdl
+from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.graph import Model, Runner
 from narrowcast.improve import Judge
 from narrowcast.improve.finetune import LEAST_IMAGES, Settings, require_torch
 from narrowcast.improve.finetune.settings import features
 from narrowcast.improve.judge import judged_pairs
-from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.tasks import TaskError
 
 if TYPE_CHECKING:

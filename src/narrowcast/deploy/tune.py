@@ -23,11 +23,11 @@ from narrowcast.calibrate import Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
 from narrowcast.chips.esp.kit import Origin, bundled_espdl
 from narrowcast.deploy.tune_halves import Labelled, halves, halves_of_labels
+from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.evaluate import Report
 from narrowcast.graph import Runner
 from narrowcast.improve.tune import Budget, Nodes, Step, TaskMeter, first_that_meets, members, search
 from narrowcast.improve.wider import Candidate, Costs, Widener, candidates
-from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.plan import Plan
 from narrowcast.tasks import Look, Task, TaskJudge, combine
 

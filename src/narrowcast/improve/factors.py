@@ -2,7 +2,7 @@
 
 The range of a channel comes from the values at the cells that decode may keep, weighted by what an error costs there.
 It becomes a factor in the weights and the bias of the convolution that makes the output, see
-:mod:`narrowcast.lower.qdq`.
+:mod:`narrowcast.engine.qdq`.
 
 Beside it, cross-layer equalization: give the channels between two convolutions similar ranges, exactly.
 
@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.lower.network import Planner, QuantizedNetwork
+from narrowcast.engine.network import Planner, QuantizedNetwork
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_of, is_own, named, only_reader, set_constant
 from narrowcast.plan import Draft

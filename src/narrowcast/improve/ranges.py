@@ -17,12 +17,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.progress import track
+from narrowcast.engine.cutting import cut_behind
+from narrowcast.engine.network import Planner, QuantizedNetwork
+from narrowcast.engine.noise import Noise, mean_sqnr
+from narrowcast.engine.qdq import SCALE_INPUT, ZERO_POINT_INPUT, Factors, lower_qdq, undo_factors
 from narrowcast.graph.run import open_session
 from narrowcast.improve.judge import Judge
-from narrowcast.lower.cutting import cut_behind
-from narrowcast.lower.network import Planner, QuantizedNetwork
-from narrowcast.lower.noise import Noise, mean_sqnr
-from narrowcast.lower.qdq import SCALE_INPUT, ZERO_POINT_INPUT, Factors, lower_qdq, undo_factors
 from narrowcast.plan import Draft
 from narrowcast.plan.structure import Group
 from narrowcast.plan.types import Encoding, Plan

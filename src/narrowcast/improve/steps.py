@@ -11,13 +11,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.calibrate.statistics import collect
+from narrowcast.engine.network import Planner, QuantizedNetwork
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
 from narrowcast.improve.factors import equalize, output_factors
 from narrowcast.improve.judge import Judge
 from narrowcast.improve.ranges import search_ranges
 from narrowcast.improve.reconstruct import reconstruct
-from narrowcast.lower.network import Planner, QuantizedNetwork
 from narrowcast.plan import Draft, replan
 from narrowcast.plan.types import Plan
 

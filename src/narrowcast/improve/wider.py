@@ -13,7 +13,7 @@ from narrowcast.analyze.subject import macs, with_activation
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate.statistics import TensorStatistics
 from narrowcast.chips.schema import Target
-from narrowcast.lower.network import QuantizedNetwork
+from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import computed_inputs, constant_of, leads_to, only_reader, set_constant
 from narrowcast.plan import Encoding, Plan, edge_key, replan

@@ -15,8 +15,8 @@ from narrowcast.chips.esp.file import EspdlNode, EspdlTensor, EspdlValue
 from narrowcast.chips.esp.layouts import Order, channels_last, identity, reordered
 from narrowcast.chips.esp.restoring import Fact, Family, Restoring
 from narrowcast.chips.schema import Target
-from narrowcast.lower.integer import constant_integers, full_table, stepped_table
-from narrowcast.lower.integer.values import saturating_integer
+from narrowcast.engine.integer import constant_integers, full_table, stepped_table
+from narrowcast.engine.integer.values import saturating_integer
 from narrowcast.ops.functions import clip_bounds, unary_function
 from narrowcast.ops.net import constant_of, dims
 from narrowcast.plan.types import Encoding, Plan

@@ -20,8 +20,8 @@ from narrowcast.bundle.contents import Extra
 from narrowcast.chips import Target
 from narrowcast.chips.esp.codec import encode_espdl
 from narrowcast.chips.esp.model import build_espdl, make_test_vectors
+from narrowcast.engine.qdq import Factors
 from narrowcast.graph import Model
-from narrowcast.lower.qdq import Factors
 from narrowcast.plan import Plan
 from narrowcast.tasks import Task
 from narrowcast.tasks.objects import Objects

@@ -27,8 +27,8 @@ from narrowcast.chips.esp.layouts import Order, channels_last, identity, inverse
 from narrowcast.chips.esp.products import fused_relu
 from narrowcast.chips.esp.restoring import DOMAIN, Restoring
 from narrowcast.chips.schema import Target
+from narrowcast.engine.integer import IntegerRunner, constant_integers, full_table, lower_integer
 from narrowcast.graph.ends import remove_unused
-from narrowcast.lower.integer import IntegerRunner, constant_integers, full_table, lower_integer
 from narrowcast.ops.functions import unary_function
 from narrowcast.ops.net import dims
 from narrowcast.plan.types import Plan

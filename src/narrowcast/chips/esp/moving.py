@@ -12,8 +12,8 @@ from narrowcast.chips.esp.assembly import Assembly, Chain, Stored, own_attribute
 from narrowcast.chips.esp.file import EspdlNode
 from narrowcast.chips.esp.layouts import Order, channels_last, identity, inverse, moves_nothing, reordered, then
 from narrowcast.chips.esp.restoring import Family, Restoring
+from narrowcast.engine.integer.values import saturating_integer
 from narrowcast.graph.windows import windows
-from narrowcast.lower.integer.values import saturating_integer
 from narrowcast.ops.net import dims, integers_at
 
 __all__ = ["MOVING", "explicit_pads", "window_attribute"]

@@ -27,7 +27,7 @@ from narrowcast.chips.esp.layouts import (
 from narrowcast.chips.esp.moving import explicit_pads, window_attribute
 from narrowcast.chips.esp.restoring import Fact, Family, Known, Restoring
 from narrowcast.chips.schema import Target
-from narrowcast.lower.integer import bias_integers, constant_integers
+from narrowcast.engine.integer import bias_integers, constant_integers
 from narrowcast.ops.net import constant_at, constant_of, dims, input_at, only_reader
 from narrowcast.plan.drafting import operand_encoding
 from narrowcast.plan.types import Encoding, Plan

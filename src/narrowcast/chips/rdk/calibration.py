@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.bundle.choosing import Job, Searched
 from narrowcast.calibrate.images import SUFFIXES, ImageSet, Source, input_shape, spread
+from narrowcast.engine.qdq import lower_qdq
 from narrowcast.graph.run import Runner
-from narrowcast.lower.qdq import lower_qdq
 from narrowcast.ops.net import with_outputs
 from narrowcast.plan import Draft, finish
 from narrowcast.plan.types import Plan

@@ -18,10 +18,10 @@ from narrowcast.base.errors import UserError
 from narrowcast.base.progress import track
 from narrowcast.calibrate.images import ImageSet
 from narrowcast.chips.schema import Target
+from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.graph.run import Runner
 from narrowcast.improve.finetune.network import Network, Scales
 from narrowcast.improve.finetune.settings import Region, Settings, Tied, region, tie
-from narrowcast.lower.network import QuantizedNetwork
 from narrowcast.ops.net import set_constant, with_outputs
 from narrowcast.tasks import Task
 from narrowcast.tasks.teaching import noise

@@ -22,9 +22,9 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
-from narrowcast.lower.integer.context import Context
-from narrowcast.lower.integer.moving import copy_node
-from narrowcast.lower.integer.values import (
+from narrowcast.engine.integer.context import Context
+from narrowcast.engine.integer.moving import copy_node
+from narrowcast.engine.integer.values import (
     Integers,
     Pending,
     Reals,

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
-from narrowcast.lower.reference.arithmetic import (
+from narrowcast.engine.reference.arithmetic import (
     Accumulator,
     Steps,
     Unrounded,
     float_rounded,
     to_encoding,
 )
-from narrowcast.lower.reference.sums import (
+from narrowcast.engine.reference.sums import (
     convolve,
     convolve_transposed,
     evaluate_float,

@@ -19,10 +19,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
-from narrowcast.graph.windows import window_counts, windows
-from narrowcast.lower.integer.context import EXACT, Context
-from narrowcast.lower.integer.sums import Array, Emit, ProductSum
-from narrowcast.lower.integer.values import (
+from narrowcast.engine.integer.context import EXACT, Context
+from narrowcast.engine.integer.sums import Array, Emit, ProductSum
+from narrowcast.engine.integer.values import (
     Integers,
     bias_integers,
     ratio,
@@ -30,6 +29,7 @@ from narrowcast.lower.integer.values import (
     requantize,
     round_and_saturate,
 )
+from narrowcast.graph.windows import window_counts, windows
 from narrowcast.ops.builder import Op
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_of, dims, input_at, integers_at

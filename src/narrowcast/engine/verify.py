@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
 from narrowcast.chips.schema import Target
+from narrowcast.engine.integer import IntegerGraph, IntegerRunner
+from narrowcast.engine.noise import Noise
+from narrowcast.engine.reference import run_reference
 from narrowcast.graph.run import Runner
-from narrowcast.lower.integer import IntegerGraph, IntegerRunner
-from narrowcast.lower.noise import Noise
-from narrowcast.lower.reference import run_reference
 from narrowcast.ops.builder import Op
 from narrowcast.ops.net import with_outputs
 from narrowcast.plan.types import Encoding, Plan
@@ -168,8 +168,8 @@ def qdq_distance(
     to less than 32 bits, so its integers differ by a step here and there, and more behind such a step.
 
     Args:
-        graph: from :func:`narrowcast.lower.integer.lower_integer`, with float input.
-        qdq: from :func:`narrowcast.lower.lower_qdq` of the same plan, or its file.
+        graph: from :func:`narrowcast.engine.integer.lower_integer`, with float input.
+        qdq: from :func:`narrowcast.engine.lower_qdq` of the same plan, or its file.
         images: float inputs of both graphs, consumed once.
         all_tensors: compare every quantized tensor, not only the outputs.
         threads: of onnxruntime; 0 for all cores.

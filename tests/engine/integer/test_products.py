@@ -13,7 +13,7 @@ from onnx import helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips import load_target
-from narrowcast.lower.integer import IntegerRunner, lower_integer
+from narrowcast.engine.integer import IntegerRunner, lower_integer
 from narrowcast.plan import Encoding, Plan, edge_key
 
 quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])

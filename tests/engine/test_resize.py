@@ -11,9 +11,9 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from builders import constant
+from narrowcast.engine.reference.sums import nearest_resize
 from narrowcast.graph.run import Runner
 from narrowcast.graph.windows import linear_positions, nearest_positions
-from narrowcast.lower.reference.sums import nearest_resize
 
 GRIDS = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")

@@ -13,9 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
-from narrowcast.graph.windows import linear_positions, resize_scales
-from narrowcast.lower.integer.context import Context
-from narrowcast.lower.integer.values import (
+from narrowcast.engine.integer.context import Context
+from narrowcast.engine.integer.values import (
     Integers,
     ratio,
     remove_zero_point,
@@ -23,6 +22,7 @@ from narrowcast.lower.integer.values import (
     round_and_saturate,
     saturating_integer,
 )
+from narrowcast.graph.windows import linear_positions, resize_scales
 from narrowcast.ops.builder import Op
 from narrowcast.ops.facts import GRIDS
 from narrowcast.ops.net import constant_of, dims

@@ -13,7 +13,7 @@ from onnx import helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips import load_target
-from narrowcast.lower.integer import full_table, lower_integer, stepped_table
+from narrowcast.engine.integer import full_table, lower_integer, stepped_table
 from narrowcast.ops.functions import unary_function
 from narrowcast.plan import Encoding
 

@@ -1,5 +1,5 @@
 """Graph and plan to something that runs."""
 
-from narrowcast.lower.qdq import lower_qdq
+from narrowcast.engine.qdq import lower_qdq
 
 __all__ = ["lower_qdq"]

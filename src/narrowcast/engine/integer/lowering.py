@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
-from narrowcast.lower.integer.context import Context, Proof
-from narrowcast.lower.integer.elementwise import (
+from narrowcast.engine.integer.context import Context, Proof
+from narrowcast.engine.integer.elementwise import (
     lower_add,
     lower_clip,
     lower_divide,
@@ -20,16 +20,16 @@ from narrowcast.lower.integer.elementwise import (
     lower_multiply,
     lower_real,
 )
-from narrowcast.lower.integer.moving import copy_node, lower_concat, lower_linear_resize, lower_moving, lower_pad
-from narrowcast.lower.integer.products import (
+from narrowcast.engine.integer.moving import copy_node, lower_concat, lower_linear_resize, lower_moving, lower_pad
+from narrowcast.engine.integer.products import (
     constant_product,
     dynamic_product,
     lower_average_pool,
     lower_global_average,
     lower_reduce,
 )
-from narrowcast.lower.integer.tables import lower_softmax, lower_table
-from narrowcast.lower.integer.values import Integers, Reals, quantize
+from narrowcast.engine.integer.tables import lower_softmax, lower_table
+from narrowcast.engine.integer.values import Integers, Reals, quantize
 from narrowcast.ops.builder import Builder, Op
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_of, dims, node_names, value_names, with_outputs
@@ -117,7 +117,7 @@ def lower_integer(model: ir.Model, plan: Plan, target: Target, *, integer_input:
     """Lower a prepared graph to the integers that the chip computes.
 
     Tensors hold integer values in float32, so that onnxruntime's ordinary kernels run them; every sum of products is
-    proven exact (:mod:`narrowcast.lower.integer.context`).
+    proven exact (:mod:`narrowcast.engine.integer.context`).
 
     Args:
         model: prepared graph; not changed.

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
-from narrowcast.lower.integer.values import (
+from narrowcast.engine.integer.values import (
     Integers,
     Pending,
     Reals,
@@ -126,7 +126,7 @@ def _digits(magnitude: int, count: int) -> Digits:
 
 @dataclass
 class Context:
-    """One run of :func:`narrowcast.lower.integer.lower_integer`.
+    """One run of :func:`narrowcast.engine.integer.lower_integer`.
 
     Attributes:
         builder: the graph under construction.

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from narrowcast.base.errors import UserError
 from narrowcast.calibrate.statistics import TensorStatistics
 from narrowcast.chips.schema import Target
-from narrowcast.lower.integer import IntegerGraph, dequantized, lower_integer
-from narrowcast.lower.qdq import Factors, lower_qdq, undo_factors, with_factors
+from narrowcast.engine.integer import IntegerGraph, dequantized, lower_integer
+from narrowcast.engine.qdq import Factors, lower_qdq, undo_factors, with_factors
 from narrowcast.plan.types import Encoding, Plan
 
 __all__ = ["Planner", "QuantizedNetwork"]

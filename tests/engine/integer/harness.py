@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from narrowcast.chips import Target, load_target
-from narrowcast.lower.integer import IntegerGraph, IntegerRunner, lower_integer
-from narrowcast.lower.reference import run_reference
+from narrowcast.engine.integer import IntegerGraph, IntegerRunner, lower_integer
+from narrowcast.engine.reference import run_reference
 from narrowcast.plan import Encoding, Placement, Plan
 
 #: Half-even with weights per channel, half-up with one weight scale and 20-bit biases, float multipliers.

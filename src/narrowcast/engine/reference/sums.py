@@ -18,9 +18,9 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from narrowcast.chips.schema import Target
+from narrowcast.engine.reference.arithmetic import Array
 from narrowcast.graph.files import NEWEST_OPSET
 from narrowcast.graph.run import open_session
-from narrowcast.lower.reference.arithmetic import Array
 from narrowcast.ops.net import constant_at
 from narrowcast.ops.units import DOMAIN, inline_units
 from narrowcast.plan.types import Encoding

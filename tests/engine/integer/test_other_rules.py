@@ -14,7 +14,7 @@ from onnx import helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips import load_target
-from narrowcast.lower.integer import lower_integer
+from narrowcast.engine.integer import lower_integer
 from narrowcast.plan import Encoding
 
 quick = settings(max_examples=30, deadline=None)

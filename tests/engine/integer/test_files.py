@@ -15,10 +15,10 @@ from onnx import helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips import load_target
-from narrowcast.lower import lower_qdq
-from narrowcast.lower.integer import IntegerGraph, IntegerRunner, integer_bytes, lower_integer, open_integer
-from narrowcast.lower.integer.files import METADATA_KEY, dequantized
-from narrowcast.lower.verify import qdq_distance, verify
+from narrowcast.engine import lower_qdq
+from narrowcast.engine.integer import IntegerGraph, IntegerRunner, integer_bytes, lower_integer, open_integer
+from narrowcast.engine.integer.files import METADATA_KEY, dequantized
+from narrowcast.engine.verify import qdq_distance, verify
 from narrowcast.plan import Encoding, Plan
 
 IMAGE = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)

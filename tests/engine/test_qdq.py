@@ -14,8 +14,8 @@ from narrowcast.base.errors import UserError
 from narrowcast.bundle import quantize
 from narrowcast.calibrate import collect, images
 from narrowcast.chips import load_target, target_names
+from narrowcast.engine import lower_qdq
 from narrowcast.graph import Model, Runner, load
-from narrowcast.lower import lower_qdq
 from narrowcast.plan import Pins, Plan, draft, edge_key, finish
 
 

@@ -14,10 +14,10 @@ from narrowcast.calibrate import collect
 from narrowcast.chips import load_target
 from narrowcast.chips.esp.codec import decode_espdl, encode_espdl
 from narrowcast.chips.esp.model import EspdlRunner, build_espdl
+from narrowcast.engine import lower_qdq
+from narrowcast.engine.integer import IntegerRunner, lower_integer
+from narrowcast.engine.verify import verify
 from narrowcast.graph import Model, Runner, load
-from narrowcast.lower import lower_qdq
-from narrowcast.lower.integer import IntegerRunner, lower_integer
-from narrowcast.lower.verify import verify
 from narrowcast.plan import Encoding, Pins, Plan, draft, finish
 
 RNG = np.random.default_rng(3)

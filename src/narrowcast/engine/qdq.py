@@ -24,7 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from narrowcast.lower.integer.lowering import IntegerGraph
+from narrowcast.engine.integer.lowering import IntegerGraph
 from narrowcast.ops.builder import Op
 from narrowcast.ops.net import constant_of, constant_value, copied, named, written
 from narrowcast.ops.units import inline_units
@@ -208,7 +208,7 @@ def with_integer_outputs(proto: onnx.ModelProto, encodings: Mapping[str, Encodin
     """Let outputs leave as integers.
 
     Args:
-        proto: from :func:`narrowcast.lower.lower_qdq`; not changed.
+        proto: from :func:`narrowcast.engine.lower_qdq`; not changed.
         encodings: graph output to its encoding in the plan.
 
     Returns:
@@ -279,7 +279,7 @@ def with_integer_input(proto: onnx.ModelProto, encoding: Encoding) -> onnx.Model
     """Let the image enter as integers.
 
     Args:
-        proto: from :func:`narrowcast.lower.lower_qdq`; not changed.
+        proto: from :func:`narrowcast.engine.lower_qdq`; not changed.
         encoding: of the graph's first input in the plan.
 
     Raises:

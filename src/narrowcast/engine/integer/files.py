@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import parse_json, reading
+from narrowcast.engine.integer.context import Proof
+from narrowcast.engine.integer.lowering import IntegerGraph
 from narrowcast.graph.run import Runner
-from narrowcast.lower.integer.context import Proof
-from narrowcast.lower.integer.lowering import IntegerGraph
 from narrowcast.ops.builder import Builder, Op
 from narrowcast.ops.net import copied
 from narrowcast.plan.types import Encoding
@@ -30,7 +30,7 @@ def integer_bytes(graph: IntegerGraph) -> bytes:
     """The ONNX file of an integer graph; the same graph gives the same bytes.
 
     Args:
-        graph: from :func:`narrowcast.lower.integer.lower_integer`.
+        graph: from :func:`narrowcast.engine.integer.lower_integer`.
 
     Returns:
         A file that any ONNX runtime runs, and that :func:`open_integer` reads.
@@ -132,7 +132,7 @@ class IntegerRunner:
     """An onnxruntime session for an integer graph.
 
     Args:
-        graph: from :func:`narrowcast.lower.integer.lower_integer`.
+        graph: from :func:`narrowcast.engine.integer.lower_integer`.
         threads: of onnxruntime; 0 for all cores.
         level: graph optimization, as :class:`narrowcast.graph.Runner` takes it.
         all_tensors: give out every integer tensor too; takes more memory.

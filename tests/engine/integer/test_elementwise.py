@@ -11,7 +11,7 @@ from onnx import helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips import load_target
-from narrowcast.lower.integer import lower_integer
+from narrowcast.engine.integer import lower_integer
 from narrowcast.plan import Encoding, edge_key
 
 OPERATORS = ("Add", "Sub", "Mul", "Div", "Max", "Min")

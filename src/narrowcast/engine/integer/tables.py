@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Table16, Target
-from narrowcast.lower.integer.context import Context
-from narrowcast.lower.integer.values import Integers, Reals, quantize, round_and_saturate
+from narrowcast.engine.integer.context import Context
+from narrowcast.engine.integer.values import Integers, Reals, quantize, round_and_saturate
 from narrowcast.ops.builder import Op
 from narrowcast.ops.facts import Function
 from narrowcast.ops.functions import unary_function
