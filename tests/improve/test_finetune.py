@@ -28,7 +28,6 @@ from narrowcast.improve.finetune import Settings
 from narrowcast.improve.finetune.settings import features, region, tie
 from narrowcast.plan import Pins, Plan, draft, finish
 from narrowcast.tasks import HeadSpec, Look, Task, TaskJudge, meaning_of
-from narrowcast.tasks.teaching import noise
 from narrowcast.vision.preprocess import Preprocess
 
 torch = pytest.importorskip("torch", reason="finetune needs torch: pip install 'narrowcast[finetune]'")
@@ -39,6 +38,7 @@ from narrowcast.improve.finetune.network import Network, Scales, Weight  # noqa:
 from narrowcast.improve.finetune.operators import compute  # noqa: E402
 from narrowcast.improve.finetune.training import views  # noqa: E402
 from narrowcast.plan.types import Encoding  # noqa: E402
+from narrowcast.tasks.teaching import noise  # noqa: E402
 
 TARGETS = ("onnx", "esp32p4", "bayes-e")
 
