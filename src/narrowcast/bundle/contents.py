@@ -17,7 +17,7 @@ import onnx_ir as ir
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase, track
 from narrowcast.base.writing import inside
-from narrowcast.bundle.columns import lost_columns
+from narrowcast.bundle.columns import LostColumns, lost_columns, lost_parts
 from narrowcast.bundle.manifest import (
     INTEGER_FILE,
     MANIFEST_FILE,
@@ -30,7 +30,7 @@ from narrowcast.bundle.manifest import (
     OutputInfo,
 )
 from narrowcast.calibrate import ImageSet
-from narrowcast.chips import Target, write_target
+from narrowcast.chips import Target, support, write_target
 from narrowcast.engine.integer import IntegerGraph, dequantized, integer_bytes
 from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.engine.noise import Noise, compare_tensors
@@ -38,7 +38,7 @@ from narrowcast.engine.qdq import Factors, factored, undo_factors
 from narrowcast.engine.verify import qdq_distance
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import rest, with_data
-from narrowcast.ops.net import dims
+from narrowcast.ops.net import dims, named
 from narrowcast.ops.units import inline_units
 from narrowcast.plan import Plan, plan_to_json
 from narrowcast.plan.invariants import violations
@@ -113,12 +113,12 @@ def make_contents(
     rest(lowered_from)  # lowering has read all weights
     names = {name: name for name in model.output_names}
     outputs = compare_tensors(floating, best, names, track(images, "compare", len(images)), threads)
-    few = islice(images, _TENSOR_IMAGES)
-    tensors = compare_tensors(lowered_from, qdq, _tensor_pairs(network.model.graph, plan), few, threads)
+    seen, pairs = list(islice(images, _TENSOR_IMAGES)), _tensor_pairs(network.model.graph, plan)
+    tensors = compare_tensors(lowered_from, qdq, pairs, seen, threads)
     watched = (images if watched is None else watched).spread(WATCHED_IMAGES)
-    codes = {name: plan.tensors[name] for name in names if name in plan.tensors}
-    steps = {name: float(code.scales) for name, code in codes.items() if not code.scales.ndim}
-    lost = lost_columns(model.ir.graph, floating, best, track(watched, "columns", len(watched)), threads, steps)
+    steps = {name: float(code.scales) for name, code in plan.tensors.items() if not code.scales.ndim}
+    lost = lost_parts(network.model.graph, lowered_from, qdq, pairs, seen, threads, steps)
+    lost += lost_columns(model.ir.graph, floating, best, track(watched, "columns", len(watched)), threads, steps)
     chip, refused = _chip_files(replace(model, ir=network.model), network, extra)
     few = islice(images, _DISTANCE_IMAGES)
     distances = [] if integers is None else qdq_distance(integers, qdq, few, threads=threads)
@@ -137,7 +137,14 @@ def make_contents(
         **chip,
         NODES_FILE: json_bytes(_rows(tensors)),
     }
-    return Contents(files, entries, (*notes, *refused, *map(str, lost)))
+    return Contents(files, entries, (*notes, *refused, *(_said(entry, network, runtime) for entry in lost)))
+
+
+def _said(lost: LostColumns, network: QuantizedNetwork, runtime: str | None) -> str:
+    """The note on a loss, with the option that gives the node more bits on the chip."""
+    node, target = named(network.model.graph).get(lost.node), network.target
+    narrow = node is not None and target.float_nodes and "int16" not in support(node, target, runtime).types
+    return lost.note("--float" if narrow else "--int16")
 
 
 def _integers(network: QuantizedNetwork) -> tuple[IntegerGraph | None, Sequence[str]]:

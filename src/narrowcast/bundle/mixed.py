@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from narrowcast.bundle.columns import channel_axes
+from narrowcast.bundle.columns import LEAST_STEPS, bounds, channel_axes
 from narrowcast.graph.ends import cut_before, opened
 from narrowcast.graph.model import Model
 from narrowcast.graph.run import Runner
@@ -23,8 +23,6 @@ __all__ = ["MIXED", "part", "without"]
 
 #: How a note begins that says which outputs stay mixed.
 MIXED = "WARNING: mixed units"
-#: Steps of the common scale that the numbers of a part must cover. 32 of 256: below, three bits and more are lost.
-LEAST_STEPS = 32
 _STEPS = {"int8": 2**8, "int16": 2**16}
 
 
@@ -183,13 +181,8 @@ def _shrinks(before: _Range, after: _Range, axis: int) -> bool:
 
 def _span(value: ir.Value, ranges: Mapping[str, _Range]) -> float:
     """Largest minus least number of a value; of a bounded function, what it can give."""
-    node = value.producer()
-    while node is not None and facts(node).kind in (Kind.MOVE, Kind.TURN):
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    bounds = facts(node).bounds if node is not None else None
-    if bounds is not None and ranges[str(value.name)].span > 0:
-        return bounds[1] - bounds[0]
-    return ranges[str(value.name)].span
+    known, span = bounds(value), ranges[str(value.name)].span
+    return known[1] - known[0] if known is not None and span > 0 else span
 
 
 def _listed(parts: list[ir.Value], ranges: Mapping[str, _Range]) -> str:

@@ -126,7 +126,7 @@ class _Grouping:
                     parent[root(output)] = root(node.inputs[0])
             elif self.target.shared.get(node.op_type) == "output" and self._quantized(node):
                 for index, value in computed_inputs(node):
-                    if self.target.adopt and self._may_adopt(value):
+                    if self.target.adopt and self._may_adopt(value, self._type(node)):
                         parent[root(value)] = root(node.outputs[0])
                     else:
                         shared.append((node, index, value))
@@ -163,10 +163,12 @@ class _Grouping:
         every = [value for value in [*self.graph.inputs, *written(self.graph)] if value.const_value is None]
         return [value for value in every if is_real(value) and value not in inner]
 
-    def _may_adopt(self, value: ir.Value) -> bool:
+    def _may_adopt(self, value: ir.Value, kind: str) -> bool:
         """A producer writes directly in its consumer's encoding when nobody else reads it and it can requantize."""
         node = value.producer()
-        return node is not None and not self._passive(node) and self._quantized(node) and only_reader(value) is not None
+        if node is None or self._passive(node) or not self._quantized(node) or only_reader(value) is None:
+            return False
+        return self._type(node) == kind or self.target.shared.get(node.op_type) != "output"  # the latter's operands too
 
     def _is_wide(self, value: ir.Value | None) -> bool:
         """Whether the node whose bytes a tensor holds writes 16 bits."""
