@@ -18,8 +18,8 @@ from narrowcast.analyze.parts import ablate, sensitivity
 from narrowcast.analyze.subject import subplan, telling, unseen
 from narrowcast.analyze.tensors import graphwise
 from narrowcast.bundle import open_bundle
+from narrowcast.bundle.analysis import subject_of
 from narrowcast.calibrate import images
-from narrowcast.deploy.analysis import subject_of
 from narrowcast.graph.run import Runner
 
 

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from narrowcast.bundle import Bundle, open_bundle
+from narrowcast.bundle.finetune import finetune
 from narrowcast.calibrate import images
-from narrowcast.deploy.finetune import finetune
 from narrowcast.evaluate import coco
 from narrowcast.improve.finetune import Settings
 

@@ -74,8 +74,8 @@ def quantized(folder: Path, target: str, effort: str) -> None:
     import cv2  # noqa: F401
     import onnxslim  # noqa: F401
 
+    from narrowcast.bundle import quantize
     from narrowcast.calibrate import images
-    from narrowcast.deploy import quantize
     from narrowcast.graph import load
 
     before, peak, done = resident(), 0.0, threading.Event()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from narrowcast.bundle import open_bundle
 from narrowcast.calibrate import images as find_images
-from narrowcast.deploy.tune import Wish, tune
 from narrowcast.evaluate import coco
+from narrowcast.evaluate.tune import Wish, tune
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ import pytest
 import narrowcast.chips
 from builders import save
 from narrowcast.base.errors import UserError
+from narrowcast.bundle import quantize
+from narrowcast.bundle.check import check
 from narrowcast.calibrate import collect
 from narrowcast.chips import Target, load_target
 from narrowcast.chips.esp.codec import decode_espdl, encode_espdl
@@ -25,8 +27,6 @@ from narrowcast.chips.esp.model import EspdlRunner, build_espdl, make_test_vecto
 from narrowcast.chips.placement import place
 from narrowcast.chips.rdk.opset import to_opset_11
 from narrowcast.chips.support import support
-from narrowcast.deploy.check import check
-from narrowcast.deploy.make import quantize
 from narrowcast.engine.integer import dequantized, lower_integer
 from narrowcast.engine.qdq import lower_qdq
 from narrowcast.engine.verify import verify

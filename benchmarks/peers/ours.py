@@ -13,10 +13,9 @@ from child import finish, measured, read_job
 
 from narrowcast import __version__
 from narrowcast.base.progress import set_quiet
-from narrowcast.bundle import open_bundle
+from narrowcast.bundle import open_bundle, quantize
 from narrowcast.calibrate import images
-from narrowcast.deploy import quantize
-from narrowcast.deploy.tune import Wish, tune
+from narrowcast.evaluate.tune import Wish, tune
 from narrowcast.graph import load
 
 

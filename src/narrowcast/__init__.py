@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from narrowcast.base.errors import UserError
-    from narrowcast.bundle import Bundle, open_bundle
+    from narrowcast.bundle import Bundle, open_bundle, quantize
+    from narrowcast.bundle.analysis import analyze
+    from narrowcast.bundle.check import check
+    from narrowcast.bundle.finetune import finetune
+    from narrowcast.bundle.kits import deploy
     from narrowcast.calibrate import images
     from narrowcast.chips import load_target, target_names
-    from narrowcast.deploy import deploy, quantize
-    from narrowcast.deploy.analysis import analyze
-    from narrowcast.deploy.check import check
-    from narrowcast.deploy.finetune import finetune
-    from narrowcast.deploy.tune import tune
     from narrowcast.evaluate import Report, coco, imagenet
+    from narrowcast.evaluate.tune import tune
     from narrowcast.graph import Model, load
     from narrowcast.plan import Encoding, Placement, Plan
     from narrowcast.vision import Classification, Detections, Preprocess
@@ -45,20 +45,20 @@ _HOMES = {
     "Preprocess": "vision",
     "Report": "evaluate",
     "UserError": "base.errors",
-    "analyze": "deploy.analysis",
-    "check": "deploy.check",
+    "analyze": "bundle.analysis",
+    "check": "bundle.check",
     "coco": "evaluate",
-    "deploy": "deploy",
-    "finetune": "deploy.finetune",
+    "deploy": "bundle.kits",
+    "finetune": "bundle.finetune",
     "imagenet": "evaluate",
     "images": "calibrate",
     "load": "graph",
     "load_target": "chips",
     "open_bundle": "bundle",
-    "quantize": "deploy",
+    "quantize": "bundle",
     "sample": "zoo",
     "target_names": "chips",
-    "tune": "deploy.tune",
+    "tune": "evaluate.tune",
 }
 
 __all__ = [

@@ -24,9 +24,9 @@ from narrowcast.analyze.subject import BACKBONE, macs, regions, subplan, telling
 from narrowcast.analyze.tensors import graphwise
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
+from narrowcast.bundle.analysis import subject_of
 from narrowcast.calibrate import collect, images
 from narrowcast.chips import load_target
-from narrowcast.deploy.analysis import subject_of
 from narrowcast.engine.noise import Noise
 from narrowcast.graph.prepare import tidy
 from narrowcast.graph.run import Runner

@@ -21,9 +21,9 @@ from narrowcast.analyze.drawing import match, pair
 from narrowcast.analyze.report import history, render, tuned_scores, write_report
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
+from narrowcast.bundle.analysis import subject_of
 from narrowcast.calibrate import images
 from narrowcast.cli.analyze import analyze as run
-from narrowcast.deploy.analysis import subject_of
 from narrowcast.vision import Classification, Detections
 from narrowcast.zoo import sample
 

@@ -52,7 +52,7 @@ def test_content(pose_bundle: Bundle) -> None:
     assert [out.name for out in manifest.outputs][:3] == ["box_s8", "cls_s8", "kpt_s8"]
     assert all(out.chip_dtype == "int8" and out.scale for out in manifest.outputs)
     assert len(manifest.calibration["images"]) + len(manifest.calibration["held_back"]) == 12
-    files = {"float.onnx", "qdq.onnx", "integer.onnx", "plan.json", "nodes.json", "target.json"}
+    files = {"float.onnx", "qdq.onnx", "integer.onnx", "plan.json", "nodes.json", "target.json", "model.espdl"}
     assert set(manifest.files) - {"prepared.onnx"} == files
     for name in ("float.onnx", "qdq.onnx", "integer.onnx"):
         onnx.checker.check_model(str(pose_bundle.path / name), full_check=True)

@@ -14,11 +14,11 @@ import pytest
 from builders import save, silu_net
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
+from narrowcast.bundle.kits import deploy
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target
 from narrowcast.chips.esp.codec import read_espdl
 from narrowcast.chips.esp.kit import parser_names
-from narrowcast.deploy import deploy
 from narrowcast.engine.verify import verify
 from narrowcast.graph import Model, Runner, load
 from narrowcast.zoo import sample

@@ -20,9 +20,8 @@ import narrowcast.bundle.make as make
 from builders import model, save, weights
 from file_faults import counted, fork, names
 from narrowcast.base.writing import check_folder
-from narrowcast.bundle import open_bundle
+from narrowcast.bundle import open_bundle, quantize
 from narrowcast.cli import main
-from narrowcast.deploy.make import quantize
 from narrowcast.graph import load
 
 

@@ -16,13 +16,13 @@ from builders import constant, model, save, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
 from narrowcast.bundle.columns import channel_axes
+from narrowcast.bundle.kits import deploy
 from narrowcast.bundle.make import remake
 from narrowcast.bundle.mixed import part
 from narrowcast.bundle.modify import modify
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target
 from narrowcast.cli.verify import run
-from narrowcast.deploy import deploy
 from narrowcast.graph import load
 from narrowcast.plan import Pins, draft
 from narrowcast.vision import Preprocess

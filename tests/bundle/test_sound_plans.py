@@ -16,9 +16,9 @@ from onnx import helper
 from builders import constant, model, save, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
+from narrowcast.bundle.kits import deploy
 from narrowcast.calibrate import images
 from narrowcast.cli.verify import verify
-from narrowcast.deploy import deploy
 from narrowcast.graph import Model, load
 from narrowcast.plan import Pins
 

@@ -12,11 +12,10 @@ from onnx import TensorProto, helper
 from builders import constant, model, save, weights
 from narrowcast.analyze import analyze
 from narrowcast.base.errors import UserError
-from narrowcast.bundle import open_bundle
+from narrowcast.bundle import open_bundle, quantize
+from narrowcast.bundle.analysis import subject_of
+from narrowcast.bundle.kits import deploy
 from narrowcast.calibrate import images
-from narrowcast.deploy.analysis import subject_of
-from narrowcast.deploy.kits import deploy
-from narrowcast.deploy.make import quantize
 from narrowcast.engine.verify import verify
 from narrowcast.graph import load
 from narrowcast.plan import Pins

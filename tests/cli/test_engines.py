@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from narrowcast.base.errors import UserError
-from narrowcast.bundle import Bundle
+from narrowcast.bundle import Bundle, quantize
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target
 from narrowcast.chips.esp.codec import read_espdl
-from narrowcast.chips.esp.kit import deploy_espdl
+from narrowcast.chips.esp.kit import ESPDL_FILE, deploy_espdl
 from narrowcast.chips.esp.model import EspdlRunner
-from narrowcast.deploy import ESPDL_FILE, quantize
 from narrowcast.graph import Model
 from narrowcast.zoo import sample
 

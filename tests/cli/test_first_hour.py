@@ -53,7 +53,7 @@ def test_the_demo_writes_its_own_folder_again_and_no_other(tmp_path: Path, pose_
 
 def test_public_functions_share_names_with_rooms(pose_model: Model) -> None:
     import narrowcast.analyze.report
-    import narrowcast.deploy.kits  # noqa: F401
+    import narrowcast.bundle.kits  # noqa: F401
 
     for name in ("analyze", "check", "deploy", "finetune", "quantize", "tune"):
         assert callable(getattr(nc, name)) and name in nc.__all__, name

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from rdk_bundles import sample_bundle, sample_images
 
 from narrowcast.bundle import Bundle
-from narrowcast.deploy import deploy
+from narrowcast.bundle.kits import deploy
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from narrowcast.bundle import Bundle
+from narrowcast.bundle.kits import deploy
 from narrowcast.chips.esp.codec import read_espdl
 from narrowcast.chips.esp.file import EspdlFile
 from narrowcast.chips.esp.kit import parser_names, parser_notes
 from narrowcast.chips.esp.model import EspdlRunner, build_espdl
-from narrowcast.deploy import deploy
 from narrowcast.tasks import HeadSpec, Task, meaning_of
 from narrowcast.vision import read_image
 from narrowcast.vision.preprocess import preprocess

@@ -21,12 +21,12 @@ from narrowcast.analyze.report import render
 from narrowcast.base.errors import printable
 from narrowcast.base.yaml_files import read_yaml
 from narrowcast.bundle import Bundle, quantize
+from narrowcast.bundle.analysis import subject_of
+from narrowcast.bundle.kits import deploy
 from narrowcast.calibrate import ImageSet, images
 from narrowcast.chips.rdk.export import prefix
 from narrowcast.chips.rdk.hb_mapper import parse_hb_mapper
 from narrowcast.cli.tables import print_json, print_table, say
-from narrowcast.deploy import deploy
-from narrowcast.deploy.analysis import subject_of
 from narrowcast.graph import Model, load
 from narrowcast.plan import Pins
 from narrowcast.vision import Preprocess

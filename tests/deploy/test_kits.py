@@ -11,11 +11,11 @@ import pytest
 
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
+from narrowcast.bundle.kits import deploy, kits
 from narrowcast.chips import load_target, target_names
 from narrowcast.chips.esp.codec import read_espdl
 from narrowcast.chips.esp.model import EspdlRunner
 from narrowcast.cli.deploy import deploy as command
-from narrowcast.deploy import KITS, deploy
 from narrowcast.zoo import sample
 
 
@@ -26,7 +26,7 @@ def run(bundle: Path, kit: str | None, out: Path | None, **options: object) -> N
 
 def test_every_kit_of_a_target_exists() -> None:
     for name in target_names():
-        assert set(load_target(name).kits) <= set(KITS)
+        assert set(load_target(name).kits) <= set(kits())
 
 
 def test_wrong_kits(rdk_classify: Bundle, pose_bundle: Bundle, tmp_path: Path) -> None:

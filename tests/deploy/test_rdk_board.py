@@ -16,8 +16,8 @@ from rdk_bundles import sample_images, small_bundle
 from builders import constant, model, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
+from narrowcast.bundle.kits import deploy
 from narrowcast.chips.rdk.board.run import joined
-from narrowcast.deploy import deploy
 from narrowcast.graph.ends import Join
 from narrowcast.vision import read_image
 from narrowcast.vision.preprocess import Preprocess, bgr_to_nv12, preprocess

@@ -18,12 +18,12 @@ from builders import model, silu_net, weights
 from narrowcast.base.errors import UserError
 from narrowcast.base.yaml_files import read_yaml
 from narrowcast.bundle import Bundle
+from narrowcast.bundle.kits import deploy
 from narrowcast.bundle.modify import modify
 from narrowcast.bundle.settings import pinned_types, read_settings
 from narrowcast.chips import load_target
 from narrowcast.chips.rdk.export import export, verify
 from narrowcast.chips.rdk.hb_mapper import parse_hb_mapper
-from narrowcast.deploy import deploy
 from narrowcast.graph import load
 from narrowcast.plan import Pins, draft
 from narrowcast.plan.files import TensorPin

@@ -17,8 +17,8 @@ from rdk_bundles import small_bundle
 from builders import model, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
+from narrowcast.bundle.kits import deploy
 from narrowcast.cli.deploy import deploy as command
-from narrowcast.deploy import deploy
 from narrowcast.plan import Pins
 from narrowcast.tasks import HeadSpec
 from narrowcast.vision import Preprocess

@@ -15,11 +15,11 @@ import builders
 from builders import save, silu_net
 from narrowcast.analyze import analyze
 from narrowcast.bundle import Bundle, modify, open_bundle, quantize
+from narrowcast.bundle.analysis import subject_of
 from narrowcast.bundle.contents import proto_bytes
 from narrowcast.calibrate import collect, images
 from narrowcast.chips import Target, load_target
 from narrowcast.chips.esp.kit import deploy_espdl
-from narrowcast.deploy.analysis import subject_of
 from narrowcast.engine.integer import IntegerRunner, lower_integer
 from narrowcast.engine.integer.sums import ProductSum
 from narrowcast.engine.noise import compare_tensors

@@ -33,7 +33,7 @@ from narrowcast.vision.preprocess import Preprocess
 torch = pytest.importorskip("torch", reason="finetune needs torch: pip install 'narrowcast[finetune]'")
 
 
-from narrowcast.deploy.finetune import finetune  # noqa: E402
+from narrowcast.bundle.finetune import finetune  # noqa: E402
 from narrowcast.improve.finetune.network import Network, Scales, Weight  # noqa: E402
 from narrowcast.improve.finetune.operators import compute  # noqa: E402
 from narrowcast.improve.finetune.training import views  # noqa: E402

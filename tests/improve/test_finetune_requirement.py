@@ -21,7 +21,7 @@ def test_without_torch_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
 
 def test_importing_the_command_does_not_import_torch() -> None:
     code = (
-        "import sys, narrowcast.improve, narrowcast.improve.finetune, narrowcast.deploy.finetune\n"
+        "import sys, narrowcast.improve, narrowcast.improve.finetune, narrowcast.bundle.finetune\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

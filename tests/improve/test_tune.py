@@ -23,11 +23,11 @@ from narrowcast.calibrate import ImageSet, collect, images
 from narrowcast.chips import load_target
 from narrowcast.cli.tune import _last
 from narrowcast.cli.tune import tune as run
-from narrowcast.deploy.tune import Wish, tune
 from narrowcast.engine.integer import lower_integer
 from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.engine.verify import verify
 from narrowcast.evaluate import imagenet
+from narrowcast.evaluate.tune import Wish, tune
 from narrowcast.graph import Model, load
 from narrowcast.improve import tune as tune_meter
 from narrowcast.improve.tune import Budget, Nodes, first_that_meets, members, parse_share, search, sure_gain

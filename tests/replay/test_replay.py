@@ -17,7 +17,7 @@ import record
 from replay_nets import NETS, net_file
 
 import narrowcast as nc
-from narrowcast.deploy import deploy
+from narrowcast.bundle.kits import deploy
 from narrowcast.graph import load
 from narrowcast.zoo import sample
 

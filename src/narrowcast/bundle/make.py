@@ -13,6 +13,7 @@ import onnx
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase, track
 from narrowcast.base.writing import Place, new_folder
+from narrowcast.bundle.check import findings
 from narrowcast.bundle.choosing import Job, check_effort, choose, vendor_search
 from narrowcast.bundle.columns import LOST
 from narrowcast.bundle.contents import (
@@ -20,7 +21,6 @@ from narrowcast.bundle.contents import (
     NO_INTEGERS,
     WATCHED_IMAGES,
     Content,
-    Extra,
     float_bytes,
     make_contents,
     output_info,
@@ -28,14 +28,15 @@ from narrowcast.bundle.contents import (
     proto_bytes,
     write_contents,
 )
+from narrowcast.bundle.kits import Origin, chip_files
 from narrowcast.bundle.manifest import FLOAT_FILE, JOIN_FILE, VERSION, Manifest, check_out, versions
 from narrowcast.bundle.mixed import part, without
 from narrowcast.bundle.store import Bundle
 from narrowcast.calibrate import METHODS, Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
-from narrowcast.chips import load_target
+from narrowcast.chips import Target, load_target
 from narrowcast.engine.network import QuantizedNetwork
-from narrowcast.graph.model import Model
+from narrowcast.graph import Model, load
 from narrowcast.ops.net import dims
 from narrowcast.plan import Draft, Pins, draft
 
@@ -46,7 +47,7 @@ PART_IMAGES = 8
 
 
 def quantize(
-    model: Model,
+    model: Model | str | Path,
     images: Images,
     target: str = "onnx",
     *,
@@ -58,15 +59,14 @@ def quantize(
     force: bool = False,
     threads: int = 0,
     command: Sequence[str] = (),
-    extra: Extra | None = None,
     search: str = "auto",
     effort: str = "standard",
     output_factors: bool | None = None,
 ) -> Bundle:
-    """Quantize a model and write the bundle.
+    """Quantize a model and write the bundle, with the chip's own model file where we write that.
 
     Args:
-        model: from :func:`narrowcast.load`.
+        model: from :func:`narrowcast.load`, or the path of one.
         images: calibration images: what :func:`narrowcast.images` gives or takes. A tenth is held back for the
             comparison; unreadable files and second copies are left out.
         target: name of a target, or the path of a target file.
@@ -74,11 +74,10 @@ def quantize(
         method: calibration method, or ``"auto"`` to try several and keep the best one.
         percentile: for the method of that name, in percent.
         pins: types and encodings to fix.
-        runtime: version of the chip's runtime.
+        runtime: version of the chip's runtime; the newest known by default.
         force: replace an existing bundle.
         threads: of onnxruntime; 0 for all cores.
         command: recorded in the manifest.
-        extra: makes further files for the bundle, such as the chip's own model file.
         search: ``"hb-mapper"``: the method ``"auto"`` also tries what the vendor's default search tries.
         effort: ``"fast"`` chooses ranges only; ``"standard"`` and ``"max"`` also correct weights, biases and outputs,
             each where it lowers the loss in task units on calibration images that it was not made from.
@@ -89,7 +88,8 @@ def quantize(
         The bundle on disk.
 
     Raises:
-        UserError: see the functions called; nothing is left half-written.
+        UserError: see the functions called, and what the runtime would refuse, which is said before anything slow
+            starts; nothing is left half-written.
     """
     if method not in (*METHODS, "auto"):
         raise UserError(f"unknown calibration method {method!r}", f"use auto, {', '.join(METHODS)}")
@@ -97,6 +97,9 @@ def quantize(
         raise UserError(f"a percentile of {percentile} keeps too little", "use a value from 99 to 100")
     check_effort(effort)
     chip = load_target(target)
+    model = model if isinstance(model, Model) else load(model)
+    _check_runtime(model, chip, runtime, pins)
+    origin = Origin({"source": model.source, "sha256": model.sha256}, model.meaning, bool(output_factors))
     place = check_out(out if out is not None else f"{Path(model.source).stem}-{chip.name}", force)
     with phase("plan"):
         drafted = draft(model.ir.graph, chip, pins, runtime)
@@ -117,6 +120,7 @@ def quantize(
     network = choice.network
     compared = held if len(held) else calibration
     watched = replace(held, sources=(*held.sources, *calibration.spread(WATCHED_IMAGES).sources))
+    extra = chip_files(chip, origin, runtime)
     made = make_contents(model, network, float_model, compared, threads, extra, runtime, watched)
     record = {
         "method": choice.method,
@@ -145,6 +149,14 @@ def quantize(
     if model.join is not None:
         files[JOIN_FILE] = proto_bytes(model.join.proto)
     return _write(place, manifest, files)
+
+
+def _check_runtime(model: Model, chip: Target, runtime: str | None, pins: Pins | None) -> None:
+    """Raises ``UserError`` for the first thing that the chip's runtime cannot run."""
+    for row in findings(model, chip, runtime, pins):
+        if row.severity == "error":
+            where = f"{row.node} ({row.op_type})" if row.node != "--" else model.source
+            raise UserError(f"{chip.runtime.name} cannot run {where}: {row.problem}", row.remedy)
 
 
 def _factor_notes(job: Job, effort: str, network: QuantizedNetwork) -> tuple[str, ...]:
@@ -224,7 +236,6 @@ def remake(
     force: bool = False,
     threads: int = 0,
     command: Sequence[str] = (),
-    extra: Extra | None = None,
 ) -> Bundle:
     """Write a bundle with other weights or another plan: every file that depends on them is made again.
 
@@ -234,7 +245,7 @@ def remake(
         record: joins the manifest's ``calibration``; JSON-ready.
         images: that chose nothing; the comparison with float is made on them.
         out: folder to write, or its place as :func:`narrowcast.bundle.manifest.check_out` found it.
-        force, threads, command, extra: as :func:`quantize` takes them.
+        force, threads, command: as :func:`quantize` takes them.
 
     Returns:
         The new bundle.
@@ -245,6 +256,7 @@ def remake(
     place = out if isinstance(out, Place) else check_out(out, force)
     before = bundle.manifest
     floating = bundle.model.to_proto()
+    extra = chip_files(network.target, Origin.of(before), before.runtime_version)
     made = make_contents(bundle.prepared, network, floating, images, threads, extra, before.runtime_version)
     kept = [note for note in before.notes if not note.startswith((NO_INTEGERS, NO_CHIP_FILE, LOST))]
     manifest = replace(

@@ -16,6 +16,7 @@ from narrowcast.base.errors import UserError, nearest
 from narrowcast.base.progress import phase
 from narrowcast.base.writing import Place, inside, new_folder
 from narrowcast.bundle.contents import float_bytes, json_bytes, output_of, proto_bytes, write_contents
+from narrowcast.bundle.kits import of_a_vendor
 from narrowcast.bundle.manifest import (
     FLOAT_FILE,
     INTEGER_FILE,
@@ -163,7 +164,7 @@ def _shortened(change: _Change, bundle: Bundle, kinds: Sequence[str], nodes: Seq
     files[FLOAT_FILE] = float_bytes(remove_ends(bundle.model.ir, (), names)[0])
     if PREPARED_FILE in bundle.manifest.files:
         files[PREPARED_FILE] = float_bytes(model)
-    gone = tuple(name for name in bundle.manifest.files if name.endswith(".espdl"))
+    gone = of_a_vendor(bundle.manifest.files)
     manifest = _described(change.manifest, change.network.model, model, plan, removed)
     if gone:
         manifest = replace(manifest, notes=(*manifest.notes, f"{', '.join(gone)} left out: its ends are the old ones"))

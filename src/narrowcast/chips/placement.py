@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -11,7 +12,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
 from narrowcast.chips.support import Support, support
 
-__all__ = ["CheckRow", "check_rows", "place", "subgraphs"]
+__all__ = ["CheckRow", "RuntimeRow", "check_rows", "place", "subgraphs"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,27 @@ class CheckRow:
     reason: str
     remedy: str
     supported: bool
+
+
+@dataclass(frozen=True)
+class RuntimeRow:
+    """What a version of a chip's runtime would refuse or compute wrongly.
+
+    Attributes:
+        node: its name; of an input for the model as a whole.
+        op_type: operator, ``"Input"`` for an input.
+        type: representation that the finding is about, ``"--"`` when it does not matter.
+        severity: ``"error"``: it would not run or compute something else; ``"warning"``: it may.
+        problem: one clause.
+        remedy: what to do.
+    """
+
+    node: str
+    op_type: str
+    type: str
+    severity: Literal["error", "warning"]
+    problem: str
+    remedy: str
 
 
 def place(

@@ -63,8 +63,8 @@ def analyze(
         from narrowcast.analyze.report import write_report
         from narrowcast.base.writing import check_file
         from narrowcast.bundle import open_bundle
+        from narrowcast.bundle.analysis import subject_of, telling_images
         from narrowcast.calibrate import images as find_images
-        from narrowcast.deploy.analysis import subject_of, telling_images
         from narrowcast.zoo import sample
     bundle = open_bundle(path)
     file = out or beside(path, "-report.html")

@@ -18,8 +18,7 @@ from narrowcast.cli.tables import print_json, print_table, say, say_notes, sugge
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from narrowcast.chips import Target
-    from narrowcast.chips.esp.runtime import RuntimeRow
+    from narrowcast.chips import RuntimeRow, Target
     from narrowcast.graph import Model
 
 
@@ -126,8 +125,8 @@ def check(
     from narrowcast.base.progress import phase
 
     with phase("start"):
+        from narrowcast.bundle.check import check
         from narrowcast.chips import load_target
-        from narrowcast.deploy.check import check
         from narrowcast.graph import load
     chip = load_target(target)  # a wrong name is said before anything slow
     loaded = load(model, size=parse_size(size), keep_head=keep_head, attention=attention_choice(attention))

@@ -33,10 +33,10 @@ def demo(
 
     set_quiet(quiet)
     with phase("start"):
+        from narrowcast.bundle import quantize
         from narrowcast.bundle.manifest import check_out
         from narrowcast.calibrate import images
         from narrowcast.chips import check_rows, load_target
-        from narrowcast.deploy import quantize
         from narrowcast.graph import load
         from narrowcast.zoo import sample, sample_names
     chip = load_target(target)

@@ -24,7 +24,7 @@ from narrowcast.cli.options import BundleFolder, Force, Json, Quiet, Runtime, St
 from narrowcast.cli.tables import print_json, print_table, say, suggest
 
 if TYPE_CHECKING:
-    from narrowcast.deploy import Delivery
+    from narrowcast.bundle.kits import Delivery
 
 
 @app.command()
@@ -111,8 +111,8 @@ def deploy(
     set_quiet(quiet or json)
     with phase("start"):
         from narrowcast.bundle import open_bundle
+        from narrowcast.bundle.kits import chosen_kit, deploy
         from narrowcast.calibrate import images as find_images
-        from narrowcast.deploy import chosen_kit, deploy
         from narrowcast.zoo import sample
     bundle = open_bundle(path)
     name = chosen_kit(bundle, kit)

@@ -21,6 +21,7 @@ from narrowcast.cli.tables import comparison_table, decibel, print_json, print_t
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle, Manifest
+    from narrowcast.bundle.kits import Description
 
 
 _BYTES = {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "float32": 4, "int64": 8}
@@ -163,16 +164,16 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show inputs, outputs, scales, placement and sizes."""
-    if path.suffix == ".espdl":
-        from narrowcast.cli.espdl import inspect_espdl
-
-        inspect_espdl(path, nodes, json)
-        return
     if path.suffix in (".onnx", ".pt"):
         _print_model(path, json)
         return
     from narrowcast.bundle import open_bundle
+    from narrowcast.bundle.kits import kits
 
+    describe = next((kit.describe for kit in kits().values() if path.suffix == kit.suffix != "" and kit.describe), None)
+    if describe is not None:
+        _vendors_file(describe(path), nodes, json)
+        return
     bundle = open_bundle(path)
     if json:
         tensors = [asdict(entry) for entry in tensor_info(bundle.manifest)]
@@ -182,6 +183,19 @@ def inspect(
     if nodes:
         _print_placements(bundle)
     suggest(("narrowcast", "verify", path), *((("narrowcast", "deploy", path),) if bundle.target.kits else ()))
+
+
+def _vendors_file(found: Description, nodes: bool, json: bool) -> None:
+    """Inputs and outputs, operators and sizes; every node on request."""
+    if json:
+        print_json(found.data)
+        return
+    for line in found.lines:
+        say(line)
+    for table in (found.values, found.nodes if nodes else found.operators):
+        print_table("", table.columns, table.rows, table.left)
+    if not nodes:
+        say("--nodes shows every node")
 
 
 def _print_model(path: Path, json: bool) -> None:

@@ -147,10 +147,10 @@ def quantize(
 
     set_quiet(quiet or json)
     with phase("start"):
+        from narrowcast.bundle import quantize
         from narrowcast.bundle.manifest import check_out
         from narrowcast.bundle.settings import check_input, read_settings_with_notes
         from narrowcast.chips import load_target
-        from narrowcast.deploy import quantize
         from narrowcast.graph import load
     options = {
         "model": model, "images": images, "out": out, "target": target, "method": method, "percentile": percentile,

@@ -34,7 +34,7 @@ from narrowcast.cli.tables import print_json, print_table, say, suggest
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle
-    from narrowcast.deploy.tune import Wish
+    from narrowcast.evaluate.tune import Wish
 
 
 @app.command()
@@ -71,7 +71,7 @@ def tune(
         from narrowcast.bundle import open_bundle
         from narrowcast.bundle.manifest import check_out
         from narrowcast.calibrate import images as find_images
-        from narrowcast.deploy.tune import tune
+        from narrowcast.evaluate.tune import tune
     bundle = open_bundle(path)
     labelled = annotations is not None or labels is not None
     wish = _wish(bundle, max_drop, int16_budget, budget_unit, metric, labelled)
@@ -98,7 +98,7 @@ def tune(
 
 def _wish(bundle: Bundle, max_drop: str, budget: str, unit: str, metric: str | None, labelled: bool) -> Wish:
     """The options, checked."""
-    from narrowcast.deploy.tune import Wish
+    from narrowcast.evaluate.tune import Wish
     from narrowcast.improve.tune import parse_share
     from narrowcast.improve.wider import BUDGET_UNITS
 
@@ -206,9 +206,9 @@ def finetune(
     set_quiet(quiet or json)
     with phase("start"):
         from narrowcast.bundle import open_bundle
+        from narrowcast.bundle.finetune import finetune
         from narrowcast.bundle.manifest import check_out
         from narrowcast.calibrate import images as find_images
-        from narrowcast.deploy.finetune import finetune
         from narrowcast.improve.finetune import Settings, require_torch
     require_torch()
     bundle = open_bundle(path)

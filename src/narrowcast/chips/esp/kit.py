@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.writing import check_file, write_file
-from narrowcast.bundle import Bundle, Manifest
+from narrowcast.bundle import Bundle
 from narrowcast.bundle.contents import Extra
+from narrowcast.bundle.kits import Origin
 from narrowcast.chips import Target
 from narrowcast.chips.esp.codec import encode_espdl
 from narrowcast.chips.esp.model import build_espdl, make_test_vectors
@@ -26,7 +26,7 @@ from narrowcast.plan import Plan
 from narrowcast.tasks import Task
 from narrowcast.tasks.objects import Objects
 
-__all__ = ["ESPDL_FILE", "Origin", "bundled_espdl", "deploy_espdl", "parser_names", "parser_notes"]
+__all__ = ["ESPDL_FILE", "deploy_espdl", "espdl_files", "parser_names", "parser_notes"]
 
 #: Its name inside a bundle.
 ESPDL_FILE = "model.espdl"
@@ -34,59 +34,37 @@ ESPDL_FILE = "model.espdl"
 _STRIDES, _BINS, _KEYPOINTS = 3, 16, (17, 3)
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a file says of where it comes from.
-
-    Attributes:
-        source: name and hash of the float model, as in a manifest's ``model``.
-        meaning: of the outputs, which get the names that ESP-DL's post-processors fetch where these are known.
-        factors: a person asked for outputs with a scale a channel.
-    """
-
-    source: Mapping[str, str]
-    meaning: Task
-    factors: bool = False
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> Origin:
-        """That of a bundle."""
-        return cls(manifest.model, manifest.meaning, bool(manifest.calibration.get("output_factors", False)))
-
-    def metadata(self, factors: Factors) -> dict[str, str]:
-        """Text for the file.
-
-        Raises:
-            UserError: outputs with factors that nobody asked for.
-        """
-        if factors and not self.factors:
-            raise UserError(
-                f"the outputs {', '.join(factors)} carry factors, which ESP-DL's post-processors do not know",
-                "quantize again; with --output-factors the file keeps them",
-            )
-        names = parser_names(self.meaning)
-        told = {names.get(name, name): [round(float(f), 9) for f in values] for name, values in factors.items()}
-        origin = {"model": self.source["source"], "model_sha256": self.source["sha256"]}
-        return origin | ({"output_factors": json.dumps(told)} if told else {})
-
-
-def bundled_espdl(target: Target, origin: Origin, runtime: str | None) -> Extra | None:
-    """What makes the file for a bundle, ``None`` for a chip that takes no such file.
+def espdl_files(origin: Origin, runtime: str | None) -> Extra:
+    """What makes the file for a bundle.
 
     Args:
-        target: the chip.
         origin: of the model.
         runtime: version of ESP-DL that will read the file; the newest known by default.
     """
-    if "espdl" not in target.kits:
-        return None
 
     def make(model: Model, plan: Plan, chip: Target, factors: Factors) -> Mapping[str, bytes]:
-        metadata, names = origin.metadata(factors), parser_names(origin.meaning)
+        metadata, names = _metadata(origin, factors), parser_names(origin.meaning)
         file = build_espdl(model.ir, plan, chip, runtime=runtime, metadata=metadata, names=names)
         return {ESPDL_FILE: encode_espdl(file)}
 
     return make
+
+
+def _metadata(origin: Origin, factors: Factors) -> dict[str, str]:
+    """Text for the file.
+
+    Raises:
+        UserError: outputs with factors that nobody asked for.
+    """
+    if factors and not origin.factors:
+        raise UserError(
+            f"the outputs {', '.join(factors)} carry factors, which ESP-DL's post-processors do not know",
+            "quantize again; with --output-factors the file keeps them",
+        )
+    names = parser_names(origin.meaning)
+    told = {names.get(name, name): [round(float(f), 9) for f in values] for name, values in factors.items()}
+    found = {"model": origin.source["source"], "model_sha256": origin.source["sha256"]}
+    return found | ({"output_factors": json.dumps(told)} if told else {})
 
 
 def deploy_espdl(
@@ -121,7 +99,7 @@ def deploy_espdl(
     if "espdl" not in target.kits:
         raise UserError(f"{bundle.path} was quantized for {target.name}", "quantize for a target with the kit espdl")
     model, plan, origin = bundle.prepared.ir, bundle.plan, Origin.of(bundle.manifest)
-    metadata, names = origin.metadata(bundle.factors), parser_names(origin.meaning)
+    metadata, names = _metadata(origin, bundle.factors), parser_names(origin.meaning)
     vectors = make_test_vectors(model, plan, target, images) if images else [None]
     files = [
         build_espdl(model, plan, target, runtime=runtime, test_vector=vector, metadata=metadata, names=names)

@@ -7,37 +7,15 @@ with the families of operators. Sources: ESP-DL's operator table of 2026-06 and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import onnx_ir as ir
 
 from narrowcast.chips.esp.families import runtime_facts
+from narrowcast.chips.placement import RuntimeRow
 from narrowcast.chips.schema import Target
 from narrowcast.chips.support import runtime_version, support
 
-__all__ = ["RuntimeRow", "check_runtime"]
-
-
-@dataclass(frozen=True)
-class RuntimeRow:
-    """One finding.
-
-    Attributes:
-        node: its name; of an input for the model as a whole.
-        op_type: operator, ``"Input"`` for an input.
-        type: representation that the finding is about, ``"--"`` when it does not matter.
-        severity: ``"error"``: it would not run or compute something else; ``"warning"``: it may.
-        problem: one clause.
-        remedy: what to do.
-    """
-
-    node: str
-    op_type: str
-    type: str
-    severity: Literal["error", "warning"]
-    problem: str
-    remedy: str
+__all__ = ["check_runtime"]
 
 
 def check_runtime(model: ir.Model, target: Target, runtime: str | None = None) -> list[RuntimeRow]:

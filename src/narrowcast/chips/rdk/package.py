@@ -20,6 +20,7 @@ from narrowcast import tasks, vision
 from narrowcast.base.errors import UserError, printable
 from narrowcast.base.writing import check_folder, new_folder
 from narrowcast.bundle import Bundle, Manifest
+from narrowcast.bundle.kits import Delivery
 from narrowcast.calibrate import ImageSet
 from narrowcast.chips.rdk import board
 from narrowcast.chips.rdk.board.run import JOINING, joined
@@ -36,7 +37,6 @@ from narrowcast.chips.rdk.export import (
     verify,
 )
 from narrowcast.chips.rdk.opset import IR_VERSION, OPSET
-from narrowcast.deploy.delivery import Delivery
 from narrowcast.graph.ends import Join
 
 __all__ = ["deploy_rdk", "removable", "removal_script"]

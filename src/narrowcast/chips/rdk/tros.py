@@ -17,9 +17,9 @@ from typing import Any
 from narrowcast.base.errors import UserError
 from narrowcast.base.writing import check_folder, new_folder
 from narrowcast.bundle import Bundle, Manifest
+from narrowcast.bundle.kits import Delivery
 from narrowcast.chips.rdk.export import WORKING_DIR, Exported, check_camera, export, prefix
 from narrowcast.chips.rdk.package import removal_script
-from narrowcast.deploy.delivery import Delivery
 from narrowcast.tasks import TASKS
 
 __all__ = ["deploy_tros", "parser_settings"]

@@ -18,7 +18,6 @@ from narrowcast.bundle.make import remake
 from narrowcast.bundle.manifest import check_out
 from narrowcast.calibrate import Images, ImageSet
 from narrowcast.calibrate import images as find_images
-from narrowcast.chips.esp.kit import Origin, bundled_espdl
 from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.graph import Model, Runner
 from narrowcast.improve import Judge
@@ -29,6 +28,7 @@ from narrowcast.tasks import TaskError
 
 if TYPE_CHECKING:
     from narrowcast.improve.finetune.training import Finetuned
+
 
 __all__ = ["JUDGES", "finetune"]
 
@@ -89,10 +89,9 @@ def finetune(
     images_used = {"teach": teachers.hashes(), "judge": judges.hashes()}
     record = {"settings": settings.to_dict(), **learnt.to_dict(), **gate.record(learnt), "images": images_used}
     record["image_notes"] = list(found.notes)
-    extra = bundled_espdl(target, Origin.of(manifest), manifest.runtime_version)
     return remake(
         bundle, learnt.network, {"finetune": record}, judges,
-        out=place, force=force, threads=threads, command=command, extra=extra,
+        out=place, force=force, threads=threads, command=command,
     )  # fmt: skip
 
 

@@ -9,14 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from narrowcast.base.errors import UserError
+from narrowcast.bundle.kits import kits_of
 from narrowcast.calibrate import TensorStatistics
-from narrowcast.chips import CheckRow, Target, check_rows, load_target
-from narrowcast.chips.esp.model import build_espdl
-from narrowcast.chips.esp.runtime import RuntimeRow, check_runtime
-from narrowcast.chips.rdk.opset import to_opset_11
+from narrowcast.chips import CheckRow, RuntimeRow, Target, check_rows, load_target
 from narrowcast.engine.integer import lower_integer
 from narrowcast.graph import Model, load
-from narrowcast.ops.units import inline_units
 from narrowcast.plan import Pins, draft, finish
 
 __all__ = ["Checked", "check", "findings"]
@@ -90,7 +87,8 @@ def findings(model: Model, chip: Target, runtime: str | None = None, pins: Pins 
     left = pins
     if pins is not None:
         left = replace(pins, nodes={name: kind for name, kind in pins.nodes.items() if kind == "float32"}, tensors={})
-    rows = check_runtime(model.ir, chip, runtime) if "espdl" in chip.kits else []
+    checks = [kit.check for kit in kits_of(chip) if kit.check is not None]
+    rows = [row for check in checks for row in check(model.ir, chip, runtime)]
     if any(row.severity == "error" for row in rows):
         return rows
     try:
@@ -112,7 +110,6 @@ def _rehearse(model: Model, chip: Target, runtime: str | None, pins: Pins | None
     anything.add(np.asarray([-4, 4], np.float32), 0, False)
     plan, _ = finish(drafted, defaultdict(lambda: anything), "minmax")
     lower_integer(model.ir, plan, chip)
-    if "espdl" in chip.kits:
-        build_espdl(model.ir, plan, chip, runtime=runtime)
-    if "rdk-x5" in chip.kits:
-        to_opset_11(inline_units(model.to_proto()))
+    for kit in kits_of(chip):
+        if kit.rehearse is not None:
+            kit.rehearse(model, plan, chip, runtime)

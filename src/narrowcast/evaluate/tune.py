@@ -1,4 +1,7 @@
-"""Mixed precision: from a bundle to one with some nodes at 16 bits, chosen on some images and reported on others."""
+"""Mixed precision: from a bundle to one with some nodes at 16 bits, chosen on some images and reported on others.
+
+One half of the images chooses, the other reports.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,52 @@ from narrowcast.bundle.make import remake
 from narrowcast.bundle.manifest import check_out
 from narrowcast.calibrate import Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images
-from narrowcast.chips.esp.kit import Origin, bundled_espdl
-from narrowcast.deploy.tune_halves import Labelled, halves, halves_of_labels
 from narrowcast.engine.network import QuantizedNetwork
-from narrowcast.evaluate import Report
+from narrowcast.evaluate import CocoData, ImageNetData, Report
 from narrowcast.graph import Runner
 from narrowcast.improve.tune import Budget, Nodes, Step, TaskMeter, first_that_meets, members, search
 from narrowcast.improve.wider import Candidate, Costs, Widener, candidates
 from narrowcast.plan import Plan
 from narrowcast.tasks import Look, Task, TaskJudge, combine
 
-__all__ = ["Labelled", "Wish", "tune", "usual_metric"]
+Labelled = CocoData | ImageNetData
+
+
+def halves(images: ImageSet, labelled: tuple[Labelled, Labelled] | None) -> tuple[ImageSet, ImageSet]:
+    """Images that choose and images that report; labelled ones stay on their side."""
+    if len(images) < 2:
+        raise UserError("one image is left beside those of the calibration", "give at least two others")
+    sides = [{file.name: side for file in half.files} for side, half in enumerate(labelled or ())]
+    known = {name: side for entry in sides for name, side in entry.items()}
+    names = [source.name if isinstance(source, Path) else "" for source in images.sources]
+    split: tuple[list[int], list[int]] = ([], [])
+    for index, name in enumerate(names):
+        split[known.get(name, index % 2)].append(index)
+    if not split[0] or not split[1]:
+        raise UserError("the images cannot be halved", "give more images that calibration has not seen")
+    return images.subset(split[0]), images.subset(split[1])
+
+
+def halves_of_labels(data: Labelled, used: set[str]) -> tuple[Labelled, Labelled]:
+    """Every other labelled image that calibration has not seen."""
+    left = [i for i, file in enumerate(data.files) if hashlib.sha256(file.read_bytes()).hexdigest() not in used]
+    if len(left) < 2:
+        raise UserError(
+            f"{len(left)} labelled images of {data.source} are left beside those of the calibration",
+            "tune needs at least two",
+        )
+    return _part(data, left[::2]), _part(data, left[1::2])
+
+
+def _part(data: Labelled, indices: Sequence[int]) -> Labelled:
+    files = tuple(data.files[index] for index in indices)
+    if isinstance(data, ImageNetData):
+        return replace(data, files=files, labels=tuple(data.labels[index] for index in indices))
+    images = [data.document["images"][index] for index in indices]
+    kept = {entry["id"] for entry in images}
+    annotations = [entry for entry in data.document["annotations"] if entry["image_id"] in kept]
+    return replace(data, files=files, document={**data.document, "images": images, "annotations": annotations})
+
 
 #: Images at 640 x 640 on which sets are compared, and the most of a smaller input.
 LOSS_IMAGES, MOST_LOSS_IMAGES = 20, 96
@@ -109,9 +147,8 @@ def tune(
     file = path.with_name(f".{path.name}.tune.jsonl")
     with Journal(file, job.key(), fresh=fresh) as journal:
         record, network = job.run(journal)
-        extra = bundled_espdl(job.start.target, Origin.of(bundle.manifest), bundle.manifest.runtime_version)
         return remake(
-            bundle, network, {"tune": record}, job.report_images, out=place, force=force, command=command, extra=extra
+            bundle, network, {"tune": record}, job.report_images, out=place, force=force, command=command
         )
 
 
