@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 from dataclasses import replace
@@ -46,11 +47,11 @@ def test_the_model_is_the_bundles_float_graph(rdk_pose: Bundle, package: Path) -
     assert verify(rdk_pose, export(rdk_pose), [], 1) < 1e-6
     outputs = {o.name: [dim.dim_value for dim in o.type.tensor_type.shape.dim] for o in proto.graph.output}
     head = rdk_pose.manifest.head
-    assert head is not None
+    assert head is not None and head.keypoint_shape is not None
     expected = [f"{stem}_s{stride}" for stride in head.strides for stem in ("cls", "box", "kpt")]
     assert list(outputs) == expected
     height, width = rdk_pose.manifest.input_shape[2:]
-    assert outputs["kpt_s8"] == [1, height // 8, width // 8, head.extra_channels]
+    assert outputs["kpt_s8"] == [1, height // 8, width // 8, math.prod(head.keypoint_shape)]
 
 
 def test_the_settings_are_valid_and_say_the_input(rdk_pose: Bundle, package: Path) -> None:

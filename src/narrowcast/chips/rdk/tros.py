@@ -99,6 +99,7 @@ def deploy_tros(bundle: Bundle, out: Path, *, force: bool = False) -> Delivery:
     """
     place = check_folder(out, CONFIG_FILE, force)
     manifest = bundle.manifest
+    check_camera(manifest.preprocess)
     if SOFTWARE not in manifest.meaning.parsers:
         parser_settings(manifest, "", 0)  # says what there is
     if manifest.join:
@@ -108,7 +109,6 @@ def deploy_tros(bundle: Bundle, out: Path, *, force: bool = False) -> Delivery:
         notes: tuple[str, ...] = ("TROS feeds NV12: quantize with --camera nv12-full or nv12-studio",)
     else:
         notes = ()
-    check_camera(manifest.preprocess)
     exported = export(bundle)
     masks = manifest.head is not None and manifest.head.num_masks > 0
     if masks:
