@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import yaml
 from onnx import helper
@@ -120,3 +121,12 @@ def test_runtime_versions(tmp_path: Path) -> None:
     assert place(loaded.ir.graph, load_target("esp32p4"), "3.3")["conv0"].supported
     with pytest.raises(UserError, match="no version"):
         place(loaded.ir.graph, load_target("esp32p4"), "latest")
+
+
+def test_what_no_rule_takes_for_its_rank_is_told_the_ranks() -> None:
+    x, scale = (ir.val(name, ir.DataType.FLOAT, shape=[1, 3, 4, 5, 2]) for name in ("x", "scale"))
+    node = ir.node("Mul", [x, scale], num_outputs=1, name="mul")
+    node.outputs[0].shape = x.shape
+    found = support(node, load_target("esp32p4"))
+    assert not found.supported and found.reason == "rank 5 is outside 1..4"
+    assert found.remedy == "reshape the operands to 1 to 4 axes"

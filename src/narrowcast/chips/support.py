@@ -77,8 +77,11 @@ def support(node: ir.Node, target: Target, runtime: str | None = None, wanted: s
         reason = rule.note or ("; ".join(text for text, _ in refusals) if refusals else f"{rule.unit} runs it")
         remedy = rule.remedy or (refusals[0][1].remedy if refusals else "")
         return Support(rule.unit, tuple(rule.types), reason, remedy, tail=rule.tail)
-    why = "; ".join(text for text, _ in refusals) or f"{node.op_type} is not in the op table"
+    texts = list(dict.fromkeys(text for text, _ in refusals))
+    why = "; ".join(texts) or f"{node.op_type} is not in the op table"
     remedy = next((rule.remedy for _, rule in refusals if rule.remedy), "")
+    if len(refusals) > 1 and len(texts) == 1 and (rank := refusals[0][1].limits.rank) and texts[0].startswith("rank "):
+        remedy = f"reshape the operands to {rank[0]} to {rank[1]} axes"  # no rule's own remedy helps
     if target.fallback is None:
         return Support("", (), why, remedy or "change the model, or choose another target", supported=False)
     return Support(target.fallback.unit, tuple(target.fallback.types), why, remedy)
