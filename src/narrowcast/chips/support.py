@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
-from narrowcast.chips.schema import Limits, OpRule, Target
+from narrowcast.chips.schema import OpRule, Target
 from narrowcast.graph.windows import floor_positions, linear_positions, nearest_positions, resize_scales, window_counts
 from narrowcast.ops.facts import GRIDS, Kind, facts, no_integers
 from narrowcast.ops.net import dims, input_at, integers_at
@@ -43,6 +43,14 @@ class Support:
     tail: str = ""
 
 
+class _Refusal(NamedTuple):
+    """Why a rule does not take a node, as a clause; ``limit`` is the one of :class:`Limits` that is broken."""
+
+    text: str
+    rule: OpRule
+    limit: str = ""
+
+
 def support(node: ir.Node, target: Target, runtime: str | None = None, wanted: str | None = None) -> Support:
     """Judge a node of a prepared graph (static shapes) by the target's rules.
 
@@ -56,7 +64,7 @@ def support(node: ir.Node, target: Target, runtime: str | None = None, wanted: s
         UserError: an unknown runtime version.
     """
     version = runtime_version(runtime, target)
-    refusals: list[tuple[str, OpRule]] = []
+    refusals: list[_Refusal] = []
     if node.op_type in target.unsupported:
         return Support("", (), f"{target.runtime.name} has no {node.op_type}", "change the model", supported=False)
     form, remedy = no_integers(node)
@@ -68,19 +76,19 @@ def support(node: ir.Node, target: Target, runtime: str | None = None, wanted: s
         if node.op_type not in rule.ops or (rule.on_request and wanted not in rule.types):
             continue
         if rule.since is not None and _number(rule.since) > version:
-            refusals.append((f"needs {target.runtime.name} {rule.since} or newer", rule))
+            refusals.append(_Refusal(f"needs {target.runtime.name} {rule.since} or newer", rule))
             continue
-        broken = _broken(node, rule.limits)
-        if broken:
-            refusals.append((broken, rule))
+        if (broken := _broken(node, rule)) is not None:
+            refusals.append(broken)
             continue
-        reason = rule.note or ("; ".join(text for text, _ in refusals) if refusals else f"{rule.unit} runs it")
-        remedy = rule.remedy or (refusals[0][1].remedy if refusals else "")
+        reason = rule.note or ("; ".join(refusal.text for refusal in refusals) if refusals else f"{rule.unit} runs it")
+        remedy = rule.remedy or (refusals[0].rule.remedy if refusals else "")
         return Support(rule.unit, tuple(rule.types), reason, remedy, tail=rule.tail)
-    texts = list(dict.fromkeys(text for text, _ in refusals))
+    texts = list(dict.fromkeys(refusal.text for refusal in refusals))
     why = "; ".join(texts) or f"{node.op_type} is not in the op table"
-    remedy = next((rule.remedy for _, rule in refusals if rule.remedy), "")
-    if len(refusals) > 1 and len(texts) == 1 and (rank := refusals[0][1].limits.rank) and texts[0].startswith("rank "):
+    remedy = next((refusal.rule.remedy for refusal in refusals if refusal.rule.remedy), "")
+    rank = refusals[0].rule.limits.rank if refusals and refusals[0].limit == "rank" else None
+    if rank is not None and len(refusals) > 1 and len(texts) == 1:
         remedy = f"reshape the operands to {rank[0]} to {rank[1]} axes"  # no rule's own remedy helps
     if target.fallback is None:
         return Support("", (), why, remedy or "change the model, or choose another target", supported=False)
@@ -319,7 +327,8 @@ _CHECKS: dict[str, _Check] = {
 }
 
 
-def _broken(node: ir.Node, limits: Limits) -> str:
-    """The first limit that the node breaks, as a clause; empty when it fits."""
-    given = ((check, getattr(limits, name)) for name, check in _CHECKS.items())
-    return next((text for check, bound in given if bound is not None and (text := check(node, bound))), "")
+def _broken(node: ir.Node, rule: OpRule) -> _Refusal | None:
+    """The first limit of a rule that the node breaks."""
+    given = ((name, check, getattr(rule.limits, name)) for name, check in _CHECKS.items())
+    found = ((check(node, bound), name) for name, check, bound in given if bound is not None)
+    return next((_Refusal(text, rule, name) for text, name in found if text), None)
