@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, model_validator
 
 from narrowcast.base.errors import UserError
@@ -24,6 +23,7 @@ from narrowcast.evaluate.passes import (
     Entry,
     Pass,
     converter,
+    drawn,
     evaluation_key,
     kept_journals,
     prediction_files,
@@ -336,12 +336,7 @@ def coco(
         if not there or not skip_missing:
             raise UserError(what, "check --images, or add --skip-missing" if there else "check --images")
         notes.append(f"{what}; they are not scored")
-    if limit is not None:
-        if limit < 1:
-            raise UserError(f"a limit of {limit} images leaves none", "give 1 or more")
-        if limit < len(there):
-            chosen = np.random.default_rng(seed).choice(len(there), limit, replace=False)
-            there = [there[index] for index in sorted(chosen.tolist())]
+    there = drawn(there, limit, seed)
     return CocoData(
         _reduced(document, there), tuple(folder / Path(e["file_name"]).name for e in there), file.name, tuple(notes)
     )

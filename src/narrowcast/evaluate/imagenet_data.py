@@ -18,6 +18,7 @@ from narrowcast.calibrate.images import left_out
 from narrowcast.evaluate.passes import (
     Entry,
     Pass,
+    drawn,
     evaluation_key,
     kept_journals,
     prediction_files,
@@ -157,11 +158,7 @@ def imagenet(images: str | Path, labels: str | Path, *, limit: int | None = None
             f"{len(missing)} of the {len(entries)} images of {file.name} are not in {folder}, first {missing[0]}",
             "check --images",
         )
-    if limit is not None:
-        if limit < 1:
-            raise UserError(f"a limit of {limit} images leaves none", "give 1 or more")
-        chosen = np.random.default_rng(seed).choice(len(entries), min(limit, len(entries)), replace=False)
-        entries = [entries[index] for index in sorted(chosen.tolist())]
+    entries = drawn(entries, limit, seed)
     return ImageNetData(tuple(folder / name for name, _ in entries), tuple(label for _, label in entries), file.name)
 
 

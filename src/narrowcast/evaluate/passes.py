@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,10 +24,26 @@ from narrowcast.graph.run import available_cores
 from narrowcast.vision.preprocess import preprocess, read_image
 from narrowcast.vision.types import Detections, Result
 
+Some = TypeVar("Some")
+
 
 def cache_folder() -> Path:
     """Where unfinished evaluations lie: ``$XDG_CACHE_HOME/narrowcast`` or ``~/.cache/narrowcast``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "narrowcast"
+
+
+def drawn(entries: list[Some], limit: int | None, seed: int) -> list[Some]:
+    """At most ``limit`` of the entries, drawn at random, in their order; all of them without a limit.
+
+    Raises:
+        UserError: a limit that leaves none.
+    """
+    if limit is None:
+        return entries
+    if limit < 1:
+        raise UserError(f"a limit of {limit} images leaves none", "give 1 or more")
+    chosen = np.random.default_rng(seed).choice(len(entries), min(limit, len(entries)), replace=False)
+    return [entries[index] for index in sorted(chosen.tolist())]
 
 
 def evaluation_key(predictor: Predictor, files: Sequence[Path], **more: Any) -> dict[str, Any]:

@@ -24,10 +24,10 @@ _RULES: dict[Kind, Rule] = {
     Kind.LINEAR: shapes.gemm,
     Kind.AVERAGE_POOL: shapes.average_pool,
     Kind.MAX_POOL: shapes.max_pool,
-    Kind.MEAN: shapes.reduce_mean,
-    Kind.TOTAL: shapes.reduce_sum,
-    Kind.LARGEST: shapes.reduce_max,
-    Kind.LEAST: shapes.reduce_min,
+    Kind.MEAN: partial(shapes.reduced, how="mean"),
+    Kind.TOTAL: partial(shapes.reduced, how="sum"),
+    Kind.LARGEST: partial(shapes.reduced, how="amax"),
+    Kind.LEAST: partial(shapes.reduced, how="amin"),
     Kind.RESIZE: shapes.resize,
 }
 

@@ -17,10 +17,7 @@ __all__ = [
     "convolution",
     "gemm",
     "max_pool",
-    "reduce_max",
-    "reduce_mean",
-    "reduce_min",
-    "reduce_sum",
+    "reduced",
     "reshaped",
     "resize",
     "transposed_convolution",
@@ -111,33 +108,10 @@ def _window(node: ir.Node, x: list[Tensor]) -> tuple[list[int], list[int], list[
     return _ints(node, "kernel_shape", 2, 1), _ints(node, "strides", 2, 1), _ints(node, "dilations", 2, 1)
 
 
-def _reduced(node: ir.Node, x: list[Tensor]) -> tuple[list[int], bool]:
+def reduced(node: ir.Node, x: list[Tensor], how: str) -> Tensor:
+    """ONNX ReduceMean, ReduceSum, ReduceMax and ReduceMin, by the tensor's own method of a name, e.g. ``"amax"``."""
     axes = integers_at(node, "axes", 1) or list(range(x[0].dim()))
-    return axes, bool(node.attributes.get_int("keepdims", 1))
-
-
-def reduce_mean(node: ir.Node, x: list[Tensor]) -> Tensor:
-    """ONNX ReduceMean."""
-    axes, keep = _reduced(node, x)
-    return x[0].mean(axes, keepdim=keep)
-
-
-def reduce_sum(node: ir.Node, x: list[Tensor]) -> Tensor:
-    """ONNX ReduceSum."""
-    axes, keep = _reduced(node, x)
-    return x[0].sum(axes, keepdim=keep)
-
-
-def reduce_max(node: ir.Node, x: list[Tensor]) -> Tensor:
-    """ONNX ReduceMax."""
-    axes, keep = _reduced(node, x)
-    return x[0].amax(axes, keepdim=keep)
-
-
-def reduce_min(node: ir.Node, x: list[Tensor]) -> Tensor:
-    """ONNX ReduceMin."""
-    axes, keep = _reduced(node, x)
-    return x[0].amin(axes, keepdim=keep)
+    return getattr(x[0], how)(axes, keepdim=bool(node.attributes.get_int("keepdims", 1)))
 
 
 def reshaped(node: ir.Node, x: list[Tensor]) -> Tensor:
