@@ -17,14 +17,14 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
     file.write_text(
         "model: net.onnx\nimages: photos\nout: b\ntarget: esp32p4\nint16: [a, b]\nfloat: [c]\nmean: [1, 2, 3]\n"
     )
-    settings = read_settings(file, {"target": "bayes-e", "limit": None, "int16": []})
+    settings = read_settings(file, {"target": "bayes-e", "limit": None, "int16": []})[0]
     assert settings.target == "bayes-e" and settings.int16 == ("a", "b") and settings.float_ == ("c",)
     assert settings.model == tmp_path / "net.onnx" and settings.mean == (1.0, 2.0, 3.0)
     assert settings.method == "auto"
 
 
 def test_options_alone() -> None:
-    assert read_settings(None, {**GIVEN, "percentile": 99.9}).percentile == 99.9
+    assert read_settings(None, {**GIVEN, "percentile": 99.9})[0].percentile == 99.9
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from narrowcast.bundle.settings import (
     check_input,
     pinned_types,
     read_settings,
-    read_settings_with_notes,
 )  # fmt: skip
 from narrowcast.chips.rdk.hb_mapper import (
     GROUPS,
@@ -333,16 +332,16 @@ def write(path: Path, data: dict[str, Any]) -> Path:
 
 def test_quantize_recognises_the_file(tmp_path: Path) -> None:
     file = write(tmp_path / "hb.yaml", BASE)
-    settings, notes = read_settings_with_notes(file, {"out": Path("o"), "method": "kl"})
+    settings, notes = read_settings(file, {"out": Path("o"), "method": "kl"})
     assert settings.model == tmp_path / "net.onnx" and settings.out == Path("o") and settings.method == "kl"
     assert settings.calibration_data == "float32" and notes
-    assert read_settings(file, {"images": Path("photos")}).calibration_data == "images"
+    assert read_settings(file, {"images": Path("photos")})[0].calibration_data == "images"
     assert settings.target == "bayes-e"
 
 
 def test_skip_takes_images_from_the_command_line(tmp_path: Path) -> None:
     file = write(tmp_path / "hb.yaml", calibration(calibration_type="skip", cal_data_dir=None, cal_data_type=None))
-    assert read_settings(file, {"images": Path("photos")}).images == Path("photos")
+    assert read_settings(file, {"images": Path("photos")})[0].images == Path("photos")
     with pytest.raises(UserError, match="add --images"):
         read_settings(file, {})
 
@@ -361,7 +360,7 @@ def test_keys_given_twice(tmp_path: Path) -> None:
         read_settings(file, {})
     info = "  node_info:\n" + 2 * "    '/a/Softmax': {'ON': 'BPU', 'OutputType': 'int16'}\n"
     file.write_text(yaml.safe_dump(BASE).replace("model_parameters:\n", f"model_parameters:\n{info}"))
-    settings, notes = read_settings_with_notes(file, {})
+    settings, notes = read_settings(file, {})
     assert settings.int16 == ("/a/Softmax",)
     assert any("/a/Softmax is given twice, again in line" in note and "the same value" in note for note in notes)
     file.write_text(file.read_text().replace("'int16'}", "'int8'}", 1))
@@ -373,7 +372,7 @@ def test_keys_given_twice(tmp_path: Path) -> None:
 def test_files_that_say_their_encoding_are_read(tmp_path: Path, encoding: str) -> None:
     file = tmp_path / "hb.yaml"
     file.write_text("# \u6a21\u578b\n" + yaml.safe_dump(BASE), encoding=encoding)
-    assert read_settings(file, {}).target == "bayes-e"
+    assert read_settings(file, {})[0].target == "bayes-e"
 
 
 def test_a_file_in_another_encoding(tmp_path: Path) -> None:
@@ -384,7 +383,7 @@ def test_a_file_in_another_encoding(tmp_path: Path) -> None:
 
 
 def test_keys_of_older_versions(tmp_path: Path) -> None:
-    _, notes = read_settings_with_notes(write(tmp_path / "hb.yaml", model(log_level="debug")), {})
+    _, notes = read_settings(write(tmp_path / "hb.yaml", model(log_level="debug")), {})
     assert any("log_level is a key of older versions" in note for note in notes)
 
 
@@ -392,7 +391,7 @@ def test_what_quantize_cannot_do_is_refused(tmp_path: Path) -> None:
     for data, words in ((calibration(optimization="set_model_output_int8"), "outputs is understood"),):
         with pytest.raises(UserError, match=words):
             read_settings(write(tmp_path / "hb.yaml", data), {})
-    assert read_settings(write(tmp_path / "hb.yaml", model(remove_node_type="Dequantize")), {}).remove == (
+    assert read_settings(write(tmp_path / "hb.yaml", model(remove_node_type="Dequantize")), {})[0].remove == (
         "Dequantize",
     )
 
@@ -406,7 +405,7 @@ def test_pinned_types(tmp_path: Path) -> None:
         calibration_parameters={"optimization": "set_Softmax_output_int16,set_Add_output_int8"},
     )
     del data["model_parameters"]["node_info"]["add"]["ON"]
-    settings = read_settings(write(tmp_path / "hb.yaml", data), {"float": ("mul",)})
+    settings = read_settings(write(tmp_path / "hb.yaml", data), {"float": ("mul",)})[0]
     assert pinned_types(settings, NODES) == (
         {"add": "int8", "soft": "int16", "mul": "float32"},
         {"b": "int16", "c": "int16"},
@@ -422,7 +421,7 @@ def test_pinned_types(tmp_path: Path) -> None:
     ],
 )
 def test_pins_of_nothing(tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    settings = read_settings(write(tmp_path / "hb.yaml", BASE), change)
+    settings = read_settings(write(tmp_path / "hb.yaml", BASE), change)[0]
     with pytest.raises(UserError, match=words):
         pinned_types(settings, NODES)
 

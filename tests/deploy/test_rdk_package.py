@@ -60,7 +60,7 @@ def test_the_settings_are_valid_and_say_the_input(rdk_pose: Bundle, package: Pat
     assert config.input_parameters.input_type_rt == ("nv12",)
     assert config.input_parameters.input_space_and_range == ("bt601_video",)
     assert config.input_parameters.input_shape == (rdk_pose.manifest.input_shape,)
-    settings = read_settings(package / "hb_mapper.yaml", {})
+    settings = read_settings(package / "hb_mapper.yaml", {})[0]
     assert settings.camera == "nv12-studio"
     assert settings.model == package / "model.onnx"
 
@@ -144,7 +144,7 @@ def test_the_settings_lead_to_the_same_plan(tmp_path: Path) -> None:
     assert any(entry.type == "int16" for entry in bundle.plan.nodes.values())
     found = sample_images("classify", bundle.manifest.preprocess, 2)
     deploy(bundle, "rdk-x5", tmp_path / "package", images=found)
-    settings = read_settings(tmp_path / "package/hb_mapper.yaml", {})
+    settings = read_settings(tmp_path / "package/hb_mapper.yaml", {})[0]
     again = load(settings.model, keep_head=True)
     nodes = [
         (str(n.name), n.op_type, ["" if v is None or v.const_value is not None else str(v.name) for v in n.inputs])

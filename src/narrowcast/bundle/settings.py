@@ -20,7 +20,7 @@ from narrowcast.ops.facts import removable
 
 __all__ = [
     "Dialect", "QuantizeSettings", "check_input", "explained", "pinned_types", "read_settings",
-    "read_settings_with_notes", "settings_schema", "settings_text",
+    "settings_schema", "settings_text",
 ]  # fmt: skip
 
 #: Settings that hold a path; relative ones are relative to the file that says them.
@@ -226,12 +226,7 @@ def check_input(settings: QuantizeSettings, name: str, shape: Sequence[int]) -> 
             raise UserError(f"the settings say {settings.size} pixels, the model's input is {text}", "mend the size")
 
 
-def read_settings(file: Path | None, options: Mapping[str, Any]) -> QuantizeSettings:
-    """:func:`read_settings_with_notes` without the notes."""
-    return read_settings_with_notes(file, options)[0]
-
-
-def read_settings_with_notes(file: Path | None, options: Mapping[str, Any]) -> tuple[QuantizeSettings, tuple[str, ...]]:
+def read_settings(file: Path | None, options: Mapping[str, Any]) -> tuple[QuantizeSettings, tuple[str, ...]]:
     """Settings from a YAML file with the command line's options on top.
 
     Args:

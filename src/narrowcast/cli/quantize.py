@@ -149,7 +149,7 @@ def quantize(
     with phase("start"):
         from narrowcast.bundle import quantize
         from narrowcast.bundle.manifest import check_out
-        from narrowcast.bundle.settings import check_input, read_settings_with_notes
+        from narrowcast.bundle.settings import check_input, read_settings
         from narrowcast.chips import load_target
         from narrowcast.graph import load
     options = {
@@ -160,7 +160,7 @@ def quantize(
         "output_factors": output_factors,
     }  # fmt: skip
     start = time.perf_counter()
-    settings, notes = read_settings_with_notes(config, options)
+    settings, notes = read_settings(config, options)
     chip = load_target(settings.target)  # a wrong name is said before anything slow
     check_chip(settings, chip)
     check_out(settings.out, force)
