@@ -233,7 +233,7 @@ def choose_range(
     Args:
         statistics: of each tensor.
         spec: the integers and the method.
-        through: name of the unary function (:func:`narrowcast.calibrate.unary.unary_name`) that is all that
+        through: name of the unary function (:func:`narrowcast.ops.functions.unary_name`) that is all that
             ever reads the tensors. ``mse`` and ``lp`` then measure the error behind it, because the flat side of
             SiLU forgives what its steep side does not.
 
