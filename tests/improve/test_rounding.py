@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrowcast.improve.reconstruct import nearest, round_rows
+from narrowcast.improve.reconstruct import MOST_COLUMNS, nearest, pieces, round_rows
 
 
 def problem(seed: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,3 +64,25 @@ def test_dead_inputs_give_the_nearest() -> None:
     np.testing.assert_array_equal(
         round_rows(weights, moments * 0, scales, -128, 127), nearest(weights, scales, -128, 127)
     )
+
+
+@settings(deadline=None)
+@given(st.integers(1, 400), st.sampled_from([1, 9, 25, 49, 2500]))
+def test_pieces_hold_every_column_once_and_whole_channels(channels: int, kernel: int) -> None:
+    columns = np.arange(channels * kernel)
+    parts = [columns[piece] for piece in pieces(len(columns), kernel)]
+    assert np.array_equal(np.concatenate(parts), columns) and max(map(len, parts)) <= MOST_COLUMNS
+    assert kernel > MOST_COLUMNS or all(len(part) % kernel == 0 for part in parts)
+    assert len(columns) > MOST_COLUMNS or len(parts) == 1
+
+
+def test_rounding_in_pieces_gains_most_of_what_whole_rounding_gains() -> None:
+    weights, moments, scales = problem(3, 8, 36)
+    parts = [(weights[:, part], moments[part, part]) for part in (slice(0, 18), slice(18, 36))]
+    pieced = np.hstack([round_rows(*part, scales, -128, 127) for part in parts])
+    plain, whole, split = (
+        error(weights, other, moments).sum()
+        for other in (nearest(weights, scales, -128, 127), round_rows(weights, moments, scales, -128, 127), pieced)
+    )
+    assert whole < split < plain
+    assert plain - split > 0.5 * (plain - whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from narrowcast.chips import load_target
 from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.graph import Model, load
 from narrowcast.improve import EFFORTS, LEAST_IMAGES, Effort, Judge, reconstruct, recover, split
+from narrowcast.improve.reconstruct import MOST_COLUMNS, pieces
 from narrowcast.improve.steps import Recovery
 from narrowcast.plan import Draft, Plan, draft, finish
 
@@ -84,8 +86,12 @@ def test_a_bad_step_is_dropped(net: Model) -> None:
     assert recovery.network is state and [step.kept for step in recovery.steps] == [False]
 
 
+@pytest.mark.parametrize("columns", [MOST_COLUMNS, 20, 4])  # 20: two channels of 3 x 3 at a time; 4: not even one
 @pytest.mark.parametrize("target", ["bayes-e", "esp32p4", "esp32s3"])
-def test_corrected_weights_lie_on_the_grid_and_help(net: Model, target: str) -> None:
+def test_corrected_weights_lie_on_the_grid_and_help(
+    net: Model, target: str, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[pieces.__module__], "MOST_COLUMNS", columns)
     drafted, _, state = planned(net, target)
     corrected, count = reconstruct(net.ir, state.plan, inputs(1, 9))
     assert isinstance(drafted, Draft) and count > 0

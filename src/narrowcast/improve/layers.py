@@ -143,9 +143,9 @@ class Layer:
     groups: int = 1
     dense: bool = False
 
-    def weights(self, weight: Array) -> NDArray[np.float64]:
+    def weights(self, weight: Array) -> Array:
         """(groups, output channels of a group, K)."""
-        return np.asarray(weight, np.float64).reshape(self.groups, weight.shape[0] // self.groups, -1)
+        return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
 
     def rows(self, x: Array, where: Array) -> NDArray[np.float32]:
         """(groups, P, K) inputs of the products at output positions ``where`` of one image."""

@@ -11,6 +11,10 @@ Round weights so that the outputs of a layer stay, not the weights themselves.
 After GPTQ (Frantar et al., 2023), which is optimal brain quantization (Frantar and Alistarh, 2022) in a fixed order:
 the weights of an output channel are rounded one after the other, and the error of each is made up for by those that
 come after it, as the second moments of the layer's inputs tell. The grid is the target's: fixed scales, clipped.
+
+A layer with more inputs to a product than :data:`MOST_COLUMNS` is rounded in pieces, whole input channels each where
+one fits: the second moments take the square of that number (9216: 680 MB, and several times that to invert them). What
+is lost is that an error in one piece is not made up for in the next; the gate takes nearest where that is better.
 """
 
 from __future__ import annotations
@@ -44,6 +48,8 @@ from narrowcast.plan.types import Encoding, Plan
 Rows = NDArray[np.float64]
 #: Share of the mean second moment added to the diagonal: fits less to the few images seen.
 DAMPING = 0.01
+#: Columns of a weight that are rounded as one problem.
+MOST_COLUMNS = 2304
 #: Columns rounded before the error is handed on to all later ones in one product.
 _BLOCK = 64
 Array = NDArray[Any]
@@ -73,7 +79,8 @@ def round_rows(weights: Rows, moments: Rows, scales: Rows, qmin: int, qmax: int,
     if not diagonal.any():
         return nearest(weights, scales, qmin, qmax)
     order = np.argsort(-diagonal, kind="stable")  # what matters most is rounded while most can still make up for it
-    damped = moments[np.ix_(order, order)] + np.eye(columns) * damping * diagonal.mean()
+    damped = moments[np.ix_(order, order)]
+    damped[np.diag_indices(columns)] += damping * diagonal.mean()
     upper = np.linalg.cholesky(np.linalg.inv(damped)).T  # inverse = upper^T upper
     open_weights = weights[:, order].copy()
     result = np.empty_like(open_weights)
@@ -97,9 +104,15 @@ def nearest(values: Rows, scales: Rows, qmin: int, qmax: int) -> Rows:
     return np.asarray(np.clip(np.rint(values / steps), qmin, qmax) * steps, np.float64)
 
 
+def pieces(columns: int, kernel: int) -> list[slice]:
+    """Columns that are rounded together: all, or whole channels of ``kernel`` columns up to :data:`MOST_COLUMNS`."""
+    width = MOST_COLUMNS // kernel * kernel or MOST_COLUMNS
+    return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
+
+
 @dataclass(frozen=True)
 class _Choice:
-    weight: Array
+    weight: NDArray[np.float32]
     bias: Array | None
     changed: int
 
@@ -183,7 +196,7 @@ class _Step:
 
     def choose(self, rounding: bool, biases: bool) -> _Choice:
         """The best of: nearest, nearest with another bias, rounded, rounded with another bias; channel by channel."""
-        plain = self.encoding.dequantize(self.encoding.quantize(self.weight)).astype(np.float64)
+        plain = self.encoding.dequantize(self.encoding.quantize(self.weight))
         candidates = [(plain, False)]
         layer = layer_of(self.node)
         if rounding and layer is not None and self.encoding.dtype == "int8":
@@ -236,19 +249,25 @@ class _Step:
             total += np.square(self.behind(actual[index] + delta[:, None]) - wanted).sum(axis=1)
         return total
 
-    def _rounded(self, layer: Layer) -> Array:
+    def _rounded(self, layer: Layer) -> NDArray[np.float32]:
         weights = layer.weights(self.weight)
-        moments = np.zeros((layer.groups, weights.shape[2], weights.shape[2]))
-        operands = self.walk.operand(self.node, 0)
-        for index in self.teachers:
-            rows = layer.rows(operands[index], self.where[index])
-            moments += np.matmul(rows.transpose(0, 2, 1), rows)
         scales = np.broadcast_to(self.encoding.scales, (self.weight.shape[0],)).reshape(layer.groups, -1)
         low, high = self.encoding.qmin, self.encoding.qmax
         if self.encoding.quantize(self.weight).min() > low:
             low = -high  # the target may not want the lowest value, and the nearest weights do not need it
-        result = [
-            round_rows(*group, low, high) if group[1].any() else nearest(group[0], group[2], low, high)
-            for group in zip(weights, moments, scales, strict=True)
-        ]
-        return np.asarray(np.stack(result).reshape(self.weight.shape))
+        result = np.empty_like(weights, np.float32)
+        for piece in pieces(weights.shape[2], int(np.prod(self.weight.shape[2:]))):
+            for group, moments in enumerate(self._moments(layer, piece)):
+                part = weights[group, :, piece].astype(np.float64)
+                result[group, :, piece] = round_rows(part, moments, scales[group], low, high)
+        return result.reshape(self.weight.shape)
+
+    def _moments(self, layer: Layer, piece: slice) -> Rows:
+        """(groups, K, K) second moments of the inputs in these columns, on the images that teach."""
+        operands = self.walk.operand(self.node, 0)
+        columns = piece.stop - piece.start
+        total = np.zeros((layer.groups, columns, columns))
+        for index in self.teachers:
+            rows = layer.rows(operands[index], self.where[index])[:, :, piece]
+            total += np.matmul(rows.transpose(0, 2, 1), rows)
+        return total
