@@ -52,8 +52,8 @@ def test_target_files_as_written(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The names that the pages use, with four embedded images behind them."""
+def few(tmp_path_factory: pytest.TempPathFactory, pose_file: Path) -> Path:
+    """The names that the pages use, with a small network and four embedded images behind them."""
     folder = tmp_path_factory.mktemp("docs")
     document = json.loads((POSE.validation.parent / "keypoints.json").read_text())
     kept = document["images"][:4]
@@ -65,7 +65,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for entry in kept:
             (folder / name / entry["file_name"]).write_bytes((POSE.validation / entry["file_name"]).read_bytes())
     (folder / "street.jpg").write_bytes((POSE.validation / kept[0]["file_name"]).read_bytes())
-    (folder / "yolo11n-pose.onnx").write_bytes(POSE.model.read_bytes())
+    (folder / "yolo11n-pose.onnx").write_bytes(pose_file.read_bytes())
     return folder
 
 

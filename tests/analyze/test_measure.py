@@ -28,6 +28,7 @@ from narrowcast.bundle.analysis import subject_of
 from narrowcast.calibrate import collect, images
 from narrowcast.chips import load_target
 from narrowcast.engine.noise import Noise
+from narrowcast.graph import Model
 from narrowcast.graph.prepare import tidy
 from narrowcast.graph.run import Runner
 from narrowcast.plan import Plan, draft, finish
@@ -276,11 +277,11 @@ def test_images_of_calibration_are_left_out(pose_bundle: Bundle) -> None:
         unseen(every, hashes)
 
 
-def test_images_with_objects_come_first(pose_bundle: Bundle) -> None:
-    spec = pose_bundle.manifest.preprocess
+def test_images_with_objects_come_first(people_model: Model) -> None:
+    spec = people_model.preprocess
     empty = np.full((spec.height, spec.width, 3), 114, np.uint8)
     found = images([empty, *sorted(sample("pose").validation.iterdir())[:1], empty], spec)
     if found.sources[1] and not str(found.sources[1]).endswith((".png", ".jpg")):
         pytest.skip("the first embedded file is no image")
-    chosen = telling(found, 1, pose_bundle.model.to_proto(), pose_bundle.manifest.meaning)
+    chosen = telling(found, 1, people_model.to_proto(), people_model.meaning)
     assert [source is found.sources[1] for source in chosen.sources] == [True]

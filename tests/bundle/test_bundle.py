@@ -72,10 +72,10 @@ def test_a_chip_of_ones_own_is_needed_once(net: Model, batch: ImageSet, tmp_path
     assert open_bundle(tmp_path / "m").target == bundle.target
 
 
-def test_quantized_predicts_what_float_predicts(pose_bundle: Bundle) -> None:
+def test_quantized_predicts_what_float_predicts(people_bundle: Bundle) -> None:
     """A sample image: the same number of people, boxes within 8 % of the image width (int8 powers of two)."""
     image = sorted(sample("pose").validation.iterdir())[0]
-    expected, actual = (p.predict(image, confidence=0.5) for p in (pose_bundle.floating, pose_bundle.quantized))
+    expected, actual = (p.predict(image, confidence=0.5) for p in (people_bundle.floating, people_bundle.quantized))
     assert isinstance(expected, Detections) and isinstance(actual, Detections)
     assert len(actual) == len(expected) > 0
     order = np.argsort(expected.boxes[:, 0]), np.argsort(actual.boxes[:, 0])

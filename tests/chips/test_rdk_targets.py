@@ -136,8 +136,8 @@ def test_a_classifier_leaves_only_the_reshape_at_its_end(tmp_path: Path, chip: s
 
 
 @pytest.mark.parametrize(("chip", "kind"), [("bayes-e", "int16"), ("bayes", "int8")])
-def test_softmax_moves_to_the_bpu_on_request(pose_model: Model, chip: str, kind: str) -> None:
-    graph, target = pose_model.ir.graph, load_target(chip)
+def test_softmax_moves_to_the_bpu_on_request(people_model: Model, chip: str, kind: str) -> None:
+    graph, target = people_model.ir.graph, load_target(chip)
     (softmax,) = [str(node.name) for node in graph if node.op_type == "Softmax"]
     asked = place(graph, target, wanted={softmax: kind}.get)
     assert asked[softmax].unit == "BPU" and kind in asked[softmax].types
@@ -147,8 +147,8 @@ def test_softmax_moves_to_the_bpu_on_request(pose_model: Model, chip: str, kind:
     assert place(graph, target)[softmax].unit == "CPU"
 
 
-def test_attention_of_several_heads_leaves_the_x3(pose_model: Model) -> None:
-    rows = check_rows(pose_model.ir.graph, load_target("bernoulli2"))
+def test_attention_of_several_heads_leaves_the_x3(people_model: Model) -> None:
+    rows = check_rows(people_model.ir.graph, load_target("bernoulli2"))
     kinds = {row.type for row in rows if row.on == "CPU"}
     assert {"Softmax", "Transpose"} <= kinds <= {"Softmax", "Transpose", "Reshape", "MatMul"}
     assert all(row.remedy for row in rows if row.on == "CPU")

@@ -104,8 +104,8 @@ def test_resize_by_three_leaves_the_bpu(tmp_path: Path) -> None:
     assert verdict.unit == "CPU" and "power of two" in verdict.reason
 
 
-def test_only_the_softmax_of_the_attention_leaves_the_bpu(pose_model: Model) -> None:
-    rows = check_rows(pose_model.ir.graph, load_target("bayes-e"))
+def test_only_the_softmax_of_the_attention_leaves_the_bpu(people_model: Model) -> None:
+    rows = check_rows(people_model.ir.graph, load_target("bayes-e"))
     assert [row.type for row in rows if row.on == "CPU"] == ["Softmax"]
     assert {row.subgraph for row in rows} == {"id(0)", "id(1)", "--"}
     assert next(row for row in rows if row.type == "Softmax").remedy

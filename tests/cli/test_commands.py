@@ -1,4 +1,4 @@
-"""Commands end to end, in their own process where the exit code and standard error matter."""
+"""Commands end to end: exit code, standard output and the one line on standard error."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from command_line import command, narrowcast, refused
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.cli import predict
@@ -22,25 +23,11 @@ from narrowcast.zoo import sample
 POSE = sample("pose")
 
 
-def narrowcast(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    code = "from narrowcast.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-
-
-def refused(*arguments: object) -> str:
-    """The one line on standard error of a command that must fail with exit code 2."""
-    run = narrowcast(*arguments)
-    assert run.returncode == 2, run.stdout + run.stderr
-    assert run.stderr.count("\n") == 1 and "Traceback" not in run.stderr, run.stderr
-    return run.stderr
-
-
-def test_quantize_inspect_predict(tmp_path: Path) -> None:
+def test_quantize_inspect_predict(tmp_path: Path, pose_file: Path) -> None:
     out = tmp_path / "pose"
     run = narrowcast(
-        "quantize", POSE.model, "--images", POSE.calibration, "--target", "esp32p4", "--out", out, "--limit", 8,
-        "--method", "lp", "--json",
+        "quantize", pose_file, "--images", POSE.calibration, "--target", "esp32p4", "--out", out, "--limit", 8,
+        "--method", "lp", "--effort", "fast", "--json",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     summary = json.loads(run.stdout)
@@ -54,24 +41,31 @@ def test_quantize_inspect_predict(tmp_path: Path) -> None:
     assert found["results"] and len(found["results"][0]["keypoints"]) == 17
     assert cv2.imread(str(tmp_path / "a.jpg")).shape == cv2.imread(str(image)).shape
     assert "exists" in refused("predict", out, image, "--out", tmp_path / "a.jpg")
-    command = json.loads((out / "manifest.json").read_text())["command"]
-    assert "--out" not in command and "quantize" in command
+    words = json.loads((out / "manifest.json").read_text())["command"]
+    assert "--out" not in words and "quantize" in words
 
 
-def test_predict_a_folder_with_the_float_model(tmp_path: Path) -> None:
+def test_a_process_of_its_own_says_the_same(pose_bundle: Bundle, tmp_path: Path) -> None:
+    """What a shell sees is what the other tests see, who run the command line in their own process."""
+    for words in (("inspect", pose_bundle.path), ("inspect", tmp_path)):
+        run, known = subprocess.run(command(*words), capture_output=True, text=True, check=False), narrowcast(*words)
+        assert (run.returncode, run.stdout, run.stderr) == (known.returncode, known.stdout, known.stderr)
+
+
+def test_predict_a_folder_with_the_float_model(tmp_path: Path, pose_file: Path) -> None:
     for index in range(2):
         (tmp_path / "in").mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / "in" / f"{index}.png"), np.zeros((50, 60, 3), np.uint8))
-    run = narrowcast("predict", POSE.model, tmp_path / "in", "--out", tmp_path / "drawn")
+    run = narrowcast("predict", pose_file, tmp_path / "in", "--out", tmp_path / "drawn", "--conf", 0.9)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("nothing found") == 2
     assert len(list((tmp_path / "drawn").iterdir())) == 2
     (tmp_path / "in" / "bad.jpg").write_bytes(b"bad")
-    run = narrowcast("predict", POSE.model, tmp_path / "in", "--out", tmp_path / "in" / "drawn", "--json")
+    run = narrowcast("predict", pose_file, tmp_path / "in", "--out", tmp_path / "in" / "drawn", "--json")
     assert len(json.loads(run.stdout)) == 2 and "1 of 3 files left out" in run.stderr and "bad.jpg" in run.stderr
-    run = narrowcast("predict", POSE.model, tmp_path / "in", "--out", tmp_path / "in" / "drawn", "--json", "--force")
+    run = narrowcast("predict", pose_file, tmp_path / "in", "--out", tmp_path / "in" / "drawn", "--json", "--force")
     assert len(json.loads(run.stdout)) == 2, "what the first run drew is no input"
-    assert "bad.jpg" in refused("predict", POSE.model, tmp_path / "in", "--strict-images")
+    assert "bad.jpg" in refused("predict", pose_file, tmp_path / "in", "--strict-images")
 
 
 def test_check() -> None:
@@ -87,14 +81,14 @@ def test_targets_and_version() -> None:
     assert narrowcast("--version").stdout.startswith("narrowcast ")
 
 
-def test_edited_plan_reruns(pose_bundle: Bundle, tmp_path: Path) -> None:
+def test_edited_plan_reruns(pose_bundle: Bundle, tmp_path: Path, pose_file: Path) -> None:
     document = json.loads((pose_bundle.path / "plan.json").read_text())
     node = next(name for name in document["nodes"] if name.endswith("Conv"))
     document["nodes"][node]["type"] = "int16"
     (tmp_path / "edited.json").write_text(json.dumps(document))
     common = (
         "quantize",
-        POSE.model,
+        pose_file,
         "--images",
         POSE.calibration,
         "--limit",
@@ -112,11 +106,11 @@ def test_edited_plan_reruns(pose_bundle: Bundle, tmp_path: Path) -> None:
     assert "nowhere" in refused(*common, "--out", tmp_path / "c", "--plan", tmp_path / "edited.json")
 
 
-def test_mistakes_are_one_line(tmp_path: Path, pose_bundle: Bundle) -> None:
+def test_mistakes_are_one_line(tmp_path: Path, pose_bundle: Bundle, pose_file: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_bytes(b"\xff\xd8 no")
-    model, images = POSE.model, ("--images", POSE.calibration)
+    model, images = pose_file, ("--images", POSE.calibration)
     out = ("--out", tmp_path / "out")
     assert "does not exist" in refused("quantize", tmp_path / "no.onnx", *images, *out)
     assert "known are" in refused("quantize", model, *images, *out, "--target", "esp32p5")
@@ -158,7 +152,7 @@ def test_ctrl_c_in_calibration(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
-def test_pictures_of_images_with_one_stem(tmp_path: Path) -> None:
+def test_pictures_of_images_with_one_stem(tmp_path: Path, pose_file: Path) -> None:
     """a.jpg, a.png and sub/a.jpg each get a picture, and no input is ever one."""
     source = cv2.imread(str(next(POSE.validation.iterdir())))
     folder = tmp_path / "in"
@@ -176,7 +170,7 @@ def test_pictures_of_images_with_one_stem(tmp_path: Path) -> None:
         predict._pictures(folder, [folder / "a.jpg"], folder, force=True)
     with pytest.raises(UserError, match="input image"):
         predict._pictures(folder, [folder / "x.jpg", folder / "x.png", folder / "x.png.jpg"], folder, force=True)
-    run = narrowcast("predict", POSE.model, folder, "--out", tmp_path / "out")
+    run = narrowcast("predict", pose_file, folder, "--out", tmp_path / "out")
     assert run.returncode == 0 and len(list((tmp_path / "out").iterdir())) == 5, run.stderr
 
 

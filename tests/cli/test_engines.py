@@ -1,15 +1,14 @@
-"""``run``, ``verify``, ``inspect`` of .espdl files and ``config``, in their own process."""
+"""``run``, ``verify``, ``inspect`` of .espdl files and ``config``."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from command_line import narrowcast, refused
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, quantize
 from narrowcast.calibrate import images
@@ -23,23 +22,11 @@ from narrowcast.zoo import sample
 POSE = sample("pose")
 
 
-def narrowcast(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from narrowcast.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def refused(*arguments: object) -> str:
-    run = narrowcast(*arguments)
-    assert run.returncode == 2, run.stdout + run.stderr
-    assert run.stderr.count("\n") == 1 and "Traceback" not in run.stderr, run.stderr
-    return run.stderr
-
-
 def test_verify(pose_bundle: Bundle) -> None:
     run = narrowcast("verify", pose_bundle.path, "--limit", 1, "--json")
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
-    assert found["differing"] == 0 and found["total"] > 1_000_000 and len(found["rows"]) > 100
+    assert found["differing"] == 0 and found["total"] > 50_000 and len(found["rows"]) > 40
 
 
 def test_run_dumps_every_integer_tensor(pose_bundle: Bundle, tmp_path: Path) -> None:
@@ -48,7 +35,7 @@ def test_run_dumps_every_integer_tensor(pose_bundle: Bundle, tmp_path: Path) -> 
     assert run.returncode == 0, run.stderr
     outputs = {row["tensor"]: row for row in json.loads(run.stdout)}
     index = {entry["tensor"]: entry for entry in json.loads((tmp_path / "t" / "index.json").read_text())}
-    assert set(outputs) <= set(index) and len(index) > 100
+    assert set(outputs) <= set(index) and len(index) > 40
     predictor = pose_bundle.engine("integer")
     tensor = next(iter(images(image, predictor.preprocess)))
     for name, values in predictor.run(tensor).items():

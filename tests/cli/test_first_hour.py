@@ -51,7 +51,7 @@ def test_the_demo_writes_its_own_folder_again_and_no_other(tmp_path: Path, pose_
     assert demo._own(tmp_path) and not demo._own(pose_bundle.path) and not demo._own(tmp_path / "nothing")
 
 
-def test_public_functions_share_names_with_rooms(pose_model: Model) -> None:
+def test_public_functions_share_names_with_rooms(people_model: Model) -> None:
     import narrowcast.analyze.report
     import narrowcast.bundle.kits  # noqa: F401
 
@@ -59,7 +59,7 @@ def test_public_functions_share_names_with_rooms(pose_model: Model) -> None:
         assert callable(getattr(nc, name)) and name in nc.__all__, name
         assert inspect.signature(getattr(nc, name)).parameters, name
     assert nc.analyze.report is sys.modules["narrowcast.analyze.report"]  # type: ignore[attr-defined]
-    found = nc.check(pose_model, "bayes-e")
+    found = nc.check(people_model, "bayes-e")
     assert found.runs and len(found.elsewhere) == 1 and not found.refused
     assert nc.check(sample("pose").model, "bayes-e").rows == found.rows
 

@@ -159,17 +159,18 @@ def test_opset_of_the_vendors_compiler(folder: Path, capsys: pytest.CaptureFixtu
     assert any(note.startswith("opset 17: the compiler of") and "10 and 11" in note for note in notes)
 
 
-def test_prepare(pose_model: Model, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare(people_model: Model, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from narrowcast.zoo import sample
 
     out = folder / "prepared.onnx"
-    prepare(sample("pose").model, out, "rewrite")
+    people = sample("pose").model
+    prepare(people, out, "rewrite")
     text = capsys.readouterr().out
     assert "decode cut off after" in text and f"{out} written" in text
     proto = onnx.load(str(out))
     assert not proto.functions and {node.domain for node in proto.graph.node} <= {""}
     again = load(out)
-    assert again.task == "pose" and again.head == pose_model.head and again.difference["output"] < 1e-5
+    assert again.task == "pose" and again.head == people_model.head and again.difference["output"] < 1e-5
     assert again.output_names[0] == "box_s8" and sum("Softmax/" in str(node.name) for node in again.ir.graph) == 6
     for arguments, words in (
         ((out, "keep"), "exists"),
@@ -177,4 +178,4 @@ def test_prepare(pose_model: Model, folder: Path, capsys: pytest.CaptureFixture[
         ((folder / "n.onnx", "no"), "use keep"),
     ):
         with pytest.raises(UserError, match=words):
-            prepare(sample("pose").model, *arguments)
+            prepare(people, *arguments)

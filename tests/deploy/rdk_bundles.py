@@ -1,4 +1,4 @@
-"""Bundles of the embedded samples for an RDK board, made in seconds."""
+"""Bundles of a pose network and of the embedded classifier for an RDK board, made in seconds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from narrowcast.graph import load
 from narrowcast.plan import Pins
 from narrowcast.vision import Preprocess
 from narrowcast.zoo import sample
+from small_pose import small_pose
 
 
 def sample_bundle(kind: str, out: Path, camera: str, pins: Pins | None = None) -> Bundle:
-    model = load(sample(kind).model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model = load(save(small_pose(), out.with_suffix(".onnx")) if kind == "pose" else sample(kind).model)
     model = replace(model, preprocess=replace(model.preprocess, camera=camera))
     return quantize(model, sample_images(kind, model.preprocess), "bayes-e", out=out, method="minmax", pins=pins)
 

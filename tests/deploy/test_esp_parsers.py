@@ -81,11 +81,11 @@ def check_decode(bundle: Bundle, path: Path) -> int:
     return count
 
 
-def test_a_stock_decode_is_what_we_predict(pose_bundle: Bundle, tmp_path: Path) -> None:
-    path = deploy(pose_bundle, "espdl", tmp_path / "m.espdl").path
+def test_a_stock_decode_is_what_we_predict(people_bundle: Bundle, tmp_path: Path) -> None:
+    path = deploy(people_bundle, "espdl", tmp_path / "m.espdl").path
     names = [value.name for value in read_espdl(path).outputs]
     assert names == [f"{stem}{stage}" for stage in range(3) for stem in ("box", "score", "kpt")]
-    assert check_decode(pose_bundle, path) > 0
+    assert check_decode(people_bundle, path) > 0
 
 
 def test_a_tensor_inside_makes_way(pose_bundle: Bundle) -> None:

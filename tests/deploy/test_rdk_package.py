@@ -98,7 +98,7 @@ def test_the_script_runs_the_tools_in_order(package: Path, tmp_path: Path) -> No
     subprocess.run([str(script)], env=environment, check=True, cwd=tmp_path)
     checker, makertbin, modifier = log.read_text().splitlines()
     shape = "x".join(str(dim) for dim in onnx_shape(package))
-    assert checker.endswith(f"--march bayes-e --model model.onnx --input-shape images {shape}")
+    assert checker.endswith(f"--march bayes-e --model model.onnx --input-shape x {shape}")
     assert makertbin == "hb_mapper makertbin --model-type onnx --config hb_mapper.yaml"
     assert "-r kpt_s8_raw_HzDequantize" in modifier
     assert "-r cls_s8_HzDequantize" in modifier  # one channel has one scale

@@ -32,8 +32,8 @@ def people(limit: int | None = 12) -> CocoData:
     return coco(POSE.validation, POSE.annotations, limit=limit)
 
 
-def test_a_bundle_is_scored_beside_its_float_model(pose_bundle: Bundle, tmp_path: Path) -> None:
-    report: Report = pose_bundle.evaluate(people(), workers=2, save_predictions=tmp_path / "p.json")
+def test_a_bundle_is_scored_beside_its_float_model(people_bundle: Bundle, tmp_path: Path) -> None:
+    report: Report = people_bundle.evaluate(people(), workers=2, save_predictions=tmp_path / "p.json")
     reference, quantized = report.rows
     assert (reference.name, quantized.name, report.images) == ("float", "integer", 12)
     assert [metrics.family for metrics in reference.metrics] == ["keypoints", "box"]

@@ -218,13 +218,13 @@ def test_nodes_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert loaded.difference["output"] < 1e-5
 
 
-def test_pose_head_is_cut_and_decodes_to_the_same(pose_model: Model) -> None:
-    assert pose_model.task == "pose"
-    assert pose_model.output_names[:3] == ("box_s8", "cls_s8", "kpt_s8")
-    assert pose_model.head is not None and pose_model.head.keypoint_shape == (17, 3)
-    image = random_image(pose_model.ir.graph.inputs[0].shape)
-    whole = Runner(pose_model.original).run(image)["output0"][0]
-    cut = pose_model.meaning.dense(Runner(pose_model.to_proto()).run(image))
+def test_pose_head_is_cut_and_decodes_to_the_same(people_model: Model) -> None:
+    assert people_model.task == "pose"
+    assert people_model.output_names[:3] == ("box_s8", "cls_s8", "kpt_s8")
+    assert people_model.head is not None and people_model.head.keypoint_shape == (17, 3)
+    image = random_image(people_model.ir.graph.inputs[0].shape)
+    whole = Runner(people_model.original).run(image)["output0"][0]
+    cut = people_model.meaning.dense(Runner(people_model.to_proto()).run(image))
     assert np.abs(cut[:4] - whole[:4]).max() < 0.05
     assert np.abs(cut[4:5] - whole[4:5]).max() < 1e-4
 
