@@ -23,11 +23,13 @@ from narrowcast.chips.esp.kit import deploy_espdl
 from narrowcast.engine.integer import IntegerRunner, lower_integer
 from narrowcast.engine.integer.sums import ProductSum
 from narrowcast.engine.noise import compare_tensors
+from narrowcast.engine.qdq import lower_qdq
 from narrowcast.graph import Runner, load, run
 from narrowcast.graph import run as weights
 from narrowcast.graph.run import open_session
 from narrowcast.improve import reconstruct
 from narrowcast.improve.factors import equalize, scale_outputs
+from narrowcast.ops.net import constant_of
 from narrowcast.plan import Plan, draft, finish
 from narrowcast.zoo import sample
 
@@ -168,6 +170,19 @@ def test_lowering_lets_go_of_the_sums_it_has_written(tmp_path: Path) -> None:
     finally:
         gc.enable()
     assert graph.proofs
+
+
+def test_a_qdq_graph_lets_go_of_the_integers_it_has_written(tmp_path: Path) -> None:
+    model, plan, _ = _planned(tmp_path)
+    stored = plan.tensors["w1"].quantize(constant_of(model.graph.initializers["w1"]))
+    gc.collect()
+    gc.disable()
+    try:
+        lower_qdq(model, plan)
+        tensors = [entry for entry in gc.get_objects() if isinstance(entry, ir.Tensor) and entry.shape == stored.shape]
+    finally:
+        gc.enable()
+    assert not [tensor for tensor in tensors if np.array_equal(tensor.numpy(), stored)]
 
 
 def test_lowering_a_large_weight_takes_little_memory(tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ def with_data(model: onnx.ModelProto) -> onnx.ModelProto:
     held = dict(_held(model))
     if not held:
         return model
+    _give_back()
     copy = copied(model)
     for tensor in copy.graph.initializer:
         if tensor.name in held:
@@ -185,6 +186,18 @@ def with_data(model: onnx.ModelProto) -> onnx.ModelProto:
             tensor.raw_data = held[tensor.name].array.tobytes()
             held[tensor.name].rest()
     return copy
+
+
+def _give_back() -> None:
+    """Let go of memory that is not in use, before much is needed.
+
+    What other graphs have read of held weights is seldom needed beside those of the next one. What the C library keeps
+    of freed messages was up to twice the weights of a network.
+    """
+    for held in list(_known.values()):
+        held.rest()
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def rest(model: onnx.ModelProto) -> None:
@@ -242,18 +255,12 @@ def open_session(
     a requantization of the plan, which it would drop even at "basic"; and it would quantize the float weights of a node
     whose neighbours are quantized.
 
-    Held weights rest first: what other graphs have read is seldom needed beside the weights of this one. And what the
-    C library keeps of freed messages goes back, which was up to twice the weights of a network.
-
     Args:
         model: a model, its bytes, or the path of one.
         threads, level: as :class:`Runner` takes them.
         options: further options of onnxruntime, to which those above are added.
     """
-    for unused in list(_known.values()):
-        unused.rest()
-    if _TRIM is not None:
-        _TRIM(0)
+    _give_back()
     options = options or onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = _LEVELS[level]
