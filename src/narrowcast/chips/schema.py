@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["Limits", "OpRule", "Target"]
 
 NodeType = Literal["int8", "int16", "float32"]
-Rounding = Literal["half-even", "half-up"]
+Rounding = Literal["half-even", "half-up", "half-away"]
 
 
 class _Rules(BaseModel):
@@ -83,7 +83,9 @@ class Accumulator(_Rules):
 class Requantize(_Rules):
     """From accumulator to output."""
 
-    method: Literal["shift", "multiplier"]
+    method: Literal["shift", "multiplier", "fixed-point"] = Field(
+        description="a power of two; one float32 factor; a multiplier of 15 bits between two shifts"
+    )
     rounding: Rounding
     shifts: tuple[int, int] | None = Field(
         default=None, description="smallest and largest log2 of output scale / (input scale * weight scale)"
@@ -218,6 +220,7 @@ class Target(_Rules):
     accumulator: Accumulator
     quantize_rounding: Rounding
     requantize: Requantize
+    table_rounding: Rounding | None = Field(default=None, description="of tables; None: as requantize rounds")
     uniform_types: bool = Field(description="all operands of a node have the node's type")
     fusions: tuple[tuple[str, ...], ...] = ()
     tables: tuple[str, ...] = Field(default=(), description="unary operators computed by table")
