@@ -16,7 +16,7 @@ by, so that all of them agree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -86,12 +86,14 @@ class _Addition(Pending):
         # of 8 bits the sum stays within 2^24 unless the scales are far apart
         double = shift > 15 or any(side.encoding.dtype != "int8" for side in sides)
         terms = []
-        for index, side in enumerate(sides):
-            factor = 2.0**shift if index == coarse else float(scale)
+        for index in (coarse, 1 - coarse):  # of a difference the finer operand is taken off, whichever stands first
+            side, factor = sides[index], 2.0**shift if index == coarse else float(scale)
             name = builder.cast(side.name, "double", output) if double else side.name
             terms.append(builder.arithmetic(Op.MUL, name, factor, output, np.float64 if double else np.float32))
         total = builder.add(self.op_type, terms, output)
         fixed = fixed_point(steps[coarse] * 2.0**-shift / activation_step(encoding), encoding.qmax)
+        if coarse == 1 and self.op_type == Op.SUB:
+            fixed = replace(fixed, scale=-fixed.scale)
         scaled(builder, total, fixed, bounds, output, half=True, is_double=double)
 
     def real(self) -> Reals:

@@ -54,14 +54,17 @@ def activation_step(encoding: Encoding) -> float:
     """The scale of an activation as the vendor's tool computes with it."""
     if encoding.dtype == "int8":
         return float(np.float32(encoding.scales))
-    return float(np.float32(np.float32(float(encoding.scales) * encoding.qmax) / np.float32(encoding.qmax)))
+    return float(_by_threshold(encoding))
 
 
 def accumulator_step(x: Encoding, weight: Encoding) -> NDArray[np.float64]:
     """One step of the sum of products of an activation with constant weights, () or (C,)."""
-    threshold = (weight.scales * weight.qmax).astype(np.float32)
-    step = (threshold / np.float32(weight.qmax)).astype(np.float32)
-    return np.asarray(np.float32(activation_step(x)) * step, np.float64)
+    return np.asarray(np.float32(activation_step(x)) * _by_threshold(weight), np.float64)
+
+
+def _by_threshold(encoding: Encoding) -> NDArray[np.float32]:
+    largest = np.float32(encoding.qmax)
+    return np.asarray(encoding.scales.astype(np.float32) * largest / largest, np.float32)
 
 
 def fixed_point(factor: NDArray[np.float64] | float, largest: int) -> FixedPoint:

@@ -21,13 +21,13 @@ def activation_step(code: Encoding) -> np.float64:
     """Of 8 bits the scale in float32, of 16 the threshold in float32 over the largest integer."""
     if code.qmax == 127:
         return np.float64(np.float32(code.scales))
-    threshold = np.float32(code.scales * code.qmax)
+    threshold = np.float32(code.scales) * np.float32(code.qmax)
     return np.float64(np.float32(threshold / np.float32(code.qmax)))
 
 
 def product_step(source: Encoding, weight: Encoding) -> Array:
     """One step of a sum of products with constant weights, () or one a channel."""
-    thresholds = np.asarray(weight.scales * weight.qmax, np.float32)
+    thresholds = np.asarray(weight.scales, np.float32) * np.float32(weight.qmax)
     return np.asarray(np.float32(activation_step(source)) * (thresholds / np.float32(weight.qmax)), np.float64)
 
 
@@ -39,7 +39,7 @@ def _multiplier(factor: float) -> tuple[int, int]:
     return min(int(factor * 2.0**shift + 0.5), 2**15 - 1), shift
 
 
-def multiplied(x: Array, factor: Array, largest: int, half_in_bias: bool) -> Array:
+def multiplied(x: Array, factor: Array, largest: int, half_in_bias: bool, sign: int = 1) -> Array:
     """Integers times real factors: shift, multiplier, shift.
 
     Args:
@@ -47,6 +47,7 @@ def multiplied(x: Array, factor: Array, largest: int, half_in_bias: bool) -> Arr
         factor: broadcasts against ``x``.
         largest: integer of the result's type.
         half_in_bias: add half a step first, in whole steps of ``x``; else at the last shift.
+        sign: of the multiplier.
     """
     result = np.empty(x.shape, np.int64)
     factors = np.broadcast_to(factor, x.shape)
@@ -58,7 +59,7 @@ def multiplied(x: Array, factor: Array, largest: int, half_in_bias: bool) -> Arr
             first += 1
         whole = x[where] + (int(np.rint(0.5 / each)) if half_in_bias else 0)
         half = 0 if half_in_bias or shift == first else 1 << (shift - first - 1)
-        result[where] = ((whole >> first) * scale + half) >> (shift - first)
+        result[where] = ((whole >> first) * (sign * scale) + half) >> (shift - first)
     return result
 
 
@@ -80,12 +81,11 @@ def added(terms: tuple[tuple[Array, Encoding, int], ...], wanted: Encoding) -> A
     scale, shift = _multiplier(ratio)
     if ratio * 2.0**shift + 0.5 >= 2**15:
         scale, shift = 2**14, shift - 1
-    total = sum(
-        sign * (values << shift if index == which else values * scale)
-        for index, (values, _, sign) in enumerate(terms)
-    )
+    (wide, _, positive), (fine, _, sign) = terms[which], terms[1 - which]
+    difference = positive * sign  # of a difference the finer operand is taken off, and the sign is the multiplier's
+    total = (wide << shift) + difference * fine * scale
     factor = np.asarray(coarse / 2.0**shift / activation_step(wanted))
-    return multiplied(np.asarray(total), factor, wanted.qmax, False)
+    return multiplied(total, factor, wanted.qmax, False, positive)
 
 
 def averaged(total: Array, window: int) -> Array:
