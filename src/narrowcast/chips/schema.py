@@ -119,6 +119,7 @@ class Outputs(_Rules):
         description="activation: in the activation type; accumulator: int32 with a scale per channel where the last op "
         "sums products; float32: not quantized after the last op"
     )
+    smallest_scale: float = Field(default=0.0, description="of an accumulator that leaves; finer ones are made coarser")
     factors: bool = Field(
         default=True, description="what reads the outputs of a chip can take a scale a channel; else only on request"
     )

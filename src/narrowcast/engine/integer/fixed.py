@@ -139,8 +139,8 @@ def scaled(
     x = builder.arithmetic(Op.MUL, x, _shaped(factor, axes), output, np.float64)
     if half:
         x = builder.arithmetic(Op.ADD, x, 0.5, output, np.float64)
-    x = builder.add(Op.CLIP, [x, *(builder.constant(float(bound), np.float64) for bound in bounds)], output)
-    builder.cast(builder.add(Op.FLOOR, [x], output), "float", output, output)
+    x = builder.cast(builder.add(Op.FLOOR, [x], output), "float", output)  # float32 is coarse only beyond the bounds
+    builder.add(Op.CLIP, [x, *(builder.constant(float(bound)) for bound in bounds)], output=output)
 
 
 def _shaped(values: NDArray[np.float64], axes: tuple[int, ...]) -> NDArray[np.float64]:

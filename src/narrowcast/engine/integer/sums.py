@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.engine.integer.context import EXACT, Context, Digits, Proof, digit_bounds, split, static_digit
-from narrowcast.engine.integer.fixed import activation_step, fixed_point, half_step, scaled
+from narrowcast.engine.integer.fixed import FixedPoint, activation_step, fixed_point, half_step, scaled
 from narrowcast.engine.integer.values import Integers, Pending, Reals, remove_zero_point, round_and_saturate
 from narrowcast.ops.builder import Op
 from narrowcast.plan.types import Encoding, round_real
@@ -195,13 +195,22 @@ class ProductSum(Pending):
         return replace(self, bias=bias + half)
 
     def _fixed(self, encoding: Encoding, bounds: tuple[int, int], output: str) -> None:
-        """Two shifts and a multiplier between; the first shift is inside weights and bias."""
         fixed = fixed_point(np.asarray(self.scale / activation_step(encoding)), encoding.qmax)
+        self.through(fixed, bounds, output, half=isinstance(self.weight, Integers))
+
+    def through(self, fixed: FixedPoint, bounds: tuple[int, int], output: str, *, half: bool) -> None:
+        """Append the sum through two shifts and a multiplier; the first shift is inside weights and bias.
+
+        Args:
+            fixed: multiplier and shifts, () or one a channel.
+            bounds: smallest and largest result.
+            output: name of the result.
+            half: round half up at the last shift; else down.
+        """
         name, double = self._accumulate(np.exp2(-fixed.first.astype(np.float64)), None)
         shape = [1] * len(self.shape)
         shape[self.output_axis] = -1
-        half, axes = isinstance(self.weight, Integers), tuple(shape)
-        builder = self.context.builder
+        builder, axes = self.context.builder, tuple(shape)
         scaled(builder, name, fixed, bounds, output, half=half, is_double=double, divided=True, axes=axes)
 
     def _multiplied(self, encoding: Encoding, bounds: tuple[int, int], output: str) -> None:

@@ -38,7 +38,11 @@ Table = NDArray[np.int64]
 
 def _encoded(function: Function, x: NDArray[np.float64], encoding: Encoding, target: Target) -> Table:
     with np.errstate(all="ignore"):
-        y = np.asarray(function(x), np.float64) / _step(encoding, target)
+        if target.requantize.method == "fixed-point":  # whose tool makes its tables in float32
+            real = np.asarray(function(x.astype(np.float32).astype(np.float64)), np.float32)
+            y = np.asarray(real / np.float32(_step(encoding, target)), np.float64)
+        else:
+            y = np.asarray(function(x), np.float64) / float(encoding.scales)
     y = np.clip(np.nan_to_num(y, nan=0.0, posinf=2.0**40, neginf=-(2.0**40)), -(2.0**40), 2.0**40)
     rounded = round_real(y, target.table_rounding or target.requantize.rounding) + encoding.zero_point
     return np.clip(rounded, encoding.qmin, encoding.qmax).astype(np.int64)

@@ -30,7 +30,7 @@ from narrowcast.engine.reference.sums import (
     exact_matmul,
     max_pool,
     nearest_resize,
-    scale_of,
+    real_of,
     tabulated,
     window_totals,
 )
@@ -296,7 +296,7 @@ def _clip(walk: _Walk, node: ir.Node) -> None:
     current = walk.values[str(value.name)] if value is not None else None
     if walk.is_fixed and not isinstance(current, Unrounded) and walk.read(node, 0)[1] != wanted:
         x, source = walk.read(node, 0)
-        real = np.clip((x - source.zero_point) * scale_of(source, walk.target), *clip_bounds(node))
+        real = np.clip(real_of(x - source.zero_point, source, walk.target), *clip_bounds(node))
         walk.finish(node.outputs[0], encoded(real, wanted, walk.target))
         return
     if not isinstance(current, Unrounded):
