@@ -5,7 +5,7 @@ A chip is data: ``chips/<name>.yaml``. Algorithms read these rules and never ask
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -80,6 +80,9 @@ class Accumulator(_Rules):
         return self.int16_bits if node_type == "int16" and self.int16_bits is not None else self.bits
 
 
+_Shift = Annotated[int, Field(ge=-64, le=64)]
+
+
 class Requantize(_Rules):
     """From accumulator to output."""
 
@@ -87,7 +90,7 @@ class Requantize(_Rules):
         description="a power of two; one float32 factor; a multiplier of 15 bits between two shifts"
     )
     rounding: Rounding
-    shifts: tuple[int, int] | None = Field(
+    shifts: tuple[_Shift, _Shift] | None = Field(
         default=None, description="smallest and largest log2 of output scale / (input scale * weight scale)"
     )
 
