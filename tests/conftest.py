@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -21,6 +22,12 @@ from narrowcast.calibrate import images
 from narrowcast.graph import Model, load
 from narrowcast.zoo import sample
 from small_pose import small_pose
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection has to walk over it, and loading a model makes one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

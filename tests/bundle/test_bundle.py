@@ -22,8 +22,6 @@ from narrowcast.chips import load_target
 from narrowcast.engine.noise import compare_tensors
 from narrowcast.engine.verify import verify
 from narrowcast.graph import Model, load
-from narrowcast.vision import Detections
-from narrowcast.zoo import sample
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +68,6 @@ def test_a_chip_of_ones_own_is_needed_once(net: Model, batch: ImageSet, tmp_path
     assert sum(row.differing for row in rows) == 0
     modify(bundle, out=tmp_path / "m", remove=["Quantize"])
     assert open_bundle(tmp_path / "m").target == bundle.target
-
-
-def test_quantized_predicts_what_float_predicts(people_bundle: Bundle) -> None:
-    """A sample image: the same number of people, boxes within 8 % of the image width (int8 powers of two)."""
-    image = sorted(sample("pose").validation.iterdir())[0]
-    expected, actual = (p.predict(image, confidence=0.5) for p in (people_bundle.floating, people_bundle.quantized))
-    assert isinstance(expected, Detections) and isinstance(actual, Detections)
-    assert len(actual) == len(expected) > 0
-    order = np.argsort(expected.boxes[:, 0]), np.argsort(actual.boxes[:, 0])
-    assert np.abs(expected.boxes[order[0]] - actual.boxes[order[1]]).max() < 0.08 * 320
 
 
 def test_comparison_numbers_against_plain_numpy(net: Model, batch: ImageSet, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import onnx
@@ -24,9 +24,9 @@ OPERATORS = {schema.name for schema in onnx.defs.get_all_schemas()} | {entry.nam
 ALLOWED = ("ops/", "chips/", "vendors/", "graph/forms.py", "tasks/classify.py")
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    for file in sorted(SOURCE.rglob("*.py")):
-        yield str(file.relative_to(SOURCE)), ast.parse(file.read_text())
+@cache
+def trees() -> tuple[tuple[str, ast.Module], ...]:
+    return tuple((str(file.relative_to(SOURCE)), ast.parse(file.read_text())) for file in sorted(SOURCE.rglob("*.py")))
 
 
 def exported(tree: ast.Module) -> set[ast.AST]:

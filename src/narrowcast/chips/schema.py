@@ -5,14 +5,14 @@ A chip is data: ``chips/<name>.yaml``. Algorithms read these rules and never ask
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["Limits", "OpRule", "Target"]
 
 NodeType = Literal["int8", "int16", "float32"]
-Rounding = Literal["half-even", "half-up", "half-away"]
+Rounding = Literal["half-even", "half-up"]
 
 
 class _Rules(BaseModel):
@@ -80,17 +80,12 @@ class Accumulator(_Rules):
         return self.int16_bits if node_type == "int16" and self.int16_bits is not None else self.bits
 
 
-_Shift = Annotated[int, Field(ge=-64, le=64)]
-
-
 class Requantize(_Rules):
     """From accumulator to output."""
 
-    method: Literal["shift", "multiplier", "fixed-point"] = Field(
-        description="a power of two; one float32 factor; a multiplier of 15 bits between two shifts"
-    )
+    method: Literal["shift", "multiplier"]
     rounding: Rounding
-    shifts: tuple[_Shift, _Shift] | None = Field(
+    shifts: tuple[int, int] | None = Field(
         default=None, description="smallest and largest log2 of output scale / (input scale * weight scale)"
     )
 
@@ -122,7 +117,6 @@ class Outputs(_Rules):
         description="activation: in the activation type; accumulator: int32 with a scale per channel where the last op "
         "sums products; float32: not quantized after the last op"
     )
-    smallest_scale: float = Field(default=0.0, description="of an accumulator that leaves; finer ones are made coarser")
     factors: bool = Field(
         default=True, description="what reads the outputs of a chip can take a scale a channel; else only on request"
     )
@@ -224,7 +218,6 @@ class Target(_Rules):
     accumulator: Accumulator
     quantize_rounding: Rounding
     requantize: Requantize
-    table_rounding: Rounding | None = Field(default=None, description="of tables; None: as requantize rounds")
     uniform_types: bool = Field(description="all operands of a node have the node's type")
     fusions: tuple[tuple[str, ...], ...] = ()
     tables: tuple[str, ...] = Field(default=(), description="unary operators computed by table")
