@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 
 from narrowcast.analyze.measure import measure, reference
-from narrowcast.analyze.parts import ablate, sensitivity
+from narrowcast.analyze.parts import ablate, graphwise, sensitivity
 from narrowcast.analyze.subject import subplan, telling, unseen
-from narrowcast.analyze.tensors import graphwise
 from narrowcast.bundle import open_bundle
 from narrowcast.bundle.analysis import subject_of
 from narrowcast.calibrate import images

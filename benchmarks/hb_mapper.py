@@ -24,8 +24,8 @@ from narrowcast.bundle.bench import bench
 from narrowcast.bundle.modify import modify
 from narrowcast.calibrate import images
 from narrowcast.chips.rdk.calibration import write_vendor_files
-from narrowcast.cli.node_table import node_rows
 from narrowcast.cli.quantize import quantize
+from narrowcast.cli.tables import node_rows
 from narrowcast.graph import load
 from narrowcast.vision.preprocess import read_image
 

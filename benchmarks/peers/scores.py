@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from narrowcast.bundle import Predictor, open_bundle
 from narrowcast.evaluate import CocoData
 from narrowcast.evaluate.coco_scores import CocoScores, score
-from narrowcast.evaluate.report import Metrics, metrics_of_rows
+from narrowcast.evaluate.passes import Metrics, metrics_of_rows
 from narrowcast.graph import Model, Runner
 
 Make = Callable[[], Predictor]

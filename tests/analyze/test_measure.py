@@ -19,9 +19,8 @@ from command_line import parse
 from narrowcast.analyze import Subject, analyze
 from narrowcast.analyze.findings import _reason, pattern
 from narrowcast.analyze.measure import digests, measure, reference, run_variants
-from narrowcast.analyze.parts import ablate, choose, sensitivity, wider_plan
+from narrowcast.analyze.parts import ablate, choose, graphwise, sensitivity, wider_plan
 from narrowcast.analyze.subject import BACKBONE, macs, regions, subplan, telling, unseen
-from narrowcast.analyze.tensors import graphwise
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.analysis import subject_of

@@ -13,7 +13,7 @@ import pytest
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.bench import Timing, _node_times, bench, profile
-from narrowcast.cli.bench import bench as run
+from narrowcast.cli.verify import bench as run
 
 PICTURE = np.full((40, 60, 3), 90, np.uint8)
 

@@ -15,10 +15,9 @@ from onnx.reference import ReferenceEvaluator
 from builders import constant, model, save, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_bundle, quantize
-from narrowcast.bundle.columns import channel_axes
 from narrowcast.bundle.kits import deploy
 from narrowcast.bundle.make import remake
-from narrowcast.bundle.mixed import part
+from narrowcast.bundle.mixed import channel_axes, part
 from narrowcast.bundle.modify import modify
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target

@@ -17,7 +17,7 @@ import pytest
 from command_line import command, narrowcast, refused
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
-from narrowcast.cli import predict
+from narrowcast.cli import evaluate as predict
 from narrowcast.zoo import sample
 
 POSE = sample("pose")

@@ -17,8 +17,8 @@ from narrowcast.base.errors import UserError
 from narrowcast.bundle import open_bundle
 from narrowcast.cli.check import check, prepare
 from narrowcast.cli.inspect import tensor_info
-from narrowcast.cli.node_table import NODE_COLUMNS, node_rows
 from narrowcast.cli.quantize import quantize
+from narrowcast.cli.tables import NODE_COLUMNS, node_rows
 from narrowcast.graph import Model, load
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from narrowcast.chips.esp.file import EspdlFile, EspdlNode
-from narrowcast.chips.esp.layouts import unpack_filter
+from narrowcast.chips.esp.file import EspdlFile, EspdlNode, unpack_filter
 
 Array = np.ndarray
 LIMITS = {"int8": (-128, 127), "int16": (-32768, 32767)}

@@ -16,8 +16,8 @@ from onnx import helper
 from builders import constant, model, save, weights
 from narrowcast.base.errors import UserError
 from narrowcast.chips import check_rows, load_target, place
+from narrowcast.chips.esp.kit import check_runtime
 from narrowcast.chips.esp.model import build_espdl
-from narrowcast.chips.esp.runtime import check_runtime
 from narrowcast.engine.integer import IntegerRunner, lower_integer
 from narrowcast.graph import load
 from narrowcast.plan import draft

@@ -14,8 +14,8 @@ from narrowcast.base.errors import UserError
 from narrowcast.chips import load_target
 from narrowcast.chips.esp.codec import decode_espdl, encode_espdl, read_espdl
 from narrowcast.chips.esp.file import EspdlFile, EspdlNode, EspdlTensor, EspdlValue, describe
+from narrowcast.chips.esp.kit import check_runtime
 from narrowcast.chips.esp.model import EspdlRunner, build_espdl, restore
-from narrowcast.chips.esp.runtime import check_runtime
 from narrowcast.engine.integer import IntegerRunner, lower_integer
 
 

@@ -19,7 +19,7 @@ from builders import model, save, weights
 from narrowcast.analyze import analyze
 from narrowcast.analyze.report import render
 from narrowcast.base.errors import printable
-from narrowcast.base.yaml_files import read_yaml
+from narrowcast.base.reading import read_yaml
 from narrowcast.bundle import Bundle, quantize
 from narrowcast.bundle.analysis import subject_of
 from narrowcast.bundle.kits import deploy

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrowcast.chips.esp.layouts import (
+from narrowcast.chips.esp.file import (
     channels_last,
     filter_layout,
     inverse,

@@ -17,7 +17,7 @@ from rdk_bundles import sample_images, small_bundle
 
 from builders import model, silu_net, weights
 from narrowcast.base.errors import UserError
-from narrowcast.base.yaml_files import read_yaml
+from narrowcast.base.reading import read_yaml
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.kits import deploy
 from narrowcast.bundle.modify import modify
@@ -27,7 +27,7 @@ from narrowcast.chips.rdk.export import export, verify
 from narrowcast.chips.rdk.hb_mapper import parse_hb_mapper
 from narrowcast.graph import load
 from narrowcast.plan import Pins, draft
-from narrowcast.plan.files import TensorPin
+from narrowcast.plan.types import TensorPin
 from narrowcast.vision import Preprocess, read_image
 from narrowcast.vision.preprocess import preprocess
 from narrowcast.zoo import sample

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from evaluate.scenes import random_document, random_results
 from narrowcast.evaluate.coco_scores import score, weighted_average_precision
-from narrowcast.evaluate.report import draw_weights, interval, retention_interval
+from narrowcast.evaluate.passes import draw_weights, interval, retention_interval
 from narrowcast.tasks import TASKS
 
 KINDS = {"box": "bbox", "mask": "segm", "keypoints": "keypoints"}

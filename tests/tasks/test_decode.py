@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from narrowcast.tasks import HeadSpec, meaning_of
 from narrowcast.vision import Classification, Detections, Geometry, OutputEncoding
-from narrowcast.vision.nms import non_maximum_suppression
+from narrowcast.vision.reader import non_maximum_suppression
 
 SPECS = [
     HeadSpec("detect", (8, 16, 32), 5),

@@ -10,9 +10,19 @@ from itertools import pairwise
 from typing import Any
 
 from narrowcast.analyze.measure import Effect, measure, plain, reference
-from narrowcast.analyze.parts import EVERYTHING, OUTPUTS, WEIGHTS, Ablation, Sensitivity, ablate, choose, sensitivity
+from narrowcast.analyze.parts import (
+    EVERYTHING,
+    OUTPUTS,
+    WEIGHTS,
+    Ablation,
+    Sensitivity,
+    Tensor,
+    ablate,
+    choose,
+    graphwise,
+    sensitivity,
+)
 from narrowcast.analyze.subject import BACKBONE, Subject, macs, regions, subplan
-from narrowcast.analyze.tensors import Tensor, graphwise
 from narrowcast.base.progress import phase
 from narrowcast.chips import support
 from narrowcast.tasks import shown

@@ -20,7 +20,7 @@ from narrowcast import __version__
 from narrowcast.analyze.drawing import Pair, depth, histogram, scatter
 from narrowcast.analyze.findings import Analysis
 from narrowcast.analyze.measure import Effect
-from narrowcast.analyze.tensors import Tensor
+from narrowcast.analyze.parts import Tensor
 from narrowcast.base.progress import phase
 from narrowcast.base.writing import write_file
 from narrowcast.plan.types import Plan

@@ -17,7 +17,6 @@ import onnx_ir as ir
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase, track
 from narrowcast.base.writing import inside
-from narrowcast.bundle.columns import LostColumns, lost_columns, lost_parts
 from narrowcast.bundle.manifest import (
     INTEGER_FILE,
     MANIFEST_FILE,
@@ -29,6 +28,7 @@ from narrowcast.bundle.manifest import (
     Manifest,
     OutputInfo,
 )
+from narrowcast.bundle.mixed import LostColumns, lost_columns, lost_parts
 from narrowcast.calibrate import ImageSet
 from narrowcast.chips import Target, support, write_target
 from narrowcast.engine.integer import IntegerGraph, dequantized, integer_bytes

@@ -15,7 +15,6 @@ from narrowcast.base.progress import phase, track
 from narrowcast.base.writing import Place, new_folder
 from narrowcast.bundle.check import findings
 from narrowcast.bundle.choosing import Job, check_effort, choose, vendor_search
-from narrowcast.bundle.columns import LOST
 from narrowcast.bundle.contents import (
     NO_CHIP_FILE,
     NO_INTEGERS,
@@ -30,7 +29,7 @@ from narrowcast.bundle.contents import (
 )
 from narrowcast.bundle.kits import Origin, chip_files
 from narrowcast.bundle.manifest import FLOAT_FILE, JOIN_FILE, VERSION, Manifest, check_out, versions
-from narrowcast.bundle.mixed import part, without
+from narrowcast.bundle.mixed import LOST, part, without
 from narrowcast.bundle.store import Bundle
 from narrowcast.calibrate import METHODS, Images, ImageSet, TensorStatistics, collect
 from narrowcast.calibrate import images as find_images

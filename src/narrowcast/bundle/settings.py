@@ -13,8 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from narrowcast.base.errors import UserError, nearest
-from narrowcast.base.reading import reading
-from narrowcast.base.yaml_files import read_yaml
+from narrowcast.base.reading import read_yaml, reading
 from narrowcast.chips.vendors import offers
 from narrowcast.ops.facts import removable
 

@@ -37,9 +37,8 @@ from narrowcast.graph.ends import Join
 from narrowcast.graph.model import Model, load
 from narrowcast.graph.run import Runner
 from narrowcast.plan import Plan, read_plan
-from narrowcast.plan.files import check_fit
 from narrowcast.plan.invariants import violations
-from narrowcast.plan.types import Encoding
+from narrowcast.plan.types import Encoding, check_fit
 from narrowcast.tasks import Task
 from narrowcast.vision.preprocess import Geometry, Preprocess, preprocess, read_image
 from narrowcast.vision.reader import OutputEncoding

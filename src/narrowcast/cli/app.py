@@ -8,11 +8,9 @@ from narrowcast.cli import check  # noqa: F401
 from narrowcast.cli import quantize  # noqa: F401
 from narrowcast.cli import inspect  # noqa: F401
 from narrowcast.cli import evaluate  # noqa: F401
-from narrowcast.cli import predict  # noqa: F401
 from narrowcast.cli import analyze  # noqa: F401
 from narrowcast.cli import tune  # noqa: F401
 from narrowcast.cli import verify  # noqa: F401
-from narrowcast.cli import bench  # noqa: F401
 from narrowcast.cli import deploy  # noqa: F401
 
 # isort: on

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from narrowcast.base.errors import UserError
-from narrowcast.cli.node_table import node_table, output_table, search_table
 from narrowcast.cli.options import (
     Color,
     Force,
@@ -32,7 +31,16 @@ from narrowcast.cli.options import (
     change_preprocessing,
     parse_size,
 )
-from narrowcast.cli.tables import comparison_table, print_json, say, say_notes, suggest
+from narrowcast.cli.tables import (
+    comparison_table,
+    node_table,
+    output_table,
+    print_json,
+    say,
+    say_notes,
+    search_table,
+    suggest,
+)
 
 if TYPE_CHECKING:
     from narrowcast.bundle import Bundle

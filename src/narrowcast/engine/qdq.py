@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from narrowcast.engine.integer.lowering import IntegerGraph
-from narrowcast.ops.builder import Op
-from narrowcast.ops.net import constant_of, constant_value, copied, named, written
+from narrowcast.ops.net import Op, constant_of, constant_value, copied, named, written
 from narrowcast.ops.units import inline_units
 from narrowcast.plan.types import Encoding, Plan, split_edge_key
 

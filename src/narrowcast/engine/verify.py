@@ -23,8 +23,7 @@ from narrowcast.engine.integer import IntegerGraph, IntegerRunner
 from narrowcast.engine.noise import Noise
 from narrowcast.engine.reference import run_reference
 from narrowcast.graph.run import Runner
-from narrowcast.ops.builder import Op
-from narrowcast.ops.net import with_outputs
+from narrowcast.ops.net import Op, with_outputs
 from narrowcast.plan.types import Encoding, Plan
 from narrowcast.tasks.errors import as_reals
 

@@ -2,6 +2,6 @@
 
 from narrowcast.evaluate.coco_data import PROTOCOLS, CocoData, Protocol, coco
 from narrowcast.evaluate.imagenet_data import ImageNetData, imagenet
-from narrowcast.evaluate.report import Metrics, Report, Row
+from narrowcast.evaluate.passes import Metrics, Report, Row
 
 __all__ = ["PROTOCOLS", "CocoData", "ImageNetData", "Metrics", "Protocol", "Report", "Row", "coco", "imagenet"]

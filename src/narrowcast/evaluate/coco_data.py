@@ -22,15 +22,17 @@ from narrowcast.evaluate.coco_scores import CocoScores, score
 from narrowcast.evaluate.passes import (
     Entry,
     Pass,
+    Report,
+    Row,
     converter,
     drawn,
     evaluation_key,
     kept_journals,
+    metrics_of_rows,
     prediction_files,
     run_pass,
     write_predictions,
 )
-from narrowcast.evaluate.report import Report, Row, metrics_of_rows
 from narrowcast.tasks import Family
 
 #: Coordinates beyond any image; the scorer draws polygons into memory of that size.

@@ -18,6 +18,10 @@ from narrowcast.calibrate.images import left_out
 from narrowcast.evaluate.passes import (
     Entry,
     Pass,
+    Report,
+    Row,
+    compare_rows,
+    draw_weights,
     drawn,
     evaluation_key,
     kept_journals,
@@ -25,7 +29,6 @@ from narrowcast.evaluate.passes import (
     run_pass,
     write_predictions,
 )
-from narrowcast.evaluate.report import Report, Row, compare_rows, draw_weights
 from narrowcast.tasks import Task
 from narrowcast.vision.types import Result
 

@@ -7,7 +7,7 @@ scale, and the parts are joined in float where the outputs are read.
 A decode head is found by topology and cut off after its last convolutions. A stock export ends in arithmetic that puts
 pixels (0..640) and probabilities (0..1) into one tensor, which no 8-bit scale can hold. The walk goes back from the
 outputs and stops at convolutions, so names do not matter; whether the guess is right is decided by running both graphs
-(:mod:`narrowcast.graph.check`).
+(:mod:`narrowcast.graph.model`).
 """
 
 from __future__ import annotations

@@ -28,8 +28,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper, shape_infere
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import reading
 from narrowcast.graph.run import with_data, without_weights
-from narrowcast.ops.builder import Op
-from narrowcast.ops.net import copied
+from narrowcast.ops.net import Op, copied
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 22
 #: Values of a tensor, at most: 1 GiB in float32, or 16 channels of 4096 x 4096.

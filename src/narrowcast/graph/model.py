@@ -1,4 +1,5 @@
-"""A loaded model: the tidy graph and what a person needs to know about it."""
+"""A loaded model: the tidy graph, what a person needs to know about it, and how far it computes what the original does:
+measured, not assumed."""
 
 from __future__ import annotations
 
@@ -11,20 +12,76 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
 from narrowcast.base.reading import parse_json, reading, typed
-from narrowcast.graph import check, ends, files, prepare
+from narrowcast.graph import ends, files, prepare
 from narrowcast.graph import files as validity
 from narrowcast.graph import forms as attentions
 from narrowcast.graph import run as weights
 from narrowcast.graph.ends import Join
+from narrowcast.graph.run import Runner
 from narrowcast.ops.units import inline_units
 from narrowcast.tasks import UNSUPPORTED, HeadSpec, Task, head_at, meaning_of, whole_graph
 from narrowcast.vision.preprocess import Preprocess
 
-__all__ = ["Model", "load"]
+
+def random_image(shape: Sequence[int]) -> NDArray[np.float32]:
+    """A reproducible input of a shape: uniform in 0..1."""
+    return np.random.default_rng(0).random(tuple(shape), dtype=np.float32)
+
+
+def differences(
+    expected: Mapping[str, NDArray[Any]], prepared: onnx.ModelProto, meaning: Task, tensor: NDArray[np.float32]
+) -> dict[str, float]:
+    """Largest absolute differences for one input to what the original gives, by quantity."""
+    return meaning.differences(expected, Runner(prepared, level="basic").run(tensor))
+
+
+def violation(found: dict[str, float], meaning: Task) -> str:
+    """What exceeds its tolerance, as a clause; empty when nothing does (NaN exceeds)."""
+    limits = meaning.tolerances
+    return ", ".join(f"{key} differs by {value:.3g}" for key, value in found.items() if not value <= limits[key])
+
+
+def outputs_of(original: onnx.ModelProto, tensor: NDArray[np.float32], source: str) -> dict[str, NDArray[Any]]:
+    """What the user's graph gives for one input, by output.
+
+    Raises:
+        UserError: onnxruntime cannot run it, or what it gives are no finite numbers.
+    """
+    with reading(source, "export it again, or try it in onnxruntime first", "cannot be run by onnxruntime"):
+        found = Runner(original, level="basic").run(tensor)
+    for name, values in found.items():
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or not values.size:
+            raise UserError(f"{source}: the output {name} holds no numbers", "export the model without it")
+        if not np.isfinite(values).all():
+            raise UserError(f"{source} gives NaN or infinite values in {name}", "train or export it again")
+    return found
+
+
+def compare(
+    expected: Mapping[str, NDArray[Any]],
+    prepared: onnx.ModelProto,
+    meaning: Task,
+    tensor: NDArray[np.float32],
+    source: str,
+) -> dict[str, float]:
+    """:func:`differences`, with an error when one is above tolerance.
+
+    Raises:
+        UserError: naming the quantity.
+    """
+    found = differences(expected, prepared, meaning, tensor)
+    worst = violation(found, meaning)
+    if worst:
+        raise UserError(
+            f"the simplified graph of {source} computes something else ({worst})", "please report the model"
+        )
+    return found
+
 
 #: How a note begins that says what is assumed of the preprocessing.
 ASSUMED = "WARNING: preprocessing"
@@ -45,7 +102,7 @@ class Model:
         preprocess: what happens to an image before the input.
         source: file name.
         sha256: of the file.
-        difference: largest differences to the original, by quantity, as :mod:`narrowcast.graph.check` measures them.
+        difference: largest differences to the original, by quantity, as :mod:`narrowcast.graph.model` measures them.
         notes: what was done and what was not, one sentence each.
         join: makes the user's outputs from those of ``ir``; ``None`` where they are the same.
         assumed: entries of ``preprocess`` that nobody gave and the file does not say.
@@ -128,8 +185,8 @@ class Model:
         """
         cut_before = tuple(output.name for output in self.original.graph.output) == self.output_names
         meaning = Task() if cut_before else self.meaning
-        expected = check.outputs_of(self.original, tensor, self.source)
-        return check.compare(expected, self.to_proto(), meaning, tensor, self.source)
+        expected = outputs_of(self.original, tensor, self.source)
+        return compare(expected, self.to_proto(), meaning, tensor, self.source)
 
     def to_stock(self) -> onnx.ModelProto:
         """The prepared graph in stock operators, with the metadata from which :func:`load` knows the head again."""
@@ -176,8 +233,8 @@ def load(
     name = Path(path).name
     original = files.fix_shapes(proto, name, size)
     validity.check_sizes(original, name)
-    image = check.random_image(files.input_shape(original))
-    expected = check.outputs_of(original, image, name)
+    image = random_image(files.input_shape(original))
+    expected = outputs_of(original, image, name)
     weights.rest(original)
     tidy, notes = prepare.tidy(files.to_supported_opset(original, name), name)
     for output in tidy.graph.outputs:
@@ -190,7 +247,7 @@ def load(
         meaning, head_note = _meaning(tidy, expected, image, metadata, keep_head, name)
     if output_nodes:
         original = _cut(tidy, original, output_nodes)
-        expected = check.outputs_of(original, image, name)
+        expected = outputs_of(original, image, name)
     notes = (*notes, *_rewritten(tidy)) if attention == "rewrite" else notes
     model = Model(
         ir=tidy,
@@ -207,7 +264,7 @@ def load(
     with reading(name, "export it for images", "has no image input"):
         spec, assumed = (preprocess, ()) if preprocess is not None else _preprocess(model, metadata)
     cut_before = model.head is not None and HEAD_KEY in metadata
-    difference = check.compare(expected, model.to_proto(), Task() if cut_before else meaning, image, name)
+    difference = compare(expected, model.to_proto(), Task() if cut_before else meaning, image, name)
     return replace(model, preprocess=spec, difference=difference, assumed=assumed)
 
 
@@ -254,7 +311,7 @@ def _meaning(
         return whole, whole.kept or f"no decode head recognised ({found}): the graph stays whole"
     trial = model.clone()
     ends.cut(trial, found.values)
-    worst = check.violation(check.differences(expected, ir.to_proto(trial), found.task, image), found.task)
+    worst = violation(differences(expected, ir.to_proto(trial), found.task, image), found.task)
     if worst:
         return whole, whole.kept or f"the decode head is not the known one ({worst}): the graph stays whole"
     ends.cut(model, found.values)

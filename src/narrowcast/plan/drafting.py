@@ -17,9 +17,8 @@ from narrowcast.chips.placement import place
 from narrowcast.chips.schema import Target
 from narrowcast.ops.facts import Kind, facts, weight_axis
 from narrowcast.ops.net import all_names, constant_of, named, only_reader
-from narrowcast.plan.files import ExactPins, Pins
 from narrowcast.plan.structure import Structure, is_passive, structure
-from narrowcast.plan.types import DTYPES, Encoding, Placement, Plan, edge_key, split_edge_key
+from narrowcast.plan.types import DTYPES, Encoding, ExactPins, Pins, Placement, Plan, edge_key, split_edge_key
 
 _SMALLEST = 2.0**-30
 #: Weights whose scale is searched at once, at most, where rows can be taken apart.

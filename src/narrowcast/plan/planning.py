@@ -32,10 +32,9 @@ from narrowcast.plan.drafting import (
     read_name,
     written_value,
 )
-from narrowcast.plan.files import TensorPin
 from narrowcast.plan.invariants import product_violations
 from narrowcast.plan.structure import Group
-from narrowcast.plan.types import DTYPES, EIGHT_BITS, Encoding, Plan, edge_key
+from narrowcast.plan.types import DTYPES, EIGHT_BITS, Encoding, Plan, TensorPin, edge_key
 
 #: What a weight alone wants: of a node with a constant second input, and its integer type.
 Weigh = Callable[[ir.Node, str], Encoding]

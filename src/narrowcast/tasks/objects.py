@@ -32,9 +32,8 @@ from narrowcast.tasks.task import (
     largest,
     thinned,
 )  # fmt: skip
-from narrowcast.vision.nms import non_maximum_suppression
 from narrowcast.vision.preprocess import Geometry
-from narrowcast.vision.reader import OutputEncoding, Reader
+from narrowcast.vision.reader import OutputEncoding, Reader, non_maximum_suppression
 from narrowcast.vision.types import Detections
 
 __all__ = ["Found", "Objects", "Role", "Seen", "distances", "every_cell", "overlaps", "sigmoid"]

@@ -16,8 +16,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
-from narrowcast.chips.esp.file import AttributeValue, EspdlNode, EspdlTensor, EspdlValue
-from narrowcast.chips.esp.layouts import Order, channels_last, identity, inverse, reordered, then
+from narrowcast.chips.esp.file import (
+    AttributeValue,
+    EspdlNode,
+    EspdlTensor,
+    EspdlValue,
+    Order,
+    channels_last,
+    identity,
+    inverse,
+    reordered,
+    then,
+)
 from narrowcast.chips.schema import Target
 from narrowcast.ops.net import all_names, constant_of, dims, input_at, node_names, unused
 from narrowcast.plan.types import Encoding, Plan, edge_key

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.esp.assembly import QUANT_TYPES, Assembly, Stored, exponents, own_attributes
-from narrowcast.chips.esp.file import EspdlNode, EspdlTensor, EspdlValue
-from narrowcast.chips.esp.layouts import Order, channels_last, identity, reordered
+from narrowcast.chips.esp.file import EspdlNode, EspdlTensor, EspdlValue, Order, channels_last, identity, reordered
 from narrowcast.chips.esp.restoring import Fact, Family, Restoring
 from narrowcast.chips.schema import Target
 from narrowcast.engine.integer import constant_integers, full_table, stepped_table

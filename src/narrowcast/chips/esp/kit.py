@@ -1,15 +1,20 @@
-"""The ``.espdl`` file of a bundle: inside it, and on its own with test vectors.
+"""The ``.espdl`` file of a bundle: inside it, and on its own with test vectors; and what a version of ESP-DL cannot do
+with a model, before anything slow starts.
 
 Its outputs are named as ESP-DL's own post-processors fetch them; these read each with the exponent of its tensor alone.
+
+The target's rules (``chips/*.yaml``) say which operators run in which types; facts about versions of the runtime stand
+with the families of operators. Sources: ESP-DL's operator table of 2026-06 and its changelog.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
@@ -19,14 +24,15 @@ from narrowcast.bundle.contents import Extra
 from narrowcast.bundle.kits import Origin
 from narrowcast.chips import Target
 from narrowcast.chips.esp.codec import encode_espdl
+from narrowcast.chips.esp.families import runtime_facts
 from narrowcast.chips.esp.model import build_espdl, make_test_vectors
+from narrowcast.chips.placement import RuntimeRow
+from narrowcast.chips.support import runtime_version, support
 from narrowcast.engine.qdq import Factors
 from narrowcast.graph import Model
 from narrowcast.plan import Plan
 from narrowcast.tasks import Task
 from narrowcast.tasks.objects import Objects
-
-__all__ = ["ESPDL_FILE", "deploy_espdl", "espdl_files", "parser_names", "parser_notes"]
 
 #: Its name inside a bundle.
 ESPDL_FILE = "model.espdl"
@@ -147,3 +153,42 @@ def parser_notes(meaning: Task, types: Mapping[str, str]) -> tuple[str, ...]:
             f"ESP-DL's post-processors read all outputs in the type of box0, and {wide} differ: decode them yourself"
         )
     return tuple(notes)
+
+
+def check_runtime(model: ir.Model, target: Target, runtime: str | None = None) -> list[RuntimeRow]:
+    """What the runtime would refuse or compute wrongly if every node were int8.
+
+    Args:
+        model: prepared graph.
+        target: the chip.
+        runtime: version of ESP-DL, e.g. ``"3.3"``; the newest known by default.
+
+    Returns:
+        Findings in graph order.
+
+    Raises:
+        UserError: an unknown version.
+    """
+    version = runtime_version(runtime, target)
+    rows = list(_inputs(model.graph))
+    for node in model.graph:
+        name, verdict = str(node.name), support(node, target, runtime)
+        if not verdict.supported:
+            rows.append(RuntimeRow(name, node.op_type, "--", "error", verdict.reason, verdict.remedy))
+            continue
+        rows += [
+            RuntimeRow(name, node.op_type, "int8", fact.severity, fact.problem, fact.remedy)
+            for fact in runtime_facts(node)
+            if not fact.works(version) and fact.concerns(node, None, target)
+        ]
+    return rows
+
+
+def _inputs(graph: ir.Graph) -> Iterator[RuntimeRow]:
+    for value in graph.inputs:
+        sizes = list(value.shape) if value.shape is not None else []
+        if not all(isinstance(size, int) for size in sizes):
+            yield RuntimeRow(str(value.name), "Input", "--", "error", "a dynamic shape", "export it with fixed sizes")
+        elif len(sizes) > 2 and sizes[0] != 1:
+            problem = f"batch {sizes[0]}, ESP-DL has only 1"
+            yield RuntimeRow(str(value.name), "Input", "--", "error", problem, "export it with batch 1")

@@ -22,8 +22,16 @@ from narrowcast.base.errors import UserError
 from narrowcast.base.reading import reading
 from narrowcast.chips.esp.assembly import Assembly
 from narrowcast.chips.esp.families import feeds_channels_last, model_readers, read_node, runtime_facts, write_node
-from narrowcast.chips.esp.file import EspdlFile, EspdlNode, EspdlTensor, EspdlValue
-from narrowcast.chips.esp.layouts import Order, channels_last, identity, inverse
+from narrowcast.chips.esp.file import (
+    EspdlFile,
+    EspdlNode,
+    EspdlTensor,
+    EspdlValue,
+    Order,
+    channels_last,
+    identity,
+    inverse,
+)
 from narrowcast.chips.esp.products import fused_relu
 from narrowcast.chips.esp.restoring import DOMAIN, Restoring
 from narrowcast.chips.schema import Target

@@ -9,8 +9,7 @@ import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.esp.assembly import Assembly, Chain, Stored, own_attributes
-from narrowcast.chips.esp.file import EspdlNode
-from narrowcast.chips.esp.layouts import Order, channels_last, identity, inverse, moves_nothing, reordered, then
+from narrowcast.chips.esp.file import EspdlNode, Order, channels_last, identity, inverse, moves_nothing, reordered, then
 from narrowcast.chips.esp.restoring import Family, Restoring
 from narrowcast.engine.integer.values import saturating_integer
 from narrowcast.graph.windows import windows

@@ -13,9 +13,8 @@ from narrowcast.bundle.kits import Delivery, Description, Kit, Request, Table
 from narrowcast.chips import Target
 from narrowcast.chips.esp.codec import read_espdl
 from narrowcast.chips.esp.file import describe
-from narrowcast.chips.esp.kit import deploy_espdl, espdl_files, parser_notes
+from narrowcast.chips.esp.kit import check_runtime, deploy_espdl, espdl_files, parser_notes
 from narrowcast.chips.esp.model import build_espdl
-from narrowcast.chips.esp.runtime import check_runtime
 from narrowcast.graph import Model
 from narrowcast.plan import Plan
 

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.esp.assembly import Assembly, Chain, Stored, exponents
-from narrowcast.chips.esp.file import AttributeValue, EspdlNode, EspdlTensor
-from narrowcast.chips.esp.layouts import (
+from narrowcast.chips.esp.file import (
+    AttributeValue,
+    EspdlNode,
+    EspdlTensor,
     Order,
     channels_last,
     filter_layout,

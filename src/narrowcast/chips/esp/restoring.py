@@ -14,8 +14,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from narrowcast.chips.esp.assembly import Assembly
-from narrowcast.chips.esp.file import EspdlFile, EspdlNode, EspdlValue
-from narrowcast.chips.esp.layouts import Order, channels_last, identity, inverse, reordered, then
+from narrowcast.chips.esp.file import (
+    EspdlFile,
+    EspdlNode,
+    EspdlValue,
+    Order,
+    channels_last,
+    identity,
+    inverse,
+    reordered,
+    then,
+)
 from narrowcast.chips.schema import Target
 from narrowcast.plan.types import Encoding, Placement, Plan
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from narrowcast.base.errors import UserError
-from narrowcast.base.yaml_files import parse_yaml
+from narrowcast.base.reading import parse_yaml
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.settings import QuantizeSettings
 from narrowcast.chips import Target

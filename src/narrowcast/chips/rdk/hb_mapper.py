@@ -16,8 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from narrowcast.base.errors import UserError, nearest
-from narrowcast.base.reading import reading
-from narrowcast.base.yaml_files import read_yaml
+from narrowcast.base.reading import read_yaml, reading
 from narrowcast.bundle.settings import PATHS, Dialect, QuantizeSettings, explained, settings_text
 from narrowcast.chips.rdk import hb_settings as to
 from narrowcast.chips.rdk import hb_values as form

@@ -24,8 +24,7 @@ from narrowcast.bundle.contents import proto_bytes
 from narrowcast.bundle.manifest import FLOAT_FILE, INTEGER_FILE, QDQ_FILE
 from narrowcast.bundle.store import Bundle
 from narrowcast.graph.model import Model
-from narrowcast.ops.builder import Op
-from narrowcast.ops.net import copied
+from narrowcast.ops.net import Op, copied
 from narrowcast.vision.preprocess import Preprocess
 
 __all__ = ["NAMES", "board_preprocess", "save_intermediates", "with_board_input"]

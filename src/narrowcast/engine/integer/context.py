@@ -32,8 +32,7 @@ from narrowcast.engine.integer.values import (
     quantize,
     requantize,
 )
-from narrowcast.ops.builder import Builder
-from narrowcast.ops.net import constant_of
+from narrowcast.ops.net import Builder, constant_of
 from narrowcast.plan.types import Encoding, Plan, edge_key
 
 #: Largest integer up to which float32 holds every integer.

@@ -35,10 +35,9 @@ from narrowcast.engine.integer.values import (
     round_and_saturate,
     saturating_integer,
 )
-from narrowcast.ops.builder import Op
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.functions import clip_bounds
-from narrowcast.ops.net import constant_of, dims
+from narrowcast.ops.net import Op, constant_of, dims
 from narrowcast.plan.types import Encoding
 
 

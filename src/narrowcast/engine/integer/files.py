@@ -17,8 +17,7 @@ from narrowcast.base.reading import parse_json, reading
 from narrowcast.engine.integer.context import Proof
 from narrowcast.engine.integer.lowering import IntegerGraph
 from narrowcast.graph.run import Runner
-from narrowcast.ops.builder import Builder, Op
-from narrowcast.ops.net import copied
+from narrowcast.ops.net import Builder, Op, copied
 from narrowcast.plan.types import Encoding
 
 #: Key of the file's metadata under which everything but the graph stands.

@@ -30,9 +30,8 @@ from narrowcast.engine.integer.products import (
 )
 from narrowcast.engine.integer.tables import lower_softmax, lower_table
 from narrowcast.engine.integer.values import Integers, Reals, quantize
-from narrowcast.ops.builder import Builder, Op
 from narrowcast.ops.facts import Kind, facts
-from narrowcast.ops.net import constant_of, dims, node_names, value_names, with_outputs
+from narrowcast.ops.net import Builder, Op, constant_of, dims, node_names, value_names, with_outputs
 from narrowcast.ops.units import DOMAIN, inline_units
 from narrowcast.plan.types import Encoding, Plan
 

@@ -23,9 +23,8 @@ from narrowcast.engine.integer.values import (
     saturating_integer,
 )
 from narrowcast.graph.windows import linear_positions, resize_scales
-from narrowcast.ops.builder import Op
 from narrowcast.ops.facts import GRIDS
-from narrowcast.ops.net import constant_of, dims
+from narrowcast.ops.net import Op, constant_of, dims
 
 
 def copy_node(context: Context, node: ir.Node, inputs: list[str], outputs: list[str]) -> None:

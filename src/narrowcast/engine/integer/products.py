@@ -30,9 +30,8 @@ from narrowcast.engine.integer.values import (
     round_and_saturate,
 )
 from narrowcast.graph.windows import window_counts, windows
-from narrowcast.ops.builder import Op
 from narrowcast.ops.facts import Kind, facts
-from narrowcast.ops.net import constant_of, dims, input_at, integers_at
+from narrowcast.ops.net import Op, constant_of, dims, input_at, integers_at
 from narrowcast.plan.types import Encoding
 
 

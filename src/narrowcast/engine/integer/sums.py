@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.engine.integer.context import EXACT, Context, Digits, Proof, digit_bounds, split, static_digit
 from narrowcast.engine.integer.values import Integers, Pending, Reals, remove_zero_point, round_and_saturate
-from narrowcast.ops.builder import Op
+from narrowcast.ops.net import Op
 from narrowcast.plan.types import Encoding, round_real
 
 __all__ = ["Array", "Emit", "ProductSum"]

@@ -26,10 +26,9 @@ from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Table16, Target
 from narrowcast.engine.integer.context import Context
 from narrowcast.engine.integer.values import Integers, Reals, quantize, round_and_saturate
-from narrowcast.ops.builder import Op
 from narrowcast.ops.facts import Function
 from narrowcast.ops.functions import unary_function
-from narrowcast.ops.net import dims
+from narrowcast.ops.net import Op, dims
 from narrowcast.plan.types import Encoding, round_real
 
 Table = NDArray[np.int64]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.chips.schema import Target
-from narrowcast.ops.builder import Builder, Op
+from narrowcast.ops.net import Builder, Op
 from narrowcast.plan.types import Encoding, round_real
 
 
