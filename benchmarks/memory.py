@@ -5,9 +5,9 @@
 The model is made here: convolutions of 1024 channels and two fully connected layers, on an input of 32 x 32, so that
 activations are small beside weights. What the imports take is subtracted.
 
-Last measured 2026-11-25, 2 x86 cores, target onnx, 187 MB of weights, one run on a busy machine: effort fast 3.9 times,
-of which loading alone takes 3.4 to 3.6; standard 23.8 times, in the rounding of weights, whose second moments of 9216
-columns are 680 MB an array (improve/reconstruct.py), and 6.0 times after it.
+Last measured 2026-11-25, 2 x86 cores, target onnx, 187 MB of weights, one run each on a busy machine: 3.5 times with
+both efforts, which is what loading takes. Before, standard took 23.8 times: second moments of 9216 columns
+(improve/reconstruct.py), plain copies of changed weights in every graph, and what glibc keeps of freed blocks.
 """
 
 from __future__ import annotations

@@ -50,7 +50,9 @@ def test_settings(tmp_path: Path, text: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [("units", [], "units"), ("extends", ["esp32p4"], "which is no name"), ("extends", "../x", "which is no name"),
-     ("bias", {"bits": 10**30}, "bias.bits"), ("runtime", {"name": "x", "versions": []}, "runtime.versions"),
+     ("bias", {"bits": 10**30}, "bias.bits"),
+     ("requantize", {"method": "shift", "rounding": "half-up", "shifts": [2**53, 31]}, "requantize.shifts"),
+     ("runtime", {"name": "x", "versions": []}, "runtime.versions"),
      ("ops", {"a": 1}, "ops"), ("table16", {"entries": 0, "step": 1, "rounding": "half-up"}, "table16.entries")],
 )  # fmt: skip
 def test_targets(tmp_path: Path, key: str, value: Any, words: str) -> None:

@@ -59,6 +59,10 @@ def _far_padding(proto: ModelProto) -> None:
     proto.graph.node[0].attribute[0].ints[3] = 200_000
 
 
+def _of_a_function(proto: ModelProto) -> None:
+    next(node for node in proto.graph.node if node.op_type == "Concat").attribute[0].ref_attr_name = "w0"
+
+
 def _unsorted(proto: ModelProto) -> None:
     nodes = list(proto.graph.node)[::-1]
     del proto.graph.node[:]
@@ -101,6 +105,7 @@ def _custom_domain(proto: ModelProto) -> None:
         (_branch, "decides while it runs what it computes .If if0."),
         (_unsorted, "is not valid ONNX"),
         (_far_padding, "pads of Conv conv0 is impossible"),
+        (_of_a_function, "axis of Concat concat is of no function"),
         (_bytes_for_text, "auto_pad of Conv conv0 is no text"),
         (_unknown_operator, "is not valid ONNX"),
         (_custom_domain, "cannot be run by onnxruntime"),

@@ -23,9 +23,13 @@ from narrowcast.chips.esp.kit import deploy_espdl
 from narrowcast.engine.integer import IntegerRunner, lower_integer
 from narrowcast.engine.integer.sums import ProductSum
 from narrowcast.engine.noise import compare_tensors
+from narrowcast.engine.qdq import lower_qdq
 from narrowcast.graph import Runner, load, run
 from narrowcast.graph import run as weights
 from narrowcast.graph.run import open_session
+from narrowcast.improve import reconstruct
+from narrowcast.improve.factors import equalize, scale_outputs
+from narrowcast.ops.net import constant_of
 from narrowcast.plan import Plan, draft, finish
 from narrowcast.zoo import sample
 
@@ -121,9 +125,9 @@ def test_the_rest_of_the_program_takes_a_held_bundle(pose_bundle: Bundle, tmp_pa
     assert results[0] == results[1]
 
 
-def _planned(folder: Path) -> tuple[ir.Model, Plan, Target]:
+def _planned(folder: Path, proto: onnx.ModelProto | None = None) -> tuple[ir.Model, Plan, Target]:
     target = load_target("esp32p4")
-    model = load(save(silu_net(), folder / "m.onnx"))
+    model = load(save(proto or silu_net(), folder / "m.onnx"))
     drafted = draft(model.ir.graph, target)
     statistics = collect(model.to_proto(), drafted.wanted_statistics(), [x[None] for x in X])
     return model.ir, finish(drafted, statistics, "minmax")[0], target
@@ -168,6 +172,19 @@ def test_lowering_lets_go_of_the_sums_it_has_written(tmp_path: Path) -> None:
     assert graph.proofs
 
 
+def test_a_qdq_graph_lets_go_of_the_integers_it_has_written(tmp_path: Path) -> None:
+    model, plan, _ = _planned(tmp_path)
+    stored = plan.tensors["w1"].quantize(constant_of(model.graph.initializers["w1"]))
+    gc.collect()
+    gc.disable()
+    try:
+        lower_qdq(model, plan)
+        tensors = [entry for entry in gc.get_objects() if isinstance(entry, ir.Tensor) and entry.shape == stored.shape]
+    finally:
+        gc.enable()
+    assert not [tensor for tensor in tensors if np.array_equal(tensor.numpy(), stored)]
+
+
 def test_lowering_a_large_weight_takes_little_memory(tmp_path: Path) -> None:
     weight = builders.weights(np.random.default_rng(0), "w", 512, 512, 3, 3)
     nodes = [onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="conv")]
@@ -193,4 +210,31 @@ def test_a_comparison_lets_the_float_weights_rest_while_the_other_graph_runs(
     proto, rested = model.to_proto(), []
     monkeypatch.setattr(weights._Held, "rest", lambda held: rested.append(held))
     (found,) = compare_tensors(proto, proto, {"y": "y"}, [x[None] for x in X[:2]]).values()
-    assert found.max_abs == 0 and len(rested) == 2 * len(list(weights.held_arrays(proto)))
+    own = len(list(weights.held_arrays(proto)))
+    assert found.max_abs == 0 and len(rested) == 2 * len(weights._known) + 2 * own  # before a session, after an image
+
+
+def test_a_session_gives_back_what_others_read_and_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = weights.HeldTensor(np.random.default_rng(3).random((64, 64), dtype=np.float32), "a")
+    rested: list[object] = []
+    monkeypatch.setattr(weights._Held, "rest", lambda held: rested.append(held))
+    monkeypatch.setattr(weights, "_TRIM", lambda kept: rested.append(kept))
+    Runner(
+        onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) {y = Relu(x)}')
+    )
+    assert tensor._held in rested and rested[-1] == 0
+
+
+def test_corrected_weights_are_held(tmp_path: Path, all_held: None) -> None:
+    rng, node = np.random.default_rng(0), onnx.helper.make_node
+    nodes = [node("Conv", ["x", "w0"], ["c"], name="c0"), node("Relu", ["c"], ["r"], name="r"),
+             node("Conv", ["r", "w1"], ["y"], name="c1")]  # fmt: skip
+    constants = [builders.weights(rng, "w0", 8, 3, 3, 3), builders.weights(rng, "w1", 4, 8, 3, 3)]
+    model, plan, _ = _planned(tmp_path, builders.model(nodes, constants))
+    before = dict(weights.held_arrays(ir.to_proto(model)))
+    made = [equalize(model)[0], scale_outputs(model, {"y": np.full(4, 2.0)}),
+            reconstruct(model, plan, [x[None] for x in X])[0]]  # fmt: skip
+    for other in made:
+        after = dict(weights.held_arrays(ir.to_proto(other)))
+        assert list(after) == list(before) == ["w0", "w1"]
+        assert not np.array_equal(after["w1"], before["w1"])

@@ -37,7 +37,7 @@ from narrowcast.engine.noise import Noise, compare_tensors
 from narrowcast.engine.qdq import Factors, factored, undo_factors
 from narrowcast.engine.verify import qdq_distance
 from narrowcast.graph.model import Model
-from narrowcast.graph.run import rest, with_data
+from narrowcast.graph.run import with_data
 from narrowcast.ops.net import dims, named
 from narrowcast.ops.units import inline_units
 from narrowcast.plan import Plan, plan_to_json
@@ -110,7 +110,6 @@ def make_contents(
     integers, notes = _integers(network)
     best = qdq if integers is None else dequantized(integers)
     lowered_from = undo_factors(ir.to_proto(network.model), network.factors)
-    rest(lowered_from)  # lowering has read all weights
     names = {name: name for name in model.output_names}
     outputs = compare_tensors(floating, best, names, track(images, "compare", len(images)), threads)
     seen, pairs = list(islice(images, _TENSOR_IMAGES)), _tensor_pairs(network.model.graph, plan)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,7 +15,7 @@ from narrowcast.base.errors import UserError, closest
 from narrowcast.base.reading import is_plain_name, parse_json, parse_yaml, read_text, reading, typed
 
 NodeType = Literal["int8", "int16", "float32"]
-Rounding = Literal["half-even", "half-up"]
+Rounding = Literal["half-even", "half-up", "half-away"]
 
 
 class _Rules(BaseModel):
@@ -83,12 +83,17 @@ class Accumulator(_Rules):
         return self.int16_bits if node_type == "int16" and self.int16_bits is not None else self.bits
 
 
+_Shift = Annotated[int, Field(ge=-64, le=64)]
+
+
 class Requantize(_Rules):
     """From accumulator to output."""
 
-    method: Literal["shift", "multiplier"]
+    method: Literal["shift", "multiplier", "fixed-point"] = Field(
+        description="a power of two; one float32 factor; a multiplier of 15 bits between two shifts"
+    )
     rounding: Rounding
-    shifts: tuple[int, int] | None = Field(
+    shifts: tuple[_Shift, _Shift] | None = Field(
         default=None, description="smallest and largest log2 of output scale / (input scale * weight scale)"
     )
 
@@ -120,6 +125,7 @@ class Outputs(_Rules):
         description="activation: in the activation type; accumulator: int32 with a scale per channel where the last op "
         "sums products; float32: not quantized after the last op"
     )
+    smallest_scale: float = Field(default=0.0, description="of an accumulator that leaves; finer ones are made coarser")
     factors: bool = Field(
         default=True, description="what reads the outputs of a chip can take a scale a channel; else only on request"
     )
@@ -221,6 +227,7 @@ class Target(_Rules):
     accumulator: Accumulator
     quantize_rounding: Rounding
     requantize: Requantize
+    table_rounding: Rounding | None = Field(default=None, description="of tables; None: as requantize rounds")
     uniform_types: bool = Field(description="all operands of a node have the node's type")
     fusions: tuple[tuple[str, ...], ...] = ()
     tables: tuple[str, ...] = Field(default=(), description="unary operators computed by table")

@@ -125,7 +125,10 @@ def lower_qdq(model: ir.Model, plan: Plan, tunable: Mapping[str, str] | None = N
     if state.uses_contrib:
         copy.opset_imports[CONTRIB_DOMAIN] = 1
     copy.graph.sort()
-    return inline_units(ir.to_proto(copy)), state.uses_contrib
+    proto = inline_units(ir.to_proto(copy))
+    for value in copy.graph.initializers.values():
+        value.const_value = None  # a graph refers to itself: it goes when the collector comes, its data now
+    return proto, state.uses_contrib
 
 
 def _quantize_parameters(state: _Lowering) -> None:

@@ -109,6 +109,8 @@ def _check_nodes(model: onnx.ModelProto, file: Path) -> None:
                     f"{file} decides while it runs what it computes ({node.op_type} {node.name})",
                     "export it without control flow and without NMS (nms=False)",
                 )
+            if attribute.ref_attr_name:
+                raise UserError(f"{file}: {attribute.name} of {node.op_type} {node.name} is of no function", _AGAIN)
             if attribute.name in _STEPS and max(attribute.ints, default=0) > MOST_STEPS:
                 raise UserError(f"{file}: {attribute.name} of {node.op_type} {node.name} is impossible", _AGAIN)
             with reading(f"{file}: {attribute.name} of {node.op_type} {node.name}", _AGAIN, "is no text"):

@@ -7,6 +7,7 @@ themselves. Files get the data back: :func:`with_data`.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import mmap
 import os
@@ -54,6 +55,8 @@ class _Held:
 
 
 _known: WeakValueDictionary[str, _Held] = WeakValueDictionary()
+#: Gives freed memory back to the system, where the C library has to be asked (glibc).
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
 def _keep(array: NDArray[Any]) -> tuple[str, _Held]:
@@ -90,14 +93,21 @@ class HeldTensor(ir.ExternalTensor):  # type: ignore[misc]  # onnx_ir comes with
 
 def hold_weights(model: ir.Model) -> None:
     """Let large constants be held, and let go of the messages that the graph was read from; in place."""
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and str(tensor.location).startswith(_LOCATION):
-            array = _known[str(tensor.location).removeprefix(_LOCATION)].array
-        else:
-            array = tensor.numpy()
-        large = array.nbytes >= LEAST_BYTES and array.dtype.kind == "f"
-        value.const_value = HeldTensor(array, name) if large else ir.tensor(np.array(array), name=name)
+    for value in model.graph.initializers.values():
+        hold_constant(value)
+
+
+def hold_constant(value: ir.Value) -> None:
+    """Let a constant be held if it is large; see :func:`hold_weights`."""
+    tensor = value.const_value
+    if isinstance(tensor, HeldTensor):
+        return
+    if isinstance(tensor, ir.ExternalTensor) and str(tensor.location).startswith(_LOCATION):
+        array = _known[str(tensor.location).removeprefix(_LOCATION)].array
+    else:
+        array = tensor.numpy()
+    large = array.nbytes >= LEAST_BYTES and array.dtype.kind == "f"
+    value.const_value = HeldTensor(array, value.name) if large else ir.tensor(np.array(array), name=value.name)
 
 
 def hold(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Any, ...]]:
@@ -167,6 +177,7 @@ def with_data(model: onnx.ModelProto) -> onnx.ModelProto:
     held = dict(_held(model))
     if not held:
         return model
+    _give_back()
     copy = copied(model)
     for tensor in copy.graph.initializer:
         if tensor.name in held:
@@ -175,6 +186,18 @@ def with_data(model: onnx.ModelProto) -> onnx.ModelProto:
             tensor.raw_data = held[tensor.name].array.tobytes()
             held[tensor.name].rest()
     return copy
+
+
+def _give_back() -> None:
+    """Let go of memory that is not in use, before much is needed.
+
+    What other graphs have read of held weights is seldom needed beside those of the next one. What the C library keeps
+    of freed messages was up to twice the weights of a network.
+    """
+    for held in list(_known.values()):
+        held.rest()
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def rest(model: onnx.ModelProto) -> None:
@@ -237,6 +260,7 @@ def open_session(
         threads, level: as :class:`Runner` takes them.
         options: further options of onnxruntime, to which those above are added.
     """
+    _give_back()
     options = options or onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = _LEVELS[level]

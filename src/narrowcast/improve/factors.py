@@ -22,6 +22,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from narrowcast.engine.network import Planner, QuantizedNetwork
+from narrowcast.graph.run import hold_weights
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_of, is_own, named, only_reader, set_constant
 from narrowcast.plan import Draft
@@ -141,6 +142,7 @@ def scale_outputs(model: ir.Model, factors: Mapping[str, NDArray[np.float64]]) -
             if constant is None or array is None:
                 continue
             set_constant(constant, array * values.reshape(-1, *[1] * (array.ndim - 1)))
+    hold_weights(copy)
     return copy
 
 
@@ -185,17 +187,13 @@ def _is_convolution(node: ir.Node) -> bool:
     return weight is not None and (group == 1 or (weight.shape[1] == 1 and group == weight.shape[0]))
 
 
-def _rows(weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(C,) largest magnitude of what makes each output channel."""
-    return np.asarray(np.abs(weight).reshape(len(weight), -1).max(axis=1))
+def _largest(weight: NDArray[Any], axis: int) -> NDArray[np.float64]:
+    """(C,) largest magnitude of each channel of an axis, without a copy of the weight."""
+    others = tuple(other for other in range(weight.ndim) if other != axis)
+    return np.asarray(np.maximum(weight.max(axis=others), -weight.min(axis=others)), np.float64)
 
 
-def _columns(weight: NDArray[np.float64], depthwise: bool) -> NDArray[np.float64]:
-    """(C,) largest magnitude of what reads each input channel."""
-    return _rows(weight) if depthwise else np.asarray(np.abs(weight).max(axis=(0, *range(2, weight.ndim))))
-
-
-def equalizing_factors(first: NDArray[np.float64], second: NDArray[np.float64], depthwise: bool) -> NDArray[np.float64]:
+def equalizing_factors(first: NDArray[Any], second: NDArray[Any], depthwise: bool) -> NDArray[np.float64]:
     """(C,) factors sqrt(r1 / r2) that give both weights the same range in every channel, within :data:`LIMIT`.
 
     Args:
@@ -203,7 +201,7 @@ def equalizing_factors(first: NDArray[np.float64], second: NDArray[np.float64], 
         second: weight that reads them, (out, C, ...) or depthwise (C, 1, ...).
         depthwise: which.
     """
-    rows, columns = _rows(first), _columns(second, depthwise)
+    rows, columns = _largest(first, 0), _largest(second, 0 if depthwise else 1)
     alive = (rows > 0) & (columns > 0)
     factors = np.sqrt(np.divide(rows, columns, out=np.ones_like(rows), where=alive))
     middle = np.exp(np.log(factors[alive]).mean()) if alive.any() else 1.0
@@ -228,6 +226,7 @@ def equalize(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
     for _ in range(PASSES):
         for pair in pairs:
             _move(nodes[pair.first], nodes[pair.second])
+    hold_weights(copy)
     return copy, tuple(dict.fromkeys(name for pair in pairs for name in pair.between))
 
 
@@ -235,7 +234,7 @@ def _move(first: ir.Node, second: ir.Node) -> None:
     one, other = constant_of(first.inputs[1]), constant_of(second.inputs[1])
     assert one is not None and other is not None
     depthwise = second.attributes.get_int("group", 1) != 1
-    factors = equalizing_factors(one.astype(np.float64), other.astype(np.float64), depthwise)
+    factors = equalizing_factors(one, other, depthwise)
     for value in first.inputs[1:3]:
         array = constant_of(value)
         if value is not None and array is not None:

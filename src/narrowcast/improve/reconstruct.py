@@ -30,7 +30,7 @@ from onnx import helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import track
-from narrowcast.graph.run import hold_weights
+from narrowcast.graph.run import hold_constant
 from narrowcast.improve.layers import (
     Layer,
     NodeRunner,
@@ -163,13 +163,13 @@ def reconstruct(
             choice = step.choose(rounding, shifting)
             if node.inputs[1] is not None and is_own(node, 1):
                 set_constant(node.inputs[1], choice.weight)
+                hold_constant(node.inputs[1])
                 changed += choice.changed
                 if shifting and choice.bias is not None and (value := input_at(node, 2)) is not None:
                     set_constant(value, choice.bias)
             actual = coded.compute(node, runner, choice.weight, choice.bias)
         exact.keep(node, expected)
         coded.keep(node, actual)
-    hold_weights(copy)
     return copy, changed
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,9 +165,11 @@ def recover(
     recovery = Recovery(network, judge, reporter)
 
     def spread(before: QuantizedNetwork) -> QuantizedNetwork:
-        runner = Runner(model.to_proto(), judge.threads)
-        every = teachers.inputs if images is None else images
-        return output_factors(before, drafted, model.meaning, (runner.run(tensor) for tensor in every), planner)
+        def outputs() -> Iterator[dict[str, NDArray[Any]]]:  # runs where a factor can be had at all
+            runner = Runner(model.to_proto(), judge.threads)
+            yield from map(runner.run, teachers.inputs if images is None else images)
+
+        return output_factors(before, drafted, model.meaning, outputs(), planner)
 
     def ranges(before: QuantizedNetwork) -> QuantizedNetwork:
         return search_ranges(before, drafted, planner, alternatives, teachers, effort.trials)

@@ -172,6 +172,8 @@ class _Follower:
         result = self._written(node)
         if result is not None:
             least = np.maximum(least, float(result.scales) * 2.0**-high / step)
+        else:
+            least = np.maximum(least, target.outputs.smallest_scale / step)
         weight = self._roomy(node, own, least)
         changed = growing and self._coarsen(node, float(np.max(weight.scales)) * step)
         if result is not None and not growing:

@@ -42,8 +42,13 @@ _BLOCK = 1 << 18
 
 
 def round_real(x: NDArray[np.float64] | float, rounding: str) -> NDArray[np.float64]:
-    """Round real numbers to integers (still float64), ``"half-even"`` or ``"half-up"``, which is floor(x + 1/2)."""
+    """Round real numbers to integers (still float64).
+
+    ``"half-even"``, ``"half-up"``, which is floor(x + 1/2), or ``"half-away"`` from zero.
+    """
     values = np.asarray(x, np.float64)
+    if rounding == "half-away":
+        return np.asarray(np.copysign(np.floor(np.abs(values) + 0.5), values) + 0.0)
     return np.asarray(np.rint(values) if rounding == "half-even" else np.floor(values + 0.5))
 
 

@@ -16,14 +16,16 @@ by, so that all of them agree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from narrowcast.base.errors import UserError
 from narrowcast.engine.integer.context import Context
+from narrowcast.engine.integer.fixed import activation_step, fixed_point, scaled, shifted_operand
 from narrowcast.engine.integer.moving import copy_node
+from narrowcast.engine.integer.tables import lower_function
 from narrowcast.engine.integer.values import (
     Integers,
     Pending,
@@ -53,6 +55,9 @@ class _Addition(Pending):
 
     def quantized(self, encoding: Encoding, low: int, high: int, output: str) -> Integers:
         builder, rounding = self.context.builder, self.context.target.requantize.rounding
+        if self.context.target.requantize.method == "fixed-point":
+            self._fixed(encoding, (low, high), output)
+            return Integers(output, encoding, self.shape, low, high)
         codes = (self.left.encoding, self.right.encoding, encoding)
         if len({float(code.scales) for code in codes}) == 1 and not any(code.zero_point for code in codes):
             name = builder.add(self.op_type, [self.left.name, self.right.name], output)
@@ -71,6 +76,25 @@ class _Addition(Pending):
         round_and_saturate(builder, name, rounding, (low, high), encoding.zero_point, output=output, stem=output)
         return Integers(output, encoding, self.shape, low, high)
 
+    def _fixed(self, encoding: Encoding, bounds: tuple[int, int], output: str) -> None:
+        """The finer operand times a multiplier, the coarser one shifted as far; see :mod:`.fixed`."""
+        builder, sides = self.context.builder, (self.left, self.right)
+        steps = [activation_step(side.encoding) for side in sides]
+        coarse = 0 if steps[0] >= steps[1] else 1
+        scale, shift = shifted_operand(steps[1 - coarse] / steps[coarse])
+        # of 8 bits the sum stays within 2^24 unless the scales are far apart
+        double = shift > 15 or any(side.encoding.dtype != "int8" for side in sides)
+        terms = []
+        for index in (coarse, 1 - coarse):  # of a difference the finer operand is taken off, whichever stands first
+            side, factor = sides[index], 2.0**shift if index == coarse else float(scale)
+            name = builder.cast(side.name, "double", output) if double else side.name
+            terms.append(builder.arithmetic(Op.MUL, name, factor, output, np.float64 if double else np.float32))
+        total = builder.add(self.op_type, terms, output)
+        fixed = fixed_point(steps[coarse] * 2.0**-shift / activation_step(encoding), encoding.qmax)
+        if coarse == 1 and self.op_type == Op.SUB:
+            fixed = replace(fixed, scale=-fixed.scale)
+        scaled(builder, total, fixed, bounds, output, half=True, is_double=double)
+
     def real(self) -> Reals:
         builder = self.context.builder
         terms = [dequantize(builder, side).name for side in (self.left, self.right)]
@@ -88,6 +112,15 @@ def lower_multiply(context: Context, node: ir.Node) -> None:
     left, right, encoding = context.integers(node, 0), context.integers(node, 1), context.wanted(node)
     builder, output = context.builder, context.name(node.outputs[0])
     sides = [remove_zero_point(builder, side) for side in (left, right)]
+    if context.target.requantize.method == "fixed-point":
+        double = any(side.encoding.dtype != "int8" for side in (left, right))
+        sides = [builder.cast(side, "double", output) if double else side for side in sides]
+        product = builder.add(Op.MUL, sides, output)
+        steps = activation_step(left.encoding) * activation_step(right.encoding) / activation_step(encoding)
+        bounds = (encoding.qmin, encoding.qmax)
+        scaled(builder, product, fixed_point(steps, encoding.qmax), bounds, output, half=True, is_double=double)
+        context.store(node.outputs[0], Integers(output, encoding, dims(node.outputs[0]), *bounds))
+        return
     wide = all(code.dtype == "int16" for code in (left.encoding, right.encoding, encoding))
     if wide and context.target.int16_products == "exact":
         product = builder.add(Op.MUL, [builder.cast(side, "double", output) for side in sides], output)
@@ -151,6 +184,17 @@ def lower_clip(context: Context, node: ir.Node) -> None:
     else:
         result = requantize(context.builder, context.integers(node, 0), encoding, context.target, bounds, output)
     context.store(node.outputs[0], result)
+
+
+def lower_fixed_clip(context: Context, node: ir.Node) -> None:
+    """Relu and Clip that are not part of a sum and change the scale: a table."""
+    value = node.inputs[0]
+    current = context.values.get(str(value.name)) if value is not None else None
+    if not isinstance(current, Integers) or current.encoding == context.wanted(node):
+        lower_clip(context, node)
+        return
+    low, high = clip_bounds(node)
+    lower_function(context, node, lambda x: np.clip(x, low, high))
 
 
 def lower_real(context: Context, node: ir.Node) -> None:

@@ -17,6 +17,7 @@ from narrowcast.engine.integer.elementwise import (
     lower_clip,
     lower_divide,
     lower_extreme,
+    lower_fixed_clip,
     lower_multiply,
     lower_real,
 )
@@ -25,6 +26,7 @@ from narrowcast.engine.integer.products import (
     constant_product,
     dynamic_product,
     lower_average_pool,
+    lower_fixed_mean,
     lower_global_average,
     lower_reduce,
 )
@@ -112,6 +114,13 @@ _RULES: dict[Kind, Rule] = {
 }
 
 
+#: Where a chip with fixed-point multipliers computes in another way.
+_FIXED_RULES: dict[Kind, Rule] = {
+    **dict.fromkeys((Kind.GLOBAL_AVERAGE, Kind.MEAN, Kind.TOTAL), lower_fixed_mean),
+    Kind.CLIP: lower_fixed_clip,
+}
+
+
 def lower_integer(model: ir.Model, plan: Plan, target: Target, *, integer_input: bool = False) -> IntegerGraph:
     """Lower a prepared graph to the integers that the chip computes.
 
@@ -187,11 +196,17 @@ def _lower_output(context: Context, value: ir.Value) -> onnx.ValueInfoProto:
 def _lower_node(context: Context, node: ir.Node) -> None:
     if _is_float(context, node):
         _copy_float(context, node)
-    elif (rule := _RULES.get(facts(node).kind)) is not None:
+    elif (rule := _rule(context, node)) is not None:
         rule(context, node)
     else:
         remedy = "pin it to float32" if context.target.float_nodes else "rewrite the model without it"
         raise UserError(f"{node.name}: there is no integer rule for {node.op_type}", remedy)
+
+
+def _rule(context: Context, node: ir.Node) -> Rule | None:
+    kind = facts(node).kind
+    is_fixed = context.target.requantize.method == "fixed-point"
+    return _FIXED_RULES[kind] if is_fixed and kind in _FIXED_RULES else _RULES.get(kind)
 
 
 def _is_float(context: Context, node: ir.Node) -> bool:

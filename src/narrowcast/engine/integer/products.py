@@ -12,6 +12,7 @@ as the kernels of ESP-DL do; zero points are taken off the sum's terms and added
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.engine.integer.context import EXACT, Context
+from narrowcast.engine.integer.fixed import accumulator_step, activation_step, fixed_point, scaled
 from narrowcast.engine.integer.sums import Array, Emit, ProductSum
 from narrowcast.engine.integer.values import (
     Integers,
@@ -51,21 +53,26 @@ def constant_product(context: Context, node: ir.Node) -> ProductSum:
     if entry.weight_axis is None:
         raise AssertionError(f"{node.op_type} has no weights")
     axis, output_axis = entry.weight_axis(node) % weight.ndim, entry.output_axis % len(shape)
-    scale = x.encoding.scales * encoding.scales
+    is_fixed = context.target.requantize.method == "fixed-point"
+    scale = accumulator_step(x.encoding, encoding) if is_fixed else x.encoding.scales * encoding.scales
     if encoding.axis is not None and encoding.axis % weight.ndim != axis:
         raise UserError(f"{node.name}: its weight is scaled along axis {encoding.axis}", "make the plan again")
     if scale.ndim and len(scale) != shape[output_axis]:
         raise UserError(f"{node.name}: a grouped {node.op_type} has one scale per tensor", "make the plan again")
-    return ProductSum(context, str(node.name), emit, x, weight, axis, _bias(context, node), scale, shape, output_axis)
+    bias = _bias(context, node, scale if is_fixed else None)
+    return ProductSum(context, str(node.name), emit, x, weight, axis, bias, scale, shape, output_axis)
 
 
-def _bias(context: Context, node: ir.Node) -> Array | None:
+def _bias(context: Context, node: ir.Node, step: NDArray[np.float64] | None) -> Array | None:
+    """Integers of the bias; in units of ``step`` where the chip's own float32 step is known."""
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return None
     values, encoding = constant_of(node.inputs[2]), context.plan.tensors.get(str(node.inputs[2].name))
     if values is None or encoding is None:
         raise UserError(f"{node.name}: its bias has no encoding", "make the plan again")
     channels = dims(node.outputs[0])[facts(node).output_axis]
+    if step is not None:
+        encoding = replace(encoding, scale=tuple(step.tolist()) if step.ndim else float(step))
     return bias_integers(
         np.broadcast_to(values.reshape(-1), (channels,)), encoding, context.target, context.node_type(node)
     )
@@ -124,6 +131,8 @@ def dynamic_product(context: Context, node: ir.Node) -> ProductSum:
         return context.builder.add(Op.MATMUL, [left, right], str(node.name))
 
     scale = np.asarray(x.encoding.scales * y.encoding.scales)
+    if context.target.requantize.method == "fixed-point":
+        scale = np.asarray(activation_step(x.encoding) * activation_step(y.encoding))
     shape = dims(node.outputs[0])
     return ProductSum(context, str(node.name), emit, x, y, None, None, scale, shape, len(shape) - 1, x.shape[-1])
 
@@ -164,7 +173,42 @@ def lower_average_pool(context: Context, node: ir.Node) -> None:
     counts = window_counts(node, x.shape[2:], shape[2:])
     if np.all(counts == counts.flat[0]):
         counts = counts.reshape(-1)[0]
+    if context.target.requantize.method == "fixed-point":
+        _fixed_average(context, node, total.accumulator(), int(np.prod([w.kernel for w in each])), x.encoding)
+        return
     _finish(context, node, total.accumulator(), _reciprocal_factor(counts, x.encoding, encoding), encoding)
+
+
+def _fixed_average(context: Context, node: ir.Node, total: str, window: int, encoding: Encoding) -> None:
+    """``floor(sum floor(512 / window) / 512)`` in the input's scale, whatever part of the window is padding."""
+    if window > 512:
+        raise UserError(f"{node.name}: no integer rule for a window of {window} numbers", "pin it to float32")
+    builder, output = context.builder, context.builder.fresh(f"{node.outputs[0].name}_mean")
+    bounds = [builder.constant(float(bound)) for bound in (-(2**53), 2**53)]  # keeps the factor out of the weights
+    total = builder.add(Op.CLIP, [total, *bounds], output)
+    name = builder.add(Op.FLOOR, [builder.arithmetic(Op.MUL, total, (512 // window) / 512, output)], output=output)
+    result = Integers(name, encoding, dims(node.outputs[0]), encoding.qmin, encoding.qmax)
+    context.store(node.outputs[0], result)
+
+
+def lower_fixed_mean(context: Context, node: ir.Node) -> None:
+    """GlobalAveragePool, ReduceMean and ReduceSum by a multiplier and two shifts."""
+    x, wanted, kind = context.integers(node, 0), context.wanted(node), facts(node).kind
+    if kind in (Kind.LARGEST, Kind.LEAST):
+        lower_reduce(context, node)
+        return
+    is_pool = kind is Kind.GLOBAL_AVERAGE
+    axes = list(range(2, len(x.shape))) if is_pool else _axes(node, len(x.shape))
+    count = 1 if kind is Kind.TOTAL else int(np.prod([x.shape[axis] for axis in axes]))
+    encoding = x.encoding if is_pool else wanted
+    factor = activation_step(x.encoding) / count / activation_step(encoding)
+    keep = is_pool or bool(node.attributes.get_int("keepdims", 1))
+    total, double = _sum(context, x, axes, keep, str(node.name))
+    output = context.builder.fresh(f"{node.outputs[0].name}_mean") if is_pool else context.name(node.outputs[0])
+    bounds = (encoding.qmin, encoding.qmax)
+    fixed = fixed_point(factor, encoding.qmax)
+    scaled(context.builder, total, fixed, bounds, output, half=True, is_double=double)
+    context.store(node.outputs[0], Integers(output, encoding, dims(node.outputs[0]), *bounds))
 
 
 def _reciprocal_factor(counts: NDArray[np.int64], source: Encoding, wanted: Encoding) -> NDArray[np.float32]:
@@ -183,13 +227,18 @@ def lower_global_average(context: Context, node: ir.Node) -> None:
 
 def _exact_sum(context: Context, x: Integers, axes: Sequence[int], keep: bool, stem: str) -> str:
     """Sum over axes, exact; rounded to float32 where it is larger than 2^24."""
+    name, double = _sum(context, x, axes, keep, stem)
+    return context.builder.cast(name, "float", stem) if double else name
+
+
+def _sum(context: Context, x: Integers, axes: Sequence[int], keep: bool, stem: str) -> tuple[str, bool]:
+    """Sum over axes, exact; and whether it is float64."""
     builder = context.builder
     count = int(np.prod([x.shape[axis] for axis in axes]))
     double = count * x.magnitude > EXACT
     name = remove_zero_point(builder, x)
     name = builder.cast(name, "double", stem) if double else name
-    name = builder.reduced(Op.REDUCE_SUM, name, axes, stem, keep)
-    return builder.cast(name, "float", stem) if double else name
+    return builder.reduced(Op.REDUCE_SUM, name, axes, stem, keep), double
 
 
 def _finish(context: Context, node: ir.Node, total: str, factor: NDArray[np.float32], encoding: Encoding) -> None:

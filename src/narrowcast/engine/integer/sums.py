@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.engine.integer.context import EXACT, Context, Digits, Proof, digit_bounds, split, static_digit
+from narrowcast.engine.integer.fixed import FixedPoint, activation_step, fixed_point, half_step, scaled
 from narrowcast.engine.integer.values import Integers, Pending, Reals, remove_zero_point, round_and_saturate
 from narrowcast.ops.net import Op
 from narrowcast.plan.types import Encoding, round_real
@@ -59,8 +60,12 @@ class ProductSum(Pending):
         """See :class:`Pending`. An int32 encoding takes the accumulator as it is."""
         if encoding.dtype == "int32":
             return self._whole(encoding, output)
-        settled = self._settled(encoding, low, high)
-        if self.context.target.requantize.method == "shift":
+        method = self.context.target.requantize.method
+        total = self._with_half(encoding) if method == "fixed-point" else self
+        settled = total._settled(encoding, low, high)
+        if method == "fixed-point":
+            settled._fixed(encoding, (low, high), output)
+        elif method == "shift":
             settled._shifted(encoding, (low, high), output)
         else:
             settled._multiplied(encoding, (low, high), output)
@@ -143,9 +148,14 @@ class ProductSum(Pending):
             self,
             weight=np.where(constant.reshape(shape), 0, weight),
             bias=np.where(constant, first, bias),
-            scale=np.where(constant, float(encoding.scales), self.scale),
+            scale=np.where(constant, self._unit(encoding), self.scale),
             reach=int(sums.max()),
         )
+
+    def _unit(self, encoding: Encoding) -> float:
+        """The accumulator's step that gives its integers as they are."""
+        is_fixed = self.context.target.requantize.method == "fixed-point"
+        return activation_step(encoding) if is_fixed else float(encoding.scales)
 
     def _half(self, factor: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """The half of half-up rounding in steps of the output, where it is added to the bias."""
@@ -163,6 +173,9 @@ class ProductSum(Pending):
         rule, factor = self.context.target.requantize, np.asarray(self.scale / float(encoding.scales))
         if rule.method == "shift":
             return round_real(accumulator * factor, rule.rounding)
+        if rule.method == "fixed-point":
+            fixed = fixed_point(np.asarray(self.scale / activation_step(encoding)), encoding.qmax)
+            return np.asarray(((accumulator >> fixed.first) * fixed.scale) >> fixed.second, np.float64)
         steps = accumulator.astype(np.float32) * factor.astype(np.float32)
         rounded = np.rint(steps) if rule.rounding == "half-even" else np.floor(steps + np.float32(0.5))
         return rounded.astype(np.float64)
@@ -172,6 +185,33 @@ class ProductSum(Pending):
         limit = float(2**53)
         builder = self.context.builder
         return builder.add(Op.CLIP, [name, builder.constant(-limit), builder.constant(limit)], self.node)
+
+    def _with_half(self, encoding: Encoding) -> ProductSum:
+        """With the half of fixed-point rounding in the bias, which products of two activations do not have."""
+        if isinstance(self.weight, Integers):
+            return self
+        half = half_step(np.asarray(self.scale / activation_step(encoding)))
+        bias = np.zeros(self.shape[self.output_axis], np.int64) if self.bias is None else self.bias
+        return replace(self, bias=bias + half)
+
+    def _fixed(self, encoding: Encoding, bounds: tuple[int, int], output: str) -> None:
+        fixed = fixed_point(np.asarray(self.scale / activation_step(encoding)), encoding.qmax)
+        self.through(fixed, bounds, output, half=isinstance(self.weight, Integers))
+
+    def through(self, fixed: FixedPoint, bounds: tuple[int, int], output: str, *, half: bool) -> None:
+        """Append the sum through two shifts and a multiplier; the first shift is inside weights and bias.
+
+        Args:
+            fixed: multiplier and shifts, () or one a channel.
+            bounds: smallest and largest result.
+            output: name of the result.
+            half: round half up at the last shift; else down.
+        """
+        name, double = self._accumulate(np.exp2(-fixed.first.astype(np.float64)), None)
+        shape = [1] * len(self.shape)
+        shape[self.output_axis] = -1
+        builder, axes = self.context.builder, tuple(shape)
+        scaled(builder, name, fixed, bounds, output, half=half, is_double=double, divided=True, axes=axes)
 
     def _multiplied(self, encoding: Encoding, bounds: tuple[int, int], output: str) -> None:
         builder, rule = self.context.builder, self.context.target.requantize

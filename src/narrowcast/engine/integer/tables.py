@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Table16, Target
 from narrowcast.engine.integer.context import Context
+from narrowcast.engine.integer.fixed import activation_step
 from narrowcast.engine.integer.values import Integers, Reals, quantize, round_and_saturate
 from narrowcast.ops.facts import Function
 from narrowcast.ops.functions import unary_function
@@ -34,12 +35,20 @@ from narrowcast.plan.types import Encoding, round_real
 Table = NDArray[np.int64]
 
 
-def _encoded(function: Function, x: NDArray[np.float64], encoding: Encoding, rounding: str) -> Table:
+def _encoded(function: Function, x: NDArray[np.float64], encoding: Encoding, target: Target) -> Table:
     with np.errstate(all="ignore"):
-        y = np.asarray(function(x), np.float64) / float(encoding.scales)
+        if target.requantize.method == "fixed-point":  # whose tool makes its tables in float32
+            real = np.asarray(function(x.astype(np.float32).astype(np.float64)), np.float32)
+            y = np.asarray(real / np.float32(_step(encoding, target)), np.float64)
+        else:
+            y = np.asarray(function(x), np.float64) / float(encoding.scales)
     y = np.clip(np.nan_to_num(y, nan=0.0, posinf=2.0**40, neginf=-(2.0**40)), -(2.0**40), 2.0**40)
-    rounded = round_real(y, rounding) + encoding.zero_point
+    rounded = round_real(y, target.table_rounding or target.requantize.rounding) + encoding.zero_point
     return np.clip(rounded, encoding.qmin, encoding.qmax).astype(np.int64)
+
+
+def _step(encoding: Encoding, target: Target) -> float:
+    return activation_step(encoding) if target.requantize.method == "fixed-point" else float(encoding.scales)
 
 
 def full_table(function: Function, source: Encoding, wanted: Encoding, target: Target) -> Table:
@@ -55,21 +64,26 @@ def full_table(function: Function, source: Encoding, wanted: Encoding, target: T
         int64, shape (256,) or (65536,); with a leading channel axis for a function per channel.
     """
     integers = np.arange(source.qmin, source.qmax + 1, dtype=np.float64)
-    return _encoded(function, (integers - source.zero_point) * float(source.scales), wanted, target.requantize.rounding)
+    return _encoded(function, (integers - source.zero_point) * _step(source, target), wanted, target)
 
 
 def stepped_table(function: Function, source: Encoding, wanted: Encoding, target: Target, rule: Table16) -> Table:
     """The 16-bit table with a step: entry i is the function at ``q = 32 i - 32768``; int64, shape (entries,)."""
     integers = np.arange(rule.entries, dtype=np.float64) * rule.step + source.qmin
-    return _encoded(function, (integers - source.zero_point) * float(source.scales), wanted, target.requantize.rounding)
+    return _encoded(function, (integers - source.zero_point) * float(source.scales), wanted, target)
 
 
 def lower_table(context: Context, node: ir.Node) -> None:
     """A unary node as a look-up."""
-    x, wanted = context.integers(node, 0), context.wanted(node)
     function = unary_function(node)
     if function is None:
         raise UserError(f"{node.name}: {node.op_type} is no function of one value", "make its operands constant")
+    lower_function(context, node, function)
+
+
+def lower_function(context: Context, node: ir.Node, function: Function) -> None:
+    """A function of one value as a look-up."""
+    x, wanted = context.integers(node, 0), context.wanted(node)
     output = context.name(node.outputs[0])
     rule = context.target.table16
     stepped = rule is not None and x.encoding.dtype == "int16" and wanted.dtype == "int16"

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.chips.schema import Target
+from narrowcast.engine.integer.fixed import activation_step, requantize_multiplier
 from narrowcast.ops.net import Builder, Op
 from narrowcast.plan.types import Encoding, round_real
 
@@ -207,14 +208,30 @@ def requantize(
     """
     low, high = bounds or (encoding.qmin, encoding.qmax)
     stem = output or f"{value.name}_requantized"
-    factor = ratio(float(value.encoding.scales), float(encoding.scales))
+    factor, wide = _factor(value.encoding, encoding, target)
     name = remove_zero_point(builder, value)
     if factor != 1:
-        name = builder.arithmetic(Op.MUL, name, factor, stem)
+        name = builder.cast(name, "double", stem) if wide else name
+        name = builder.arithmetic(Op.MUL, name, factor, stem, np.float64 if wide else np.float32)
+    wide = wide and factor != 1
     rounding = None if factor >= 1 and float(factor).is_integer() else target.requantize.rounding
-    name = round_and_saturate(builder, name, rounding, (low, high), encoding.zero_point, output=output, stem=stem)
+    name = round_and_saturate(
+        builder, name, rounding, (low, high), encoding.zero_point, double=wide, output=output, stem=stem
+    )
     smallest, largest = (
         (bound - value.encoding.zero_point) * float(factor) + encoding.zero_point for bound in (value.low, value.high)
     )
     low, high = (int(np.clip(bound, low, high)) for bound in (math.floor(smallest), math.ceil(largest)))
     return Integers(name, encoding, value.shape, low, high)
+
+
+def _factor(source: Encoding, wanted: Encoding, target: Target) -> tuple[float, bool]:
+    """From steps of one encoding to steps of another, and whether float32 is too narrow for the product."""
+    if target.requantize.method != "fixed-point":
+        return float(ratio(float(source.scales), float(wanted.scales))), False
+    steps = activation_step(source) / activation_step(wanted)
+    if steps == 1:
+        return 1.0, False
+    scale, shift = requantize_multiplier(steps)
+    # 8 bits times 15 bits, and the half of the last shift: 24 bits, unless the shift is longer
+    return scale * 2.0**-shift, source.dtype != "int8" or shift > 23

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.chips.schema import Target
+from narrowcast.engine.reference import fixed
 from narrowcast.plan.types import Encoding
 
 __all__ = ["Accumulator", "Array", "Steps", "Unrounded", "float_rounded", "shift_and_round", "to_encoding"]
@@ -75,11 +76,13 @@ class Accumulator(Unrounded):
         total: int64, the bias included.
         scale: of one step, () or one a channel.
         axis: of the channels.
+        half_in_bias: with fixed-point multipliers the half of rounding is part of the bias.
     """
 
     total: Array
     scale: Array
     axis: int
+    half_in_bias: bool = False
 
     def rounded(self, encoding: Encoding, target: Target) -> Array:
         """See :class:`Unrounded`."""
@@ -90,6 +93,9 @@ class Accumulator(Unrounded):
             return shift_and_round(
                 self.total, _channels(shift.astype(np.int64), self.total.ndim, self.axis), target.requantize.rounding
             )
+        if target.requantize.method == "fixed-point":
+            factor = _channels(self.scale / fixed.activation_step(encoding), self.total.ndim, self.axis)
+            return fixed.multiplied(self.total, factor, encoding.qmax, self.half_in_bias)
         factor = np.asarray(self.scale / float(encoding.scales)).astype(np.float32)
         steps = self.total.astype(np.float32) * _channels(factor, self.total.ndim, self.axis)
         return float_rounded(steps, target.requantize.rounding) + encoding.zero_point
@@ -112,6 +118,8 @@ class Steps(Unrounded):
 
     def rounded(self, encoding: Encoding, target: Target) -> Array:
         """See :class:`Unrounded`."""
+        if target.requantize.method == "fixed-point":
+            return fixed.added(self.terms, encoding)
         codes = [code for _, code, _ in self.terms]
         if all(float(code.scales) == float(encoding.scales) and code.zero_point == 0 for code in (*codes, encoding)):
             return np.asarray(sum(sign * values for values, _, sign in self.terms))
@@ -133,5 +141,7 @@ class Steps(Unrounded):
 def to_encoding(values: Array, source: Encoding, wanted: Encoding, target: Target) -> Array:
     """RequantizeLinear: integers of one encoding as integers of another, saturated."""
     distance = np.asarray(values, np.int64) - source.zero_point
+    if target.requantize.method == "fixed-point":
+        return np.asarray(np.clip(fixed.rescaled(distance, source, wanted), wanted.qmin, wanted.qmax))
     result = Accumulator(distance, np.asarray(source.scales), 0).rounded(wanted, target)
     return np.clip(result, wanted.qmin, wanted.qmax).astype(np.int64)

@@ -19,6 +19,7 @@ from onnx.reference.op_run import OpRun
 
 from narrowcast.chips.schema import Target
 from narrowcast.engine.reference.arithmetic import Array
+from narrowcast.engine.reference.fixed import activation_step
 from narrowcast.graph.files import NEWEST_OPSET
 from narrowcast.graph.run import open_session
 from narrowcast.ops.net import constant_at
@@ -275,10 +276,25 @@ class Silu(OpRun):  # type: ignore[misc]
 _OWN: list[type[OpRun]] = [Erf, Gelu, HardSwish, Silu]
 
 
-def _rounded(y: Array, wanted: Encoding, rounding: str) -> Array:
+def real_of(distance: Array, code: Encoding, target: Target) -> Array:
+    """Integers without zero point as the real numbers (float64) that tables take; on some chips rounded to float32."""
+    if target.requantize.method == "fixed-point":
+        return np.asarray(distance.astype(np.float32) * np.float32(activation_step(code)), np.float64)
+    return np.asarray(distance.astype(np.float64) * float(code.scales))
+
+
+def encoded(y: Array, wanted: Encoding, target: Target) -> Array:
     """Real numbers (float64) as integers of an encoding; what is undefined is real 0."""
-    steps = np.nan_to_num(y / float(wanted.scales), nan=0.0, posinf=1e12, neginf=-1e12)
-    whole = np.rint(steps) if rounding == "half-even" else np.floor(steps + 0.5)
+    rounding = target.table_rounding or target.requantize.rounding
+    if target.requantize.method == "fixed-point":
+        y = (y.astype(np.float32) / np.float32(activation_step(wanted))).astype(np.float64)
+    else:
+        y = y / float(wanted.scales)
+    steps = np.nan_to_num(y, nan=0.0, posinf=1e12, neginf=-1e12)
+    if rounding == "half-away":
+        whole = np.where(steps < 0, np.ceil(steps - 0.5), np.floor(steps + 0.5))
+    else:
+        whole = np.rint(steps) if rounding == "half-even" else np.floor(steps + 0.5)
     integers: Array = np.clip(whole + wanted.zero_point, wanted.qmin, wanted.qmax).astype(np.int64)
     return integers
 
@@ -303,8 +319,8 @@ def tabulated(node: ir.Node, x: Array, source: Encoding, wanted: Encoding, targe
     found, inverse = points, None
     if parameter is None or parameter.size == 1:
         found, inverse = np.unique(points, return_inverse=True)
-    operands = [(found - source.zero_point).astype(np.float64) * float(source.scales)]
+    operands = [real_of(found - source.zero_point, source, target)]
     if parameter is not None:
         operands.append(np.asarray(parameter, np.float64).reshape(() if inverse is not None else parameter.shape))
-    entries = _rounded(evaluate_wide(node, operands, _OWN)[0], wanted, target.requantize.rounding)
+    entries = encoded(evaluate_wide(node, operands, _OWN)[0], wanted, target)
     return entries if inverse is None else entries[inverse].reshape(x.shape)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.chips.schema import Target
+from narrowcast.engine.reference import fixed
 from narrowcast.engine.reference.arithmetic import (
     Accumulator,
     Steps,
@@ -22,12 +23,14 @@ from narrowcast.engine.reference.arithmetic import (
 from narrowcast.engine.reference.sums import (
     convolve,
     convolve_transposed,
+    encoded,
     evaluate_float,
     evaluate_moving,
     evaluate_wide,
     exact_matmul,
     max_pool,
     nearest_resize,
+    real_of,
     tabulated,
     window_totals,
 )
@@ -166,13 +169,28 @@ class _Walk:
         centred = (current - encoding.zero_point).astype(np.float32)
         return np.asarray(centred * encoding.broadcast(current.ndim).astype(np.float32))
 
-    def bias(self, node: ir.Node, channels: int) -> Array:
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the chip multiplies by fixed-point numbers."""
+        return self.target.requantize.method == "fixed-point"
+
+    def step(self, source: Encoding, code: Encoding, constant: bool) -> Array:
+        """Of the sum of products of two operands, the second of which is constant or not."""
+        if not self.is_fixed:
+            return np.asarray(source.scales * code.scales)
+        if constant:
+            return fixed.product_step(source, code)
+        return np.asarray(fixed.activation_step(source) * fixed.activation_step(code))
+
+    def bias(self, node: ir.Node, channels: int, step: Array) -> Array:
+        """Integers of a bias, int64 (C,)."""
         value = node.inputs[2] if len(node.inputs) > 2 else None
         constant = constant_of(value)
         if value is None or constant is None:
             return np.zeros(channels, np.int64)
         encoding, limit = self.plan.tensors[str(value.name)], 2 ** (self._bias_bits(node) - 1)
-        steps = np.broadcast_to(constant.astype(np.float64).reshape(-1), channels) / encoding.broadcast(1)
+        scale = step if self.is_fixed else encoding.broadcast(1)
+        steps = np.broadcast_to(constant.astype(np.float64).reshape(-1), channels) / scale
         rounded = np.rint(steps) if self.target.quantize_rounding == "half-even" else np.floor(steps + 0.5)
         return np.clip(rounded, -limit, limit - 1).astype(np.int64)
 
@@ -205,8 +223,8 @@ def _convolution(walk: _Walk, node: ir.Node) -> None:
     kernel = convolve if facts(node).kind is Kind.CONVOLUTION else convolve_transposed
     shape = dims(node.outputs[0])
     total = kernel(x - source.zero_point, weight - code.zero_point, node, shape[2:])
-    total = total + walk.bias(node, shape[1]).reshape(-1, *[1] * (len(shape) - 2))
-    walk.finish(node.outputs[0], Accumulator(total, source.scales * code.scales, 1))
+    total = total + walk.bias(node, shape[1], walk.step(source, code, True)).reshape(-1, *[1] * (len(shape) - 2))
+    walk.finish(node.outputs[0], Accumulator(total, walk.step(source, code, True), 1, True))
 
 
 def _matrix(walk: _Walk, node: ir.Node) -> None:
@@ -216,10 +234,11 @@ def _matrix(walk: _Walk, node: ir.Node) -> None:
     if facts(node).kind is Kind.LINEAR:
         x = x.T if node.attributes.get_int("transA", 0) else x
         y = y.T if node.attributes.get_int("transB", 0) else y
-        total = exact_matmul(x, y) + walk.bias(node, y.shape[1])
+        total = exact_matmul(x, y) + walk.bias(node, y.shape[1], walk.step(source, code, True))
     else:
         total = exact_matmul(x, y)
-    walk.finish(node.outputs[0], Accumulator(total, source.scales * code.scales, total.ndim - 1))
+    constant = constant_of(node.inputs[1]) is not None
+    walk.finish(node.outputs[0], Accumulator(total, walk.step(source, code, constant), total.ndim - 1, constant))
 
 
 def _sum(walk: _Walk, node: ir.Node) -> None:
@@ -233,6 +252,9 @@ def _product(walk: _Walk, node: ir.Node) -> None:
     (x, source), (y, code) = walk.read(node, 0), walk.read(node, 1)
     wanted = walk.encoding(node)
     whole = (x - source.zero_point) * (y - code.zero_point)
+    if walk.is_fixed:
+        walk.finish(node.outputs[0], Accumulator(whole, walk.step(source, code, False), 0))
+        return
     if walk.target.int16_products == "exact" and source.dtype == code.dtype == wanted.dtype == "int16":
         walk.finish(node.outputs[0], Accumulator(whole, source.scales * code.scales, 0))
         return
@@ -272,6 +294,11 @@ def _clip(walk: _Walk, node: ir.Node) -> None:
         integers.append(int(min(max(whole + wanted.zero_point, wanted.qmin), wanted.qmax)))
     value = node.inputs[0]
     current = walk.values[str(value.name)] if value is not None else None
+    if walk.is_fixed and not isinstance(current, Unrounded) and walk.read(node, 0)[1] != wanted:
+        x, source = walk.read(node, 0)
+        real = np.clip(real_of(x - source.zero_point, source, walk.target), *clip_bounds(node))
+        walk.finish(node.outputs[0], encoded(real, wanted, walk.target))
+        return
     if not isinstance(current, Unrounded):
         current = to_encoding(*walk.read(node, 0), wanted, walk.target)
     walk.finish(node.outputs[0], current, *integers)
@@ -286,6 +313,14 @@ def _average(walk: _Walk, node: ir.Node) -> None:
         total, counts = x.sum(axis=axes, keepdims=True), np.asarray(np.prod(x.shape[2:]))
     else:
         total, counts = window_totals(x, node, dims(node.outputs[0])[2:])
+    if walk.is_fixed:
+        if facts(node).kind is Kind.GLOBAL_AVERAGE:
+            mean = fixed.multiplied(total, np.asarray(1 / float(counts)), source.qmax, False)
+        else:
+            mean = fixed.averaged(total, int(np.prod(node.attributes.get_ints("kernel_shape", []) or [])))
+        saturated = np.clip(mean, source.qmin, source.qmax)
+        walk.finish(node.outputs[0], to_encoding(saturated, source, wanted, walk.target))
+        return
     factor = np.float32(1) / counts.astype(np.float32) * np.float32(float(source.scales) / float(wanted.scales))
     walk.finish(node.outputs[0], _whole(walk, total.astype(np.float32) * factor, wanted))
 
@@ -301,7 +336,12 @@ def _reduction(walk: _Walk, node: ir.Node) -> None:
         integers = to_encoding(pick(x, axis=axes, keepdims=keep), source, wanted, walk.target)
         walk.finish(node.outputs[0], integers)
         return
-    total = np.asarray((x - source.zero_point).sum(axis=axes, keepdims=keep)).astype(np.float32)
+    whole = np.asarray((x - source.zero_point).sum(axis=axes, keepdims=keep))
+    if walk.is_fixed:
+        share = 1 if kind is Kind.TOTAL else int(np.prod([x.shape[axis] for axis in axes]))
+        walk.finish(node.outputs[0], Accumulator(whole, np.asarray(fixed.activation_step(source) / share), 0))
+        return
+    total = whole.astype(np.float32)
     if kind is Kind.TOTAL:
         steps = total * np.float32(float(source.scales) / float(wanted.scales))
     else:
@@ -337,6 +377,9 @@ def _softmax(walk: _Walk, node: ir.Node) -> None:
 def _linear_resize(walk: _Walk, node: ir.Node) -> None:
     x, source = walk.read(node, 0)
     wanted, shape = walk.encoding(node), dims(node.outputs[0])
+    final = wanted
+    if walk.is_fixed:
+        wanted = source
     transformation = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
     grid = (x - source.zero_point).astype(np.float32) * np.float32(float(source.scales) / float(wanted.scales))
     scales = _scales(node, x.shape, shape)
@@ -366,7 +409,8 @@ def _linear_resize(walk: _Walk, node: ir.Node) -> None:
             right = min(left + 1, size - 1)
             mixed.append(np.take(grid, left, axis=axis) * (one - share) + np.take(grid, right, axis=axis) * share)
         grid = np.stack(mixed, axis=axis)
-    walk.finish(node.outputs[0], _whole(walk, grid, wanted))
+    integers = np.clip(_whole(walk, grid, wanted), wanted.qmin, wanted.qmax)
+    walk.finish(node.outputs[0], to_encoding(integers, wanted, final, walk.target) if walk.is_fixed else integers)
 
 
 def _scales(node: ir.Node, source: tuple[int, ...], wanted: tuple[int, ...]) -> list[float]:
