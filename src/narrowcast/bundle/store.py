@@ -31,6 +31,7 @@ from narrowcast.bundle.manifest import (
     read_manifest,
 )
 from narrowcast.chips import Target, load_target, read_target
+from narrowcast.chips.vendors import offers
 from narrowcast.engine.integer import IntegerGraph, open_integer
 from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.graph.ends import Join
@@ -359,6 +360,16 @@ class Bundle:
     def predict(self, image: str | Path | NDArray[np.uint8], **options: Any) -> Result:
         """The result of an image with the quantized model; see :meth:`Predictor.predict`."""
         return self.quantized.predict(image, **options)
+
+
+def open_model(path: str | Path) -> Model:
+    """A float model, or what a vendor's tool wrote of one in ONNX, with that tool's integers."""
+    return load(path, translate=_translated)
+
+
+def _translated(proto: onnx.ModelProto, source: str) -> onnx.ModelProto:
+    found = next((translate for recognises, translate in offers("READERS") if recognises(proto)), None)
+    return proto if found is None else found(proto, source)
 
 
 def open_bundle(path: str | Path) -> Bundle:

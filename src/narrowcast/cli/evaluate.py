@@ -123,22 +123,21 @@ def evaluate(
 
 
 def _graphs(path: Path, engines: list[str]) -> dict[str, Callable[[], Predictor]]:
-    from narrowcast.bundle import Predictor, open_bundle
-    from narrowcast.graph import load
+    from narrowcast.bundle import Predictor, open_bundle, open_model
 
     if path.suffix in (".onnx", ".pt"):
-        return {"float": lambda: Predictor.of_model(load(path), threads=1)}
+        return {"float": lambda: Predictor.of_model(open_model(path), threads=1)}
     bundle = open_bundle(path)
     return bundle.graphs(engines or None)
 
 
 def _assumption(path: Path, changes: Mapping[str, str | None]) -> str:
     """What is assumed of a float file's preprocessing; a bundle was told when it was made."""
-    from narrowcast.graph import load
+    from narrowcast.bundle import open_model
 
     if path.suffix not in (".onnx", ".pt"):
         return ""
-    model = load(path)
+    model = open_model(path)
     given = [name for name, value in changes.items() if value is not None]
     return model.prepared_as(change_preprocessing(model.preprocess, changes), given).assumption
 
@@ -281,11 +280,10 @@ def open_predictor(path: Path, engine: str | None) -> Predictor:
     Raises:
         UserError: neither, or an unknown engine.
     """
-    from narrowcast.bundle import Predictor, open_bundle
-    from narrowcast.graph import load
+    from narrowcast.bundle import Predictor, open_bundle, open_model
 
     if path.suffix in (".onnx", ".pt"):
-        return Predictor.of_model(load(path))
+        return Predictor.of_model(open_model(path))
     bundle = open_bundle(path)
     return bundle.quantized if engine is None else bundle.engine(engine)
 

@@ -199,9 +199,10 @@ def _vendors_file(found: Description, nodes: bool, json: bool) -> None:
 
 
 def _print_model(path: Path, json: bool) -> None:
-    from narrowcast.graph import load
+    from narrowcast.bundle import open_model
+    from narrowcast.graph.files import NOTES_KEY, metadata
 
-    model = load(path)
+    model = open_model(path)
     outputs = [(str(v.name), "x".join(str(d) for d in v.shape or ())) for v in model.ir.graph.outputs]
     if json:
         spec = model.preprocess.to_dict()
@@ -220,7 +221,8 @@ def _print_model(path: Path, json: bool) -> None:
     for note in model.notes:
         say(f"- {note}")
     print_table("", ("output", "shape"), outputs, 2)
-    suggest(("narrowcast", "check", path))
+    translated = NOTES_KEY in metadata(model.original)  # integers already
+    suggest(("narrowcast", "predict", path, "IMAGE") if translated else ("narrowcast", "check", path))
 
 
 def _print_bundle(bundle: Bundle) -> None:

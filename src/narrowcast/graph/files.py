@@ -15,7 +15,7 @@ import math
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ MOST_VALUES = 1 << 28
 MOST_STEPS = 4096
 _STEPS = ("pads", "strides", "dilations", "kernel_shape", "output_padding")
 _AGAIN = "export it again"
+#: Metadata of a translated file: what a person should know, a line each; the colour of pixels 0..255 that it takes.
+NOTES_KEY, PIXELS_KEY = "narrowcast.notes", "narrowcast.pixels"
+#: From a file and its name to a file in standard operators; the same where there is nothing to do.
+Translate = Callable[[onnx.ModelProto, str], onnx.ModelProto]
 
 
 def model_opset(model: onnx.ModelProto) -> int:
@@ -141,12 +145,13 @@ def check_sizes(model: onnx.ModelProto, source: str) -> None:
 LOWEST_WORKING_OPSET = 13
 
 
-def read_onnx(path: str | Path) -> tuple[onnx.ModelProto, str]:
+def read_onnx(path: str | Path, translate: Translate | None = None) -> tuple[onnx.ModelProto, str]:
     """Read and check a model file.
 
     Args:
         path: ``.onnx`` (external data beside it is read too), or ``.pt``, which is exported by the user's own
             installed ``yolo`` command.
+        translate: a vendor's form into ONNX, before the file is checked.
 
     Returns:
         The model with all weights in memory, and the SHA-256 of the file.
@@ -161,7 +166,7 @@ def read_onnx(path: str | Path) -> tuple[onnx.ModelProto, str]:
         raise UserError(f"{file} is a folder, not a model", "give the .onnx file")
     if file.suffix == ".pt":
         with tempfile.TemporaryDirectory() as folder:
-            return read_onnx(_export_checkpoint(file, Path(folder)))
+            return read_onnx(_export_checkpoint(file, Path(folder)), translate)
     if file.suffix != ".onnx":
         raise UserError(f"{file} has the suffix {file.suffix or '(none)'}", "give an .onnx or .pt file")
     with reading(file, "export it again", "is truncated or not an ONNX file"):
@@ -171,6 +176,7 @@ def read_onnx(path: str | Path) -> tuple[onnx.ModelProto, str]:
         del data  # as much as the model
     with reading(f"the weights of {file} in other files", "keep them beside the model", "cannot be read"):
         onnx.load_external_data_for_model(model, str(file.absolute().parent))
+    model = model if translate is None else translate(model, file.name)
     check_file(model, file)
     return model, digest
 

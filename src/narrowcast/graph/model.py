@@ -208,6 +208,7 @@ def load(
     classes: Sequence[str] | None = None,
     attention: Literal["keep", "rewrite"] = "keep",
     output_nodes: Sequence[str] = (),
+    translate: files.Translate | None = None,
 ) -> Model:
     """Load a trained float model and make it tidy.
 
@@ -219,6 +220,7 @@ def load(
         classes: class names; read from the file's metadata by default.
         attention: ``"rewrite"`` writes the Softmax nodes of attention as operators that stay on the chip.
         output_nodes: nodes whose outputs become all the model's outputs; the graph then has no known head.
+        translate: a vendor's form into ONNX (:func:`narrowcast.bundle.open_model`).
 
     Returns:
         The prepared model, compared with the original on a random image.
@@ -227,7 +229,7 @@ def load(
         UserError: a bad file (see :func:`narrowcast.graph.files.read_onnx`), or a prepared graph that computes
             something else than the original.
     """
-    read, sha256 = files.read_onnx(path)
+    read, sha256 = files.read_onnx(path, translate)
     proto, kept = weights.hold(read)
     del read
     name = Path(path).name
@@ -236,12 +238,13 @@ def load(
     image = random_image(files.input_shape(original))
     expected = outputs_of(original, image, name)
     weights.rest(original)
-    tidy, notes = prepare.tidy(files.to_supported_opset(original, name), name)
+    metadata = files.metadata(proto)
+    ready = prepare.as_it_is if files.NOTES_KEY in metadata else prepare.tidy
+    tidy, notes = ready(files.to_supported_opset(original, name), name)
     for output in tidy.graph.outputs:
         shape, real = tuple(output.shape or ()), expected[str(output.name)].shape
         if shape != real:
             raise UserError(f"{name} says that {output.name} is {shape}, it is {real}", "export it again")
-    metadata = files.metadata(proto)
     meaning, head_note = Task(), f"cut at {', '.join(output_nodes)}, as asked"
     if not output_nodes:
         meaning, head_note = _meaning(tidy, expected, image, metadata, keep_head, name)
@@ -258,7 +261,7 @@ def load(
         preprocess=Preprocess(height=1, width=1),
         source=name,
         sha256=sha256,
-        notes=(*notes, head_note),
+        notes=(*_said(metadata), *notes, head_note),
         kept=kept,
     )
     with reading(name, "export it for images", "has no image input"):
@@ -266,6 +269,10 @@ def load(
     cut_before = model.head is not None and HEAD_KEY in metadata
     difference = compare(expected, model.to_proto(), Task() if cut_before else meaning, image, name)
     return replace(model, preprocess=spec, difference=difference, assumed=assumed)
+
+
+def _said(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(metadata[files.NOTES_KEY].split("\n")) if files.NOTES_KEY in metadata else ()
 
 
 def _rewritten(model: ir.Model) -> tuple[str, ...]:
@@ -365,6 +372,9 @@ def _preprocess(model: Model, metadata: dict[str, str]) -> tuple[Preprocess, tup
         "color": "gray" if channels == 1 else "rgb",
         "layout": "NHWC" if channels_last else "NCHW",
     }
+    if files.PIXELS_KEY in metadata:  # mean and scale are in the graph
+        common |= {"mean": (0.0,) * channels, "scale": (1.0,) * channels, "color": metadata[files.PIXELS_KEY]}
+        return Preprocess(**common, resize=model.meaning.resize), ("resize",)
     if "preprocess" in metadata:
         return _written_preprocess(metadata["preprocess"], common, model.source), ()
     # Ultralytics writes these into its exports, and always trains on RGB / 255

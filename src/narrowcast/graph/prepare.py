@@ -21,7 +21,7 @@ from narrowcast.graph.run import hold, hold_weights, with_data
 from narrowcast.ops.net import all_names, constant_of, constant_value, copied, node_names, value_names
 from narrowcast.ops.units import fuse_units
 
-__all__ = ["tidy"]
+__all__ = ["as_it_is", "tidy"]
 
 #: What the QDQ graph appends to the name of a value for the nodes and values that it adds.
 _DERIVED = ("quantized", "dequantized", "unquantized")
@@ -58,6 +58,14 @@ def tidy(proto: onnx.ModelProto, source: str) -> tuple[ir.Model, tuple[str, ...]
     hold_weights(model)  # those that folding made
     after = model.graph.num_nodes()
     return model, (f"simplified from {before} to {after} nodes, {units} activation patterns recognised", *folded)
+
+
+def as_it_is(proto: onnx.ModelProto, source: str) -> tuple[ir.Model, tuple[str, ...]]:
+    """A translated model: exact integers, some in float64, which simplifying would turn into float32."""
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+    _name_everything(model.graph)
+    _require_static_shapes(model.graph, source)
+    return model, ()
 
 
 def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:

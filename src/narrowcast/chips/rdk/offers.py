@@ -9,12 +9,13 @@ from narrowcast.chips.rdk.calibration import hb_search
 from narrowcast.chips.rdk.hb_mapper import DIALECT
 from narrowcast.chips.rdk.opset import to_opset_11
 from narrowcast.chips.rdk.package import deploy_rdk
+from narrowcast.chips.rdk.quantized import is_quantized, to_standard
 from narrowcast.chips.rdk.tros import deploy_tros
 from narrowcast.graph import Model
 from narrowcast.ops.units import inline_units
 from narrowcast.plan import Plan
 
-__all__ = ["DIALECTS", "KITS", "SEARCHES"]
+__all__ = ["DIALECTS", "KITS", "READERS", "SEARCHES"]
 
 
 def _rdk(request: Request) -> Delivery:
@@ -42,4 +43,5 @@ KITS = (
     Kit("rdk-x5", "package for the vendor's compiler and the board", _rdk, rehearse=_rehearse),
     Kit("tros", "settings for the vendor's robot software", _tros),
 )
+READERS = ((is_quantized, to_standard),)
 SEARCHES = (("hb-mapper", hb_search),)

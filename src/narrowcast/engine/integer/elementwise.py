@@ -91,8 +91,8 @@ class _Addition(Pending):
             terms.append(builder.arithmetic(Op.MUL, name, factor, output, np.float64 if double else np.float32))
         total = builder.add(self.op_type, terms, output)
         fixed = fixed_point(steps[coarse] * 2.0**-shift / activation_step(encoding), encoding.qmax)
-        if coarse == 1 and self.op_type == Op.SUB:
-            fixed = replace(fixed, scale=-fixed.scale)
+        if coarse == 1:
+            fixed = replace(fixed, scale=fixed.scale * {Op.ADD: 1, Op.SUB: -1}[self.op_type])
         scaled(builder, total, fixed, bounds, output, half=True, is_double=double)
 
     def real(self) -> Reals:
