@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from narrowcast.base.errors import UserError
-from narrowcast.base.journal import Journal
+from narrowcast.base.progress import Journal
 from narrowcast.bundle.settings import read_settings
 from narrowcast.calibrate import images
 from narrowcast.chips import load_target, write_target

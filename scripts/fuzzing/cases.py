@@ -199,7 +199,7 @@ def evaluation(rng: random.Random, seed: Path, work: Path) -> list[str]:
 
 def journal(rng: random.Random, seed: Path, work: Path) -> list[str]:
     """Results of an interrupted evaluation: made by a run, kept, spoilt, read by the next."""
-    from narrowcast.base.journal import Journal
+    from narrowcast.base.progress import Journal
 
     path = work / "j.jsonl"
     try:

@@ -10,7 +10,7 @@ from typing import IO
 import pytest
 
 from narrowcast.base.errors import UserError
-from narrowcast.base.journal import Journal
+from narrowcast.base.progress import Journal
 
 
 def interrupted(file: Path, key: dict[str, int], results: dict[str | int, object]) -> dict[str | int, object]:

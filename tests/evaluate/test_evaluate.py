@@ -229,7 +229,7 @@ def test_a_full_cache_disk_does_not_stop_it(
 
     graphs = {"float": lambda: Predictor.of_model(pose_model, 1)}
     whole = people(4).evaluate(graphs)
-    monkeypatch.setattr("narrowcast.base.journal.Journal._append", full)
+    monkeypatch.setattr("narrowcast.base.progress.Journal._append", full)
     assert people(4).evaluate(graphs).rows[0].metrics == whole.rows[0].metrics
     assert capsys.readouterr().err.count("No space left") == 1
 

@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
-from narrowcast.base.journal import Journal, digest_of
-from narrowcast.base.progress import track
+from narrowcast.base.progress import Journal, digest_of, track
 from narrowcast.base.writing import check_file, write_file
 from narrowcast.bundle.store import Predictor
 from narrowcast.evaluate.coco_scores import CocoScores, weighted_average_precision

@@ -17,8 +17,7 @@ import onnx_ir as ir
 
 from narrowcast.analyze.subject import Subject, telling, unseen
 from narrowcast.base.errors import UserError
-from narrowcast.base.journal import Journal
-from narrowcast.base.progress import phase, track
+from narrowcast.base.progress import Journal, phase, track
 from narrowcast.bundle import Bundle, Predictor
 from narrowcast.bundle.make import remake
 from narrowcast.bundle.manifest import check_out

@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 from narrowcast.analyze.measure import run_variants
 from narrowcast.analyze.subject import Subject
 from narrowcast.base.errors import UserError
-from narrowcast.base.journal import Journal
-from narrowcast.base.progress import track
+from narrowcast.base.progress import Journal, track
 from narrowcast.improve.wider import Candidate, Costs, Widener
 from narrowcast.tasks import TaskError, TaskJudge, combine
 
