@@ -283,7 +283,7 @@ def test_one_line_for_every_mistake(data: dict[str, Any], words: str) -> None:
     [
         (model(onnx_model=None, prototxt="a", caffe_model="b"), "narrowcast reads ONNX"),
         ({**BASE, "custom_op": {"custom_op_method": "register"}}, "cannot run operators"),
-        (calibration(calibration_type="load"), "load needs a model of the vendor's training plugin"),
+        (calibration(calibration_type="load"), "load takes ranges out of the model"),
         (calibration(calibration_type="skip", cal_data_dir=None), "random numbers"),
         (calibration(calibration_type="kl", per_channel=True), "an activation has one scale"),
         (calibration(optimization="run_fast"), "run_fast is not for bayes-e"),

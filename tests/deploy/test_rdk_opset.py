@@ -91,6 +91,13 @@ def test_no_equivalent(proto: onnx.ModelProto, words: str) -> None:
         to_opset_11(proto)
 
 
+def test_bounds_of_a_clip_are_scalars() -> None:
+    """Exporters also write one number with an axis, which onnxruntime takes and hb_mapper 1.24.3 does not."""
+    bounds = [constant("low", np.zeros(1, np.float32)), constant("high", np.full(1, 6, np.float32))]
+    converted = same(one("Clip", *bounds))
+    assert [list(tensor.dims) for tensor in converted.graph.initializer] == [[], []]
+
+
 def test_half_precision_is_refused_with_the_node() -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["half"], name="shrink", to=TensorProto.FLOAT16),

@@ -23,6 +23,7 @@ from narrowcast.bundle.kits import deploy
 from narrowcast.bundle.modify import modify
 from narrowcast.bundle.settings import pinned_types, read_settings
 from narrowcast.chips import load_target
+from narrowcast.chips.rdk.delivery import without_markers
 from narrowcast.chips.rdk.export import export, verify
 from narrowcast.chips.rdk.hb_mapper import parse_hb_mapper
 from narrowcast.graph import load
@@ -35,16 +36,25 @@ from narrowcast.zoo import sample
 SPEC = Preprocess(16, 16)
 
 
-def test_the_model_is_the_bundles_float_graph(rdk_pose: Bundle, package: Path) -> None:
-    proto = onnx.load(str(package / "model.onnx"))
-    onnx.checker.check_model(proto, full_check=True)
+@pytest.fixture(scope="module")
+def searched(rdk_pose: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kit of ``rdk_pose`` for which the tool finds its own ranges."""
+    out, images = tmp_path_factory.mktemp("kit") / "searched", sample_images("pose", rdk_pose.manifest.preprocess, 3)
+    deploy(rdk_pose, "rdk-x5", out, images=images, ranges="vendor")
+    return out
+
+
+@pytest.mark.parametrize("kind", ["package", "searched"])
+def test_the_model_is_the_bundles_float_graph(rdk_pose: Bundle, kind: str, request: pytest.FixtureRequest) -> None:
+    proto = onnx.load(str(request.getfixturevalue(kind) / "model.onnx"))
+    onnx.checker.check_model(without_markers(proto), full_check=True)
     assert proto.opset_import[0].version == 11
     assert proto.ir_version == 7
     names = [node.name for node in proto.graph.node]
     assert all(names)
     assert len(set(names)) == len(names)
     assert set(rdk_pose.plan.nodes) <= set(names)  # node_info finds its nodes
-    assert verify(rdk_pose, export(rdk_pose), [], 1) < 1e-6
+    assert verify(export(rdk_pose, "plan" if kind == "package" else "vendor"), [], 1) < 1e-6
     outputs = {o.name: [dim.dim_value for dim in o.type.tensor_type.shape.dim] for o in proto.graph.output}
     head = rdk_pose.manifest.head
     assert head is not None and head.keypoint_shape is not None
@@ -54,19 +64,26 @@ def test_the_model_is_the_bundles_float_graph(rdk_pose: Bundle, package: Path) -
     assert outputs["kpt_s8"] == [1, height // 8, width // 8, math.prod(head.keypoint_shape)]
 
 
-def test_the_settings_are_valid_and_say_the_input(rdk_pose: Bundle, package: Path) -> None:
+@pytest.mark.parametrize("kind", ["package", "searched"])
+def test_the_settings_are_valid_and_say_the_input(rdk_pose: Bundle, kind: str, request: pytest.FixtureRequest) -> None:
+    package = request.getfixturevalue(kind)
     config = parse_hb_mapper(read_yaml(package / "hb_mapper.yaml")[0])
     assert config.march == "bayes-e"
     assert config.input_parameters.input_type_rt == ("nv12",)
     assert config.input_parameters.input_space_and_range == ("bt601_video",)
     assert config.input_parameters.input_shape == (rdk_pose.manifest.input_shape,)
+    calibration = config.calibration_parameters
+    if kind == "package":
+        assert calibration.calibration_type == "load" and not calibration.cal_data_dir
+        assert not list(package.glob("calibration_data*"))
+        return
     settings = read_settings(package / "hb_mapper.yaml", {})[0]
     assert settings.camera == "nv12-studio"
     assert settings.model == package / "model.onnx"
 
 
-def test_calibration_data_are_rgb_pixels(rdk_pose: Bundle, package: Path) -> None:
-    files = sorted((package / "calibration_data").iterdir())
+def test_calibration_data_are_rgb_pixels(rdk_pose: Bundle, searched: Path) -> None:
+    files = sorted((searched / "calibration_data").iterdir())
     sources = sample_images("pose", rdk_pose.manifest.preprocess, 3).sources
     assert len(files) == 3
     spec = replace(rdk_pose.manifest.preprocess, mean=(0.0,), scale=(1.0,), camera="rgb")
@@ -143,7 +160,7 @@ def test_the_settings_lead_to_the_same_plan(tmp_path: Path) -> None:
     bundle = small_bundle(silu_net(), tmp_path, SPEC, pins)
     assert any(entry.type == "int16" for entry in bundle.plan.nodes.values())
     found = sample_images("classify", bundle.manifest.preprocess, 2)
-    deploy(bundle, "rdk-x5", tmp_path / "package", images=found)
+    deploy(bundle, "rdk-x5", tmp_path / "package", images=found, ranges="vendor")
     settings = read_settings(tmp_path / "package/hb_mapper.yaml", {})[0]
     again = load(settings.model, keep_head=True)
     nodes = [
@@ -166,7 +183,7 @@ def test_model_inputs_instead_of_pictures_are_float32(tmp_path: Path) -> None:
     bundle = small_bundle(silu_net(), tmp_path, SPEC)
     batch = np.random.default_rng(0).random((2, 3, 16, 16)).astype(np.float32)
     np.save(tmp_path / "batch.npy", batch)
-    deploy(bundle, "rdk-x5", tmp_path / "package", images=tmp_path / "batch.npy")
+    deploy(bundle, "rdk-x5", tmp_path / "package", images=tmp_path / "batch.npy", ranges="vendor")
     config = parse_hb_mapper(read_yaml(tmp_path / "package/hb_mapper.yaml")[0])
     assert config.calibration_parameters.cal_data_type == ("float32",)
     files = sorted((tmp_path / "package/calibration_data_f32").iterdir())
@@ -223,16 +240,20 @@ def ends_net() -> onnx.ModelProto:
 
 
 def test_names_of_dequantize_nodes(tmp_path: Path) -> None:
-    """As hb_mapper 1.24.3 gives them."""
+    """As hb_mapper 1.24.3 gives them: without ranges in the model, and with those of the plan."""
     bundle = small_bundle(ends_net(), tmp_path, SPEC)
-    exported = export(bundle)
+    exported = export(bundle, "vendor")
     assert {output.name: output.dequantize.removesuffix("_HzDequantize") for output in exported.outputs} == {
         "one": "one", "four": "four_raw", "relu": "relu_raw", "gate": "gate", "sum": "sum_raw", "last": "t",
         "joined": "",
     }  # fmt: skip
+    exported = export(bundle)
+    assert {output.name: output.dequantize.removesuffix("_HzDequantize") for output in exported.outputs} == {
+        "one": "one", "four": "four_raw", "relu": "relu", "gate": "gate", "sum": "sum", "last": "t", "joined": "joined",
+    }  # fmt: skip
     shapes = {output.name: (output.shape, output.layout) for output in exported.outputs}
     assert shapes["last"] == ((1, 16, 16, 4), "NHWC") == shapes["four"]  # channels last already: no second Transpose
-    assert verify(bundle, exported, [], 1) < 1e-6
+    assert verify(exported, [], 1) < 1e-6
 
 
 def test_an_unknown_name_is_said(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 
@@ -28,12 +28,14 @@ from narrowcast.plan import Plan
 from narrowcast.tasks import Task
 
 __all__ = [
-    "Delivery", "Description", "Kit", "Origin", "Request", "Table", "chip_files", "chosen_kit", "deploy", "kits",
-    "kits_of", "of_a_vendor", "recorded_images",
+    "Delivery", "Description", "Kit", "Origin", "Ranges", "Request", "Table", "chip_files", "chosen_kit", "deploy",
+    "kits", "kits_of", "of_a_vendor", "recorded_images",
 ]  # fmt: skip
 
 #: Images of a kit that hands over calibration data, at most: what the vendor's own examples use.
 MOST_IMAGES = 50
+#: Whose ranges and weights a vendor's tool takes: the plan's, or those that it finds itself.
+Ranges = Literal["plan", "vendor"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Request:
         test_vectors: how many inputs with their results to hand over.
         force: replace an earlier result.
         runtime: version of the chip's runtime.
+        ranges: whose the vendor's tool takes.
     """
 
     bundle: Bundle
@@ -75,6 +78,7 @@ class Request:
     test_vectors: int
     force: bool
     runtime: str | None
+    ranges: Ranges = "plan"
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ class Kit:
         check: what the version of the runtime would refuse or compute wrongly, beyond what the target file says.
         rehearse: makes the chip's file of a model and throws it away; raises ``UserError`` where that cannot be done.
         describe: what is in a file that ends in ``suffix``, whoever wrote it.
+        ranges: whose ranges it can hand over.
     """
 
     name: str
@@ -147,6 +152,7 @@ class Kit:
     check: Callable[[ir.Model, Target, str | None], list[RuntimeRow]] | None = None
     rehearse: Callable[[Model, Plan, Target, str | None], None] | None = None
     describe: Callable[[Path], Description] | None = None
+    ranges: tuple[Ranges, ...] = ("plan",)
 
 
 @cache
@@ -240,6 +246,7 @@ def deploy(
     test_vectors: int = 0,
     force: bool = False,
     runtime: str | None = None,
+    ranges: Ranges = "plan",
 ) -> Delivery:
     """Make what a board needs.
 
@@ -253,6 +260,7 @@ def deploy(
         test_vectors: how many inputs with their results to hand over, where the kit can.
         force: replace an earlier result.
         runtime: version of the chip's runtime; the newest known by default.
+        ranges: whose ranges and weights the vendor's tool takes: ``"plan"``, or ``"vendor"``, which it finds itself.
 
     Returns:
         What was written, and what to do next.
@@ -264,10 +272,12 @@ def deploy(
     name = chosen_kit(bundle, kit)
     bundle.check_plan()
     maker = kits()[name]
+    if ranges not in maker.ranges:
+        raise UserError(f"the kit {name} knows no ranges {ranges!r}", f"it has those of {' and '.join(maker.ranges)}")
     path = Path(out) if out is not None else Path(f"{bundle.path.resolve().name}-{name}{maker.suffix}")
     found = None
     if images is not None:
         most = limit or test_vectors or MOST_IMAGES
         found = find_images(images, bundle.manifest.preprocess).spread(most).usable()
-    made = maker.deploy(Request(bundle, path, found, test_vectors, force, runtime))
+    made = maker.deploy(Request(bundle, path, found, test_vectors, force, runtime, ranges))
     return made if found is None else replace(made, notes=(*made.notes, *found.notes))

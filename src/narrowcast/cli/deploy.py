@@ -101,6 +101,9 @@ def deploy(
     strict_images: StrictImages = False,
     test_vectors: Annotated[int, typer.Option(help="Inputs with results; one .espdl file each.", min=0)] = 0,
     runtime: Runtime = None,
+    ranges: Annotated[
+        str, typer.Option(help="Whose ranges and weights a vendor's tool takes: plan, or vendor (it finds its own).")
+    ] = "plan",
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -120,8 +123,9 @@ def deploy(
     source = sample(bundle.manifest.meaning.sample).validation if embedded else images
     found = find_images(source, bundle.manifest.preprocess, strict=strict_images) if source is not None else None
     made = deploy(
-        bundle, name, out, images=found, limit=limit, test_vectors=test_vectors, force=force, runtime=runtime
-    )
+        bundle, name, out, images=found, limit=limit, test_vectors=test_vectors, force=force, runtime=runtime,
+        ranges=ranges,  # type: ignore[arg-type]  # checked there
+    )  # fmt: skip
     if json:
         print_json({"kit": name, **_plain(made)})
         return

@@ -7,7 +7,7 @@ runs where and in which type.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,15 @@ from onnx import helper, numpy_helper
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import parse_yaml
 from narrowcast.bundle import Bundle
+from narrowcast.bundle.kits import Ranges
 from narrowcast.bundle.settings import QuantizeSettings
 from narrowcast.chips import Target
-from narrowcast.chips.rdk.hb_mapper import from_settings, parse_hb_mapper, write_hb_mapper
+from narrowcast.chips.rdk.delivery import Markers, settled, shaped, undelivered, with_markers, without_markers
+from narrowcast.chips.rdk.hb_mapper import CalibrationParameters, from_settings, parse_hb_mapper, write_hb_mapper
 from narrowcast.chips.rdk.opset import OPSET, to_opset_11
 from narrowcast.graph.run import Runner
-from narrowcast.ops.net import computed_inputs
+from narrowcast.ops.facts import Kind, facts
+from narrowcast.ops.net import computed_inputs, copied
 from narrowcast.ops.units import inline_units
 from narrowcast.plan import Plan, draft
 from narrowcast.plan.drafting import read_encoding
@@ -34,7 +37,8 @@ from narrowcast.tasks.objects import Objects
 from narrowcast.vision import Preprocess
 
 __all__ = [
-    "WORKING_DIR", "Exported", "ExportedOutput", "check_camera", "export", "hb_settings", "hb_yaml", "prefix", "verify",
+    "WORKING_DIR", "Exported", "ExportedOutput", "check_camera", "export", "hb_settings", "hb_yaml", "load_settings",
+    "prefix", "verify",
 ]  # fmt: skip
 
 WORKING_DIR = "model_output"
@@ -74,10 +78,14 @@ class Exported:
     Attributes:
         proto: opset 11, IR 7.
         outputs: in order.
+        floating: the float graph that it computes, but for ranges.
+        undelivered: what the plan decides and the tool does not take, a line each.
     """
 
     proto: onnx.ModelProto
     outputs: tuple[ExportedOutput, ...]
+    floating: onnx.ModelProto
+    undelivered: tuple[str, ...] = ()
 
 
 def vendor_order(names: Sequence[str], meaning: Task) -> list[str]:
@@ -89,30 +97,45 @@ def vendor_order(names: Sequence[str], meaning: Task) -> list[str]:
     return ordered + [name for name in names if name not in ordered]
 
 
-def float_graph(bundle: Bundle) -> onnx.ModelProto:
-    """The user's float graph, prepared, in standard operators.
-
-    Not the one with corrected weights: these belong to our ranges, and the vendor's tool finds its own.
-    """
-    return inline_units(bundle.model.to_proto())
-
-
-def export(bundle: Bundle) -> Exported:
+def export(bundle: Bundle, ranges: Ranges = "plan") -> Exported:
     """Convert a bundle's float graph.
 
+    Args:
+        bundle: quantized for one of the tool's chips.
+        ranges: ``"plan"``: the weights that the plan rounds, and its encodings in the graph. ``"vendor"``: the user's
+            graph alone. Corrected weights belong to our ranges, and the tool then finds its own.
+
     Raises:
-        UserError: an operator that opset 11 cannot express, or numbers that are not float32.
+        UserError: an operator that opset 11 cannot express, numbers that are not float32, or an encoding that the tool
+            cannot be given.
     """
-    proto = float_graph(bundle)
+    markers, undone = Markers(), tuple[str, ...]()
+    if ranges == "vendor":
+        proto = inline_units(bundle.model.to_proto())
+        floating = copied(proto)
+    else:
+        undone = tuple(undelivered(bundle))
+        model = settled(bundle)
+        floating = inline_units(ir.to_proto(model))
+        model, markers = shaped(model, bundle)
+        proto = inline_units(ir.to_proto(model))
     names = [value.name for value in proto.graph.output]
     _name_nodes(proto)
     converted = to_opset_11(proto)
     meaning = bundle.manifest.meaning
     ordered = vendor_order(names, meaning)
     scores = meaning.one_answer and not bundle.manifest.integer_outputs
+    made = {name for node in converted.graph.node for name in node.output}
     outputs = _set_outputs(converted, ordered, scores)
     onnx.checker.check_model(converted, full_check=True)
-    return Exported(converted, outputs)
+    if ranges == "vendor":
+        return Exported(converted, outputs, floating)
+    moved = {name for node in converted.graph.node for name in node.output} - made
+    renamed = {name: before for name in names if (before := f"{name}{_BEFORE}") in moved}
+    single = {name for name, encoding in bundle.plan.tensors.items() if encoding.dtype != "int32"}
+    single |= {str(node.outputs[0].name) for node in bundle.prepared.ir.graph if facts(node).kind is Kind.LINEAR}
+    outputs = tuple(replace(o, dequantize=f"{o.name}{_DEQUANTIZE}") if o.name in single else o for o in outputs)
+    return Exported(with_markers(converted, markers, renamed), outputs, floating, undone)
 
 
 def _name_nodes(proto: onnx.ModelProto) -> None:
@@ -217,11 +240,10 @@ def _rename(graph: onnx.GraphProto, name: str) -> str:
     return before
 
 
-def verify(bundle: Bundle, exported: Exported, inputs: Sequence[NDArray[np.float32]], threads: int = 0) -> float:
-    """Run the bundle's float graph and the exported one.
+def verify(exported: Exported, inputs: Sequence[NDArray[np.float32]], threads: int = 0) -> float:
+    """Run the bundle's float graph and the exported one, without its ranges.
 
     Args:
-        bundle: where it came from.
         exported: from :func:`export`.
         inputs: model inputs; one of random pixels is added.
         threads: of onnxruntime.
@@ -232,8 +254,8 @@ def verify(bundle: Bundle, exported: Exported, inputs: Sequence[NDArray[np.float
     Raises:
         UserError: it is above 1e-4.
     """
-    left = Runner(float_graph(bundle), threads)
-    right = Runner(exported.proto, threads)
+    left = Runner(exported.floating, threads)
+    right = Runner(without_markers(exported.proto), threads)
     random = np.random.default_rng(0).random(left.input_shape).astype(np.float32)
     worst, where = 0.0, ""
     for tensor in (*inputs, random):
@@ -339,13 +361,26 @@ def hb_settings(bundle: Bundle, model: str, data: str, dtype: str) -> tuple[Quan
     return QuantizeSettings.model_validate(values), tuple(notes)
 
 
-def hb_yaml(settings: QuantizeSettings, notes: tuple[str, ...]) -> str:
+def load_settings(bundle: Bundle, model: str) -> QuantizeSettings:
+    """The same where the model carries the plan: of the nodes, only those on the CPU are left to say."""
+    settings, _ = hb_settings(bundle, model, "", "uint8")
+    return settings.model_copy(update={"method": "auto", "int16": (), "int8": (), "int16_inputs": ()})
+
+
+def hb_yaml(settings: QuantizeSettings, notes: tuple[str, ...], *, load: bool = False) -> str:
     """The YAML text; what it says is read back by our own strict parser before anyone gets it.
+
+    Args:
+        settings: from :func:`hb_settings` or :func:`load_settings`.
+        notes: for comments at the top.
+        load: the tool takes the ranges from the model, and no images.
 
     Raises:
         UserError: a combination that hb_mapper does not take.
     """
     config, unsaid = from_settings(settings)
+    if load:
+        config = config.model_copy(update={"calibration_parameters": CalibrationParameters(calibration_type="load")})
     text = "".join(f"# {note}\n" for note in (*notes, *unsaid)) + write_hb_mapper(config)
     if parse_hb_mapper(parse_yaml(text, "hb_mapper.yaml")[0], "hb_mapper.yaml") != config:
         raise UserError("a name in the model cannot be written to hb_mapper.yaml", "rename it in plain letters")

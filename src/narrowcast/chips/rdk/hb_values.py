@@ -423,7 +423,7 @@ def unsupported(config: HbMapperConfig, given: Collection[str]) -> Problems:
     if config.inputs[0].eaten == "yuv444":
         yield "input_type_train", "models trained on yuv444 are not supported", "use rgb or bgr"
     if data.calibration_type == "load":
-        yield "calibration_type", "load needs a model of the vendor's training plugin", "use default, kl or max"
+        yield "calibration_type", "load takes ranges out of the model", "use default, kl or max"
     if not data.cal_data_dir and "images" not in given:
         what = "skip calibrates on random numbers, which say nothing about accuracy"
         yield "calibration_type", what, "add --images FOLDER; 'narrowcast check' needs no images"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from narrowcast.base.errors import UserError
-from narrowcast.bundle.kits import Delivery, Kit, Request, recorded_images
+from narrowcast.bundle.kits import Delivery, Kit, Ranges, Request, recorded_images
 from narrowcast.chips import Target
 from narrowcast.chips.rdk.calibration import hb_search
 from narrowcast.chips.rdk.hb_mapper import DIALECT
@@ -21,12 +21,12 @@ __all__ = ["DIALECTS", "KITS", "READERS", "SEARCHES"]
 def _rdk(request: Request) -> Delivery:
     _no_vectors(request)
     images = request.images if request.images is not None else recorded_images(request.bundle.manifest)
-    return deploy_rdk(request.bundle, request.out, images, force=request.force)
+    return deploy_rdk(request.bundle, request.out, images, force=request.force, ranges=request.ranges)
 
 
 def _tros(request: Request) -> Delivery:
     _no_vectors(request)
-    return deploy_tros(request.bundle, request.out, force=request.force)
+    return deploy_tros(request.bundle, request.out, force=request.force, ranges=request.ranges)
 
 
 def _no_vectors(request: Request) -> None:
@@ -38,10 +38,11 @@ def _rehearse(model: Model, plan: Plan, target: Target, runtime: str | None) -> 
     to_opset_11(inline_units(model.to_proto()))
 
 
+_RANGES: tuple[Ranges, ...] = ("plan", "vendor")
 DIALECTS = (DIALECT,)
 KITS = (
-    Kit("rdk-x5", "package for the vendor's compiler and the board", _rdk, rehearse=_rehearse),
-    Kit("tros", "settings for the vendor's robot software", _tros),
+    Kit("rdk-x5", "package for the vendor's compiler and the board", _rdk, rehearse=_rehearse, ranges=_RANGES),
+    Kit("tros", "settings for the vendor's robot software", _tros, ranges=_RANGES),
 )
 READERS = ((is_quantized, to_standard),)
 SEARCHES = (("hb-mapper", hb_search),)

@@ -266,6 +266,16 @@ def _pad(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> Non
     graph.again(node, inputs[:3], attributes)
 
 
+def _clip(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    """The bounds are scalars; exporters also write one number with an axis, which the vendor's runtime refuses."""
+    inputs = list(node.input)
+    for index in range(1, len(inputs)):
+        bound = graph.given(node, index)
+        if bound is not None and bound.ndim:
+            inputs[index] = graph.constant(inputs[index], bound.reshape(()))
+    graph.again(node, inputs, attributes)
+
+
 def _constant(graph: _Graph, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
     ((name, value),) = attributes.items()
     kind = np.float32 if "float" in name else np.int64
@@ -322,6 +332,7 @@ _REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "Reduc
 _RULES: dict[str, Rule] = {
     **dict.fromkeys((*_REDUCTIONS, "Squeeze", "Unsqueeze"), _axes_to_attribute),
     **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
+    "Clip": _clip,
     "Constant": _constant,
     "Gelu": _gelu,
     "LayerNormalization": _layer_normalization,

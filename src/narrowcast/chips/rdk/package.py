@@ -20,7 +20,7 @@ from narrowcast import tasks, vision
 from narrowcast.base.errors import UserError, printable
 from narrowcast.base.writing import check_folder, new_folder
 from narrowcast.bundle import Bundle, Manifest
-from narrowcast.bundle.kits import Delivery
+from narrowcast.bundle.kits import Delivery, Ranges
 from narrowcast.calibrate import ImageSet
 from narrowcast.chips.rdk import board
 from narrowcast.chips.rdk.board.run import JOINING, joined
@@ -33,6 +33,7 @@ from narrowcast.chips.rdk.export import (
     export,
     hb_settings,
     hb_yaml,
+    load_settings,
     prefix,
     verify,
 )
@@ -97,7 +98,9 @@ def removable(bundle: Bundle, exported: Exported) -> tuple[ExportedOutput, ...]:
     return tuple(output for output in maps if output.name in integers)
 
 
-def deploy_rdk(bundle: Bundle, out: Path, images: ImageSet, *, force: bool = False) -> Delivery:
+def deploy_rdk(
+    bundle: Bundle, out: Path, images: ImageSet, *, force: bool = False, ranges: Ranges = "plan"
+) -> Delivery:
     """Write everything that the vendor's compiler and the board need, whole or not at all.
 
     Args:
@@ -105,6 +108,8 @@ def deploy_rdk(bundle: Bundle, out: Path, images: ImageSet, *, force: bool = Fal
         out: folder to write.
         images: calibration images, with the bundle's preprocessing.
         force: replace an earlier package.
+        ranges: ``"plan"``: the model carries the plan's, and no images go along. ``"vendor"``: the tool finds its own
+            on the images.
 
     Raises:
         UserError: an input, operator or number of outputs that the vendor's tool does not take; a folder that exists.
@@ -112,22 +117,28 @@ def deploy_rdk(bundle: Bundle, out: Path, images: ImageSet, *, force: bool = Fal
     place = check_folder(out, CONFIG_FILE, force)
     manifest = bundle.manifest
     check_camera(manifest.preprocess)
-    exported = export(bundle)
+    exported = export(bundle, ranges)
     join, constants = _board_join(bundle.join) if bundle.join is not None else ({}, {})
     few = [tensor for tensor, _ in zip(images, range(VERIFIED_IMAGES), strict=False)]
-    difference = verify(bundle, exported, few)
+    difference = verify(exported, few)
+    searched = ranges == "vendor"
     dtype, data = ("float32", f"{DATA_FOLDER}_f32") if any(map(finished, images.sources)) else ("uint8", DATA_FOLDER)
-    settings, notes = hb_settings(bundle, MODEL_FILE, data, dtype)
+    if searched:
+        settings, notes = hb_settings(bundle, MODEL_FILE, data, dtype)
+    else:
+        settings, notes = load_settings(bundle, MODEL_FILE), ()
     nodes = [f"{node}: {what}" for what, key in _ASKED.items() for node in getattr(settings, key)]
     removed = removable(bundle, exported)
     facts = {
         "name": prefix(bundle), "outputs": exported.outputs, "removed": removed, "data": data, "count": len(images),
-        "dtype": dtype, "difference": difference, "nodes": nodes,
+        "dtype": dtype, "difference": difference, "nodes": nodes, "searched": searched,
+        "undelivered": exported.undelivered,
     }  # fmt: skip
     with new_folder(place) as folder:
         (folder / MODEL_FILE).write_bytes(exported.proto.SerializeToString(deterministic=True))
-        (folder / CONFIG_FILE).write_text(hb_yaml(settings, notes), encoding="utf-8")
-        write_vendor_files(images, folder / data, dtype)
+        (folder / CONFIG_FILE).write_text(hb_yaml(settings, notes, load=not searched), encoding="utf-8")
+        if searched:
+            write_vendor_files(images, folder / data, dtype)
         for name in ("build.sh", "README.md"):
             (folder / name).write_text(_text(name, manifest, facts), encoding="utf-8")
         (folder / "build.sh").chmod(0o755)
@@ -143,9 +154,12 @@ def deploy_rdk(bundle: Bundle, out: Path, images: ImageSet, *, force: bool = Fal
     if manifest.preprocess.camera == "rgb":
         what = "the board is fed RGB bytes; for its camera's NV12 quantize with --camera nv12-full or nv12-studio"
         notes = (*notes, what)
+    if exported.undelivered:
+        notes = (*notes, f"the vendor's tool does not take all of the plan: {'; '.join(exported.undelivered)}")
     summary = {
+        "ranges and weights": "those of the plan" if not searched else "found by the vendor's tool",
         "largest difference to the bundle's float graph": difference,
-        "calibration images": len(images),
+        **({"calibration images": len(images)} if searched else {}),
         "nodes with a request": nodes or "none",
         "outputs that leave as integers": [output.name for output in removed] or "none",
     }

@@ -17,7 +17,7 @@ from typing import Any
 from narrowcast.base.errors import UserError
 from narrowcast.base.writing import check_folder, new_folder
 from narrowcast.bundle import Bundle, Manifest
-from narrowcast.bundle.kits import Delivery
+from narrowcast.bundle.kits import Delivery, Ranges
 from narrowcast.chips.rdk.export import WORKING_DIR, Exported, check_camera, export, prefix
 from narrowcast.chips.rdk.package import removal_script
 from narrowcast.tasks import TASKS
@@ -86,13 +86,14 @@ def _modify_script(exported: Exported, name: str) -> str:
     )
 
 
-def deploy_tros(bundle: Bundle, out: Path, *, force: bool = False) -> Delivery:
+def deploy_tros(bundle: Bundle, out: Path, *, force: bool = False, ranges: Ranges = "plan") -> Delivery:
     """Write the settings for TROS, whole or not at all.
 
     Args:
         bundle: quantized for an RDK chip.
         out: folder to write.
         force: replace an earlier one.
+        ranges: as for the kit rdk-x5, whose compiled model this belongs to.
 
     Raises:
         UserError: no parser for the task, outputs that the parser would misread, or a folder that exists.
@@ -109,7 +110,7 @@ def deploy_tros(bundle: Bundle, out: Path, *, force: bool = False) -> Delivery:
         notes: tuple[str, ...] = ("TROS feeds NV12: quantize with --camera nv12-full or nv12-studio",)
     else:
         notes = ()
-    exported = export(bundle)
+    exported = export(bundle, ranges)
     masks = manifest.head is not None and manifest.head.num_masks > 0
     if masks:
         _check_prototypes(bundle, exported)
