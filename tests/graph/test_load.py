@@ -15,7 +15,7 @@ from builders import constant, model, save, silu_net, weights
 from narrowcast.base.errors import UserError
 from narrowcast.graph import Model, Runner, load
 from narrowcast.graph.ends import ends_of
-from narrowcast.graph.model import random_image
+from narrowcast.graph.heads import random_image
 from narrowcast.tasks import head_at
 from narrowcast.zoo import sample
 

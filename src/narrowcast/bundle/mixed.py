@@ -291,7 +291,7 @@ def part(model: Model, drafted: Draft, inputs: Iterable[NDArray[np.float32]], th
     )
     meaning = model.meaning if model.head is not None else Task()  # of outputs that the graph does not give any more
     return replace(
-        model, ir=graph, original=ir.to_proto(graph), meaning=meaning, join=join, notes=(*model.notes, *notes)
+        model, ir=graph, original=ir.to_proto(graph), meaning=meaning, join=join, notes=(*model.notes, *notes), given={}
     )  # fmt: skip
 
 

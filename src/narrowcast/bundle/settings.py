@@ -96,6 +96,10 @@ class QuantizeSettings(BaseModel):
         default=None, description="send images through the board camera's format first"
     )
     keep_head: bool = Field(default=False, description="do not cut the decode arithmetic off")
+    head: str = Field(
+        default="",
+        description="what raw outputs are, with commas between: a task, keypoints=17x3, outputs such as box_s8=output0",
+    )
     attention: Literal["keep", "rewrite"] = Field(
         default="keep", description="rewrite: Softmax of attention as operators that stay on the chip"
     )

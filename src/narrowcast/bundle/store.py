@@ -92,6 +92,7 @@ class Predictor:
         encodings: how integer outputs are read; empty when the outputs are float.
         digest: SHA-256 of the graph's file, to tell graphs apart.
         join: makes the user's outputs from the graph's; ``None`` where they are the same.
+        note: what was found of the outputs.
     """
 
     meaning: Task
@@ -102,6 +103,7 @@ class Predictor:
     encodings: Mapping[str, OutputEncoding] | None = None
     digest: str = ""
     join: Join | None = None
+    note: str = ""
 
     def __repr__(self) -> str:
         return f"<Predictor: {self.meaning.name}, {self.preprocess.height}x{self.preprocess.width}>"
@@ -110,9 +112,9 @@ class Predictor:
     def of_model(cls, model: Model, threads: int = 0) -> Predictor:
         """Run a float model."""
         runner = Runner(model.to_proto(), threads)
-        return cls(
-            model.meaning, model.classes, model.skeleton, model.preprocess, runner, digest=model.sha256, join=model.join
-        )
+        note = model.notes[-1] if model.notes else ""
+        said = model.meaning, model.classes, model.skeleton, model.preprocess
+        return cls(*said, runner, digest=model.sha256, join=model.join, note=note)
 
     @property
     def class_count(self) -> int:
@@ -136,7 +138,8 @@ class Predictor:
 
         Refused where the graph was left whole, so that nothing is known of its outputs."""
         if not self.meaning.known:
-            raise UserError("the outputs of this model are not known", "use run() and decode them yourself")
+            why = f": {self.note}" if self.note else ""
+            raise UserError(f"the outputs of this model are not known{why}", "use run() and decode them yourself")
         return self.meaning.decode(outputs, geometry, encodings=self.encodings, **options)
 
     def predict(self, image: str | Path | NDArray[np.uint8], **options: Any) -> Result:
@@ -362,9 +365,12 @@ class Bundle:
         return self.quantized.predict(image, **options)
 
 
-def open_model(path: str | Path) -> Model:
-    """A float model, or what a vendor's tool wrote of one in ONNX, with that tool's integers."""
-    return load(path, translate=_translated)
+def open_model(path: str | Path, head: str = "") -> Model:
+    """A float model, or what a vendor's tool wrote of one in ONNX, with that tool's integers.
+
+    ``head``: as in :func:`narrowcast.load`.
+    """
+    return load(path, translate=_translated, head=head)
 
 
 def _translated(proto: onnx.ModelProto, source: str) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from narrowcast.base.errors import UserError
-from narrowcast.cli.options import Attention, Force, Json, KeepHead, Runtime, Size, TargetName, app, parse_size
+from narrowcast.cli.options import Attention, Force, Head, Json, KeepHead, Runtime, Size, TargetName, app, parse_size
 from narrowcast.cli.tables import print_json, print_table, say, say_notes, suggest
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def prepare(
     attention: Attention = "keep",
     size: Size = None,
     keep_head: KeepHead = False,
+    head: Head = "",
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -47,7 +48,8 @@ def prepare(
     check_file(out, force)
     if out.exists() and out.resolve() == model.resolve():
         raise UserError(f"{out} is the model itself", "choose another --out")
-    loaded = load(model, size=parse_size(size), keep_head=keep_head, attention=attention_choice(attention))
+    choice = attention_choice(attention)
+    loaded = load(model, size=parse_size(size), keep_head=keep_head, attention=choice, head=head)
     write_file(out, proto_bytes(loaded.to_stock()), force=force)
     outputs = [(str(v.name), "x".join(str(d) for d in v.shape or ())) for v in loaded.ir.graph.outputs]
     if json:
@@ -113,6 +115,7 @@ def check(
     target: TargetName = "onnx",
     size: Size = None,
     keep_head: KeepHead = False,
+    head: Head = "",
     attention: Attention = "keep",
     runtime: Runtime = None,
     everything: Annotated[bool, typer.Option("--all", help="Every node, not only those that need attention.")] = False,
@@ -129,7 +132,8 @@ def check(
         from narrowcast.chips import load_target
         from narrowcast.graph import load
     chip = load_target(target)  # a wrong name is said before anything slow
-    loaded = load(model, size=parse_size(size), keep_head=keep_head, attention=attention_choice(attention))
+    choice = attention_choice(attention)
+    loaded = load(model, size=parse_size(size), keep_head=keep_head, attention=choice, head=head)
     found = check(loaded, target, runtime=runtime)
     rows, refused, elsewhere, findings = found.rows, found.refused, found.elsewhere, found.runtime
     first = chip.units[0]
@@ -162,7 +166,7 @@ def check(
             f"{len(rows)} nodes: {len(rows) - len(refused) - len(elsewhere)} on {first} in {subgraphs} subgraph"
             f"{'s' if subgraphs != 1 else ''}, {len(elsewhere)} elsewhere, {len(refused)} cannot run"
         )
-        again = ("--size", size) if size is not None else ()
+        again = (*(("--size", size) if size is not None else ()), *(("--head", head) if head else ()))
         task = ("narrowcast", "quantize", model, "--images", "FOLDER", "--target", target, *again)
         name = f"{model.stem}-{chip.name}"
         suggest((*task, "--out", name) if found.runs else ("narrowcast", "targets"))

@@ -22,6 +22,7 @@ from narrowcast.cli.options import (
     Engine,
     Force,
     Fresh,
+    Head,
     Json,
     Labels,
     Mean,
@@ -33,6 +34,7 @@ from narrowcast.cli.options import (
     Workers,
     app,
     change_preprocessing,
+    check_head,
     labelled_images,
 )
 from narrowcast.cli.quantize import wider
@@ -72,6 +74,7 @@ def evaluate(
     scale: Scale = None,
     color: Color = None,
     resize: Resize = None,
+    head: Head = "",
     skip_missing: SkipMissing = False,
     workers: Workers = None,
     fresh: Fresh = False,
@@ -101,10 +104,10 @@ def evaluate(
         raise UserError(
             "one of --annotations and --labels is needed", "give COCO annotations, or labels of a classifier"
         )
-    assumption = _assumption(path, changes)
+    assumption = _assumption(path, changes, head)
     if assumption and not json:
         say(assumption)
-    graphs = _changed(_graphs(path, engine or []), changes)
+    graphs = _changed(_graphs(path, engine or [], head), changes)
     common: dict[str, Any] = {"workers": workers, "seed": seed, "fresh": fresh, "save_predictions": save_predictions}
     common |= {"force": force, "strict": strict_images}
     with on_interrupt("interrupted: finished images are kept, the same command goes on from there"):
@@ -122,22 +125,23 @@ def evaluate(
             suggest(("narrowcast", "analyze", path, "--images", images), *more)
 
 
-def _graphs(path: Path, engines: list[str]) -> dict[str, Callable[[], Predictor]]:
+def _graphs(path: Path, engines: list[str], head: str) -> dict[str, Callable[[], Predictor]]:
     from narrowcast.bundle import Predictor, open_bundle, open_model
 
     if path.suffix in (".onnx", ".pt"):
-        return {"float": lambda: Predictor.of_model(open_model(path), threads=1)}
+        return {"float": lambda: Predictor.of_model(open_model(path, head), threads=1)}
+    check_head(path, head)
     bundle = open_bundle(path)
     return bundle.graphs(engines or None)
 
 
-def _assumption(path: Path, changes: Mapping[str, str | None]) -> str:
+def _assumption(path: Path, changes: Mapping[str, str | None], head: str) -> str:
     """What is assumed of a float file's preprocessing; a bundle was told when it was made."""
     from narrowcast.bundle import open_model
 
     if path.suffix not in (".onnx", ".pt"):
         return ""
-    model = open_model(path)
+    model = open_model(path, head)
     given = [name for name, value in changes.items() if value is not None]
     return model.prepared_as(change_preprocessing(model.preprocess, changes), given).assumption
 
@@ -274,8 +278,8 @@ def _writer(
     return writer
 
 
-def open_predictor(path: Path, engine: str | None) -> Predictor:
-    """A bundle's graph, or a float model.
+def open_predictor(path: Path, engine: str | None, head: str) -> Predictor:
+    """A bundle's graph, or a float model whose raw outputs are what ``head`` says.
 
     Raises:
         UserError: neither, or an unknown engine.
@@ -283,7 +287,8 @@ def open_predictor(path: Path, engine: str | None) -> Predictor:
     from narrowcast.bundle import Predictor, open_bundle, open_model
 
     if path.suffix in (".onnx", ".pt"):
-        return Predictor.of_model(open_model(path))
+        return Predictor.of_model(open_model(path, head))
+    check_head(path, head)
     bundle = open_bundle(path)
     return bundle.quantized if engine is None else bundle.engine(engine)
 
@@ -299,6 +304,7 @@ def predict(
     iou: Annotated[float, typer.Option(help="Overlap above which two boxes are one object.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Classes to show, for classifiers.", min=1)] = 5,
     engine: Engine = None,
+    head: Head = "",
     strict_images: StrictImages = False,
     force: Force = False,
     json: Json = False,
@@ -320,13 +326,13 @@ def predict(
         raise UserError(f"{image} does not exist", "give an image, a folder of images or a video")
     if image.suffix.lower() in VIDEO_SUFFIXES:
         options = {"confidence": conf, "iou": iou, "top_k": top_k}
-        run_video(open_predictor(bundle, engine), image, out, options, force=force, json=json)
+        run_video(open_predictor(bundle, engine, head), image, out, options, force=force, json=json)
         return
     files = image_files(image) if image.is_dir() else [image]
     if out is not None and out.resolve() != image.resolve():  # what an earlier run drew is no input
         files = [file for file in files if not file.resolve().is_relative_to(out.resolve())] or files
     pictures = _pictures(image, files, out, force)
-    predictor = open_predictor(bundle, engine)
+    predictor = open_predictor(bundle, engine, head)
     results: list[dict[str, Any]] = []
     unreadable: list[str] = []
     for file in track(files, "predict"):

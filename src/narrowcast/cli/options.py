@@ -37,6 +37,10 @@ TargetName = Annotated[
 ]
 Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the input, for a model with dynamic axes.")]
 KeepHead = Annotated[bool, typer.Option("--keep-head", help="Do not cut the decode arithmetic off.")]
+Head = Annotated[
+    str,
+    typer.Option(help="What raw outputs are: detect, pose, segment; keypoints=17x3; box_s8=OUTPUT,cls_s8=OUTPUT,..."),
+]
 Mean = Annotated[str | None, typer.Option(help="Subtracted, pixel units: one value, or one a channel.")]
 Scale = Annotated[str | None, typer.Option(help="Factor after the mean: one value, or one a channel.")]
 Color = Annotated[str | None, typer.Option(help="What the model eats: rgb, bgr or gray.")]
@@ -93,6 +97,16 @@ def labelled_images(
     if annotations is not None:
         return coco(images, annotations, limit=limit, seed=seed, skip_missing=skip_missing)
     return imagenet(images, labels, limit=limit, seed=seed) if labels is not None else None
+
+
+def check_head(bundle: Path, head: str) -> None:
+    """Refuse ``--head`` for a bundle.
+
+    Raises:
+        UserError: it is given.
+    """
+    if head:
+        raise UserError(f"--head is given, but {bundle} is a bundle, which knows its outputs", "give it to quantize")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.cli.options import (
     Color,
     Force,
+    Head,
     Json,
     KeepHead,
     Limit,
@@ -124,6 +125,7 @@ def quantize(
     resize: Resize = None,
     camera: Annotated[str | None, typer.Option(help="Simulate the board's camera: nv12-full or nv12-studio.")] = None,
     keep_head: KeepHead = False,
+    head: Head = "",
     attention: Annotated[
         str | None, typer.Option(help="keep, or rewrite: Softmax as operators that stay on the chip [keep].")
     ] = None,
@@ -163,8 +165,8 @@ def quantize(
     options = {
         "model": model, "images": images, "out": out, "target": target, "method": method, "percentile": percentile,
         "limit": limit, "plan": plan, "int16": int16, "float": float_, "size": size, "mean": mean, "scale": scale,
-        "color": color, "resize": resize, "camera": camera, "keep_head": keep_head or None, "runtime": runtime,
-        "threads": threads, "attention": attention, "effort": effort, "search": search,
+        "color": color, "resize": resize, "camera": camera, "keep_head": keep_head or None, "head": head or None,
+        "runtime": runtime, "threads": threads, "attention": attention, "effort": effort, "search": search,
         "output_factors": output_factors,
     }  # fmt: skip
     start = time.perf_counter()
@@ -178,6 +180,7 @@ def quantize(
         keep_head=settings.keep_head,
         attention=settings.attention,
         output_nodes=settings.output_nodes,
+        head=settings.head,
     )
     changes = {name: getattr(settings, name) for name in ("mean", "scale", "color", "resize", "camera")}
     loaded = loaded.prepared_as(change_preprocessing(loaded.preprocess, changes), _given(settings, changes))

@@ -254,7 +254,8 @@ class CocoData:
         meaning = predictor.meaning
         if not any(family.coco for family in meaning.families):
             raise UserError(
-                f"the model's task is {meaning.name}, which finds no objects to score",
+                f"the model's task is {meaning.name}, which finds no objects to score"
+                + (f": {predictor.note}" if predictor.note else ""),
                 "give --labels for a classifier; a whole graph cannot be scored",
             )
         objects = [entry for entry in self.document["annotations"] if not entry.get("iscrowd")]

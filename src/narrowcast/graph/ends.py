@@ -12,7 +12,8 @@ outputs and stops at convolutions, so names do not matter; whether the guess is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -26,24 +27,56 @@ from onnx import TensorProto, helper
 from narrowcast.base.errors import UserError, nearest
 from narrowcast.graph.run import open_session, with_data
 from narrowcast.ops.facts import Kind, facts, removable
-from narrowcast.ops.net import computed_inputs, constant_of, dims, named, readers, written
+from narrowcast.ops.net import computed_inputs, constant_of, dims, named, readers, value_names, written
 from narrowcast.tasks import Ends, Tail
 
 
-def ends_of(graph: ir.Graph, task: str = "", keypoint_shape: tuple[int, int] | None = None) -> Ends:
+def ends_of(graph: ir.Graph, **said: Any) -> Ends:
     """What tasks are recognised by.
 
     Args:
         graph: static shapes, constants as initializers.
-        task, keypoint_shape: what the file says.
+        said: other entries of :class:`Ends`.
     """
-    outputs = []
-    for value in graph.outputs:
-        found, node = _last_convolutions(value), value.producer()
-        last = found if isinstance(found, str) else tuple((str(conv.name), dims(conv)) for conv in found)
-        outputs.append(Tail(str(value.name), dims(value), node.op_type if node is not None else "", last))
-    height, width = (*dims(graph.inputs[0]), 0, 0, 0, 0)[2:4]
-    return Ends((height, width), tuple(outputs), task, keypoint_shape)
+    shape = (*dims(graph.inputs[0]), 0, 0, 0, 0)
+    size = shape[1:3] if channels_last(shape) else shape[2:4]
+    return Ends((size[0], size[1]), tuple(map(_tail, graph.outputs)), **said)
+
+
+def channels_last(shape: Sequence[int]) -> bool:
+    """Whether an image of that shape has its channels last."""
+    return shape[3] in (1, 3) and shape[1] not in (1, 3)
+
+
+def _tail(value: ir.Value) -> Tail:
+    found, node = _last_convolutions(value), value.producer()
+    last = found if isinstance(found, str) else tuple((str(conv.name), dims(conv)) for conv in found)
+    before = node.inputs[0] if node is not None and _turn(node) == "NHWC" else None
+    source = before if before is not None and before.producer() is not None else value
+    maker = source.producer()
+    return Tail(
+        str(value.name), dims(value), node.op_type if node is not None else "", last, str(source.name),
+        maker.op_type if maker is not None else "", *_way(value),
+    )  # fmt: skip
+
+
+def _turn(node: ir.Node) -> str | None:
+    return transposed_layout(node) if facts(node).kind is Kind.TURN else None
+
+
+def _way(value: ir.Value) -> tuple[str, tuple[str, ...]]:
+    """Layout of an output as the nodes before it say it, and its name and those of the nodes up to a convolution."""
+    layout, names, step = "", [str(value.name)], value
+    while (node := step.producer()) is not None:
+        names.append(str(node.name))
+        layout = layout or _turn(node) or ""
+        if facts(node).kind in (Kind.CONVOLUTION, Kind.TRANSPOSED):
+            return layout or "NCHW", tuple(names)
+        computed = [operand for _, operand in computed_inputs(node)]
+        if len(computed) != 1 or not (layout or dims(computed[0]) == dims(step)):
+            break
+        step = computed[0]
+    return layout, tuple(names)
 
 
 def _is_decode_arithmetic(conv: ir.Node) -> bool:
@@ -72,16 +105,35 @@ def _last_convolutions(output: ir.Value) -> list[ir.Value] | str:
     return found
 
 
-def cut(model: ir.Model, values: Mapping[str, str]) -> None:
-    """Make tensors the graph's outputs, in place: new name to the name in the graph."""
+def cut(model: ir.Model, values: Mapping[str, str], turned: Collection[str] = ()) -> None:
+    """Make tensors the graph's outputs, in place.
+
+    Args:
+        model: prepared graph.
+        values: new name to the name in the graph.
+        turned: new names of tensors whose channels are last; a Transpose puts them first.
+    """
     graph = model.graph
-    known = {str(value.name): value for node in graph for value in node.outputs}
-    chosen = {name: known[old] for name, old in values.items()}
+    known = {str(value.name): value for value in written(graph)}
+    chosen = {new: _channels_first(graph, known[old]) if new in turned else known[old] for new, old in values.items()}
     graph.outputs.clear()
+    graph.outputs.extend(chosen.values())
+    remove_unused(model)
+    taken = value_names(graph)
+    for value in written(graph):  # the user may have called something else so
+        if value.name in chosen and value is not chosen[value.name]:
+            value.name = next(name for i in itertools.count() if (name := f"{value.name}_{i}") not in taken)
+            taken.add(value.name)
     for name, value in chosen.items():
         value.name = name
-        graph.outputs.append(value)
-    remove_unused(model)
+
+
+def _channels_first(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    node = ir.node("Transpose", [value], {"perm": [0, 3, 1, 2]}, name=f"{value.name}_to_NCHW")
+    batch, height, width, channels = dims(value)
+    node.outputs[0].shape, node.outputs[0].dtype = ir.Shape((batch, channels, height, width)), value.dtype
+    graph.append(node)
+    return node.outputs[0]
 
 
 def remove_unused(model: ir.Model) -> None:

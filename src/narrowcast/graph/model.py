@@ -1,5 +1,4 @@
-"""A loaded model: the tidy graph, what a person needs to know about it, and how far it computes what the original does:
-measured, not assumed."""
+"""A loaded model: the tidy graph and what a person needs to know about it."""
 
 from __future__ import annotations
 
@@ -16,77 +15,19 @@ from numpy.typing import NDArray
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.progress import phase
-from narrowcast.base.reading import parse_json, reading, typed
-from narrowcast.graph import ends, files, prepare
+from narrowcast.base.reading import parse_json, reading
+from narrowcast.graph import ends, files, heads, prepare
 from narrowcast.graph import files as validity
 from narrowcast.graph import forms as attentions
 from narrowcast.graph import run as weights
 from narrowcast.graph.ends import Join
-from narrowcast.graph.run import Runner
+from narrowcast.graph.heads import HEAD_KEY, Meaning, compare, outputs_of, random_image
 from narrowcast.ops.units import inline_units
-from narrowcast.tasks import UNSUPPORTED, HeadSpec, Task, head_at, meaning_of, whole_graph
+from narrowcast.tasks import Given, HeadSpec, Task, whole_graph
 from narrowcast.vision.preprocess import Preprocess
-
-
-def random_image(shape: Sequence[int]) -> NDArray[np.float32]:
-    """A reproducible input of a shape: uniform in 0..1."""
-    return np.random.default_rng(0).random(tuple(shape), dtype=np.float32)
-
-
-def differences(
-    expected: Mapping[str, NDArray[Any]], prepared: onnx.ModelProto, meaning: Task, tensor: NDArray[np.float32]
-) -> dict[str, float]:
-    """Largest absolute differences for one input to what the original gives, by quantity."""
-    return meaning.differences(expected, Runner(prepared, level="basic").run(tensor))
-
-
-def violation(found: dict[str, float], meaning: Task) -> str:
-    """What exceeds its tolerance, as a clause; empty when nothing does (NaN exceeds)."""
-    limits = meaning.tolerances
-    return ", ".join(f"{key} differs by {value:.3g}" for key, value in found.items() if not value <= limits[key])
-
-
-def outputs_of(original: onnx.ModelProto, tensor: NDArray[np.float32], source: str) -> dict[str, NDArray[Any]]:
-    """What the user's graph gives for one input, by output.
-
-    Raises:
-        UserError: onnxruntime cannot run it, or what it gives are no finite numbers.
-    """
-    with reading(source, "export it again, or try it in onnxruntime first", "cannot be run by onnxruntime"):
-        found = Runner(original, level="basic").run(tensor)
-    for name, values in found.items():
-        if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or not values.size:
-            raise UserError(f"{source}: the output {name} holds no numbers", "export the model without it")
-        if not np.isfinite(values).all():
-            raise UserError(f"{source} gives NaN or infinite values in {name}", "train or export it again")
-    return found
-
-
-def compare(
-    expected: Mapping[str, NDArray[Any]],
-    prepared: onnx.ModelProto,
-    meaning: Task,
-    tensor: NDArray[np.float32],
-    source: str,
-) -> dict[str, float]:
-    """:func:`differences`, with an error when one is above tolerance.
-
-    Raises:
-        UserError: naming the quantity.
-    """
-    found = differences(expected, prepared, meaning, tensor)
-    worst = violation(found, meaning)
-    if worst:
-        raise UserError(
-            f"the simplified graph of {source} computes something else ({worst})", "please report the model"
-        )
-    return found
-
 
 #: How a note begins that says what is assumed of the preprocessing.
 ASSUMED = "WARNING: preprocessing"
-#: Metadata of a prepared file: the head that was cut off, as JSON.
-HEAD_KEY = "narrowcast.head"
 
 
 @dataclass(frozen=True)
@@ -107,6 +48,7 @@ class Model:
         join: makes the user's outputs from those of ``ir``; ``None`` where they are the same.
         assumed: entries of ``preprocess`` that nobody gave and the file does not say.
         kept: keeps the large weights of ``original`` alive, which names them only.
+        given: of a head that was cut off before, output of ``ir`` to the user's.
     """
 
     ir: ir.Model
@@ -122,6 +64,7 @@ class Model:
     join: Join | None = None
     assumed: tuple[str, ...] = ()
     kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    given: Mapping[str, Given] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         size, graph = f"{self.preprocess.height}x{self.preprocess.width}", self.ir.graph
@@ -183,9 +126,12 @@ class Model:
         Raises:
             UserError: when one is above tolerance.
         """
-        cut_before = tuple(output.name for output in self.original.graph.output) == self.output_names
-        meaning = Task() if cut_before else self.meaning
-        expected = outputs_of(self.original, tensor, self.source)
+        return self.differences(outputs_of(self.original, tensor, self.source), tensor)
+
+    def differences(self, expected: Mapping[str, NDArray[Any]], tensor: NDArray[np.float32]) -> dict[str, float]:
+        """:meth:`compare` with what the original gives."""
+        expected = heads.as_read(expected, self.given) if self.given else expected
+        meaning = Task() if tuple(expected) == self.output_names else self.meaning  # cut before, or kept whole
         return compare(expected, self.to_proto(), meaning, tensor, self.source)
 
     def to_stock(self) -> onnx.ModelProto:
@@ -209,6 +155,7 @@ def load(
     attention: Literal["keep", "rewrite"] = "keep",
     output_nodes: Sequence[str] = (),
     translate: files.Translate | None = None,
+    head: str = "",
 ) -> Model:
     """Load a trained float model and make it tidy.
 
@@ -221,6 +168,8 @@ def load(
         attention: ``"rewrite"`` writes the Softmax nodes of attention as operators that stay on the chip.
         output_nodes: nodes whose outputs become all the model's outputs; the graph then has no known head.
         translate: a vendor's form into ONNX (:func:`narrowcast.bundle.open_model`).
+        head: what the outputs are where the file does not say it: a task, ``keypoints=17x3``, outputs by name such as
+            ``box_s8=output0``, with commas between.
 
     Returns:
         The prepared model, compared with the original on a random image.
@@ -229,6 +178,9 @@ def load(
         UserError: a bad file (see :func:`narrowcast.graph.files.read_onnx`), or a prepared graph that computes
             something else than the original.
     """
+    asked = heads.parse(head)
+    if head and (keep_head or output_nodes):
+        raise UserError(f"--head {head} is given for a graph kept whole or cut at nodes", "leave one of them out")
     read, sha256 = files.read_onnx(path, translate)
     proto, kept = weights.hold(read)
     del read
@@ -245,30 +197,33 @@ def load(
         shape, real = tuple(output.shape or ()), expected[str(output.name)].shape
         if shape != real:
             raise UserError(f"{name} says that {output.name} is {shape}, it is {real}", "export it again")
-    meaning, head_note = Task(), f"cut at {', '.join(output_nodes)}, as asked"
-    if not output_nodes:
-        meaning, head_note = _meaning(tidy, expected, image, metadata, keep_head, name)
+    names = _names(classes, metadata, name)
     if output_nodes:
+        found = Meaning(Task(), f"cut at {', '.join(output_nodes)}, as asked")
         original = _cut(tidy, original, output_nodes)
         expected = outputs_of(original, image, name)
+    elif keep_head:
+        whole = whole_graph(ends.ends_of(tidy.graph, task=metadata.get("task", "")))
+        found = Meaning(whole, whole.kept or "the graph is kept whole, as asked")
+    else:
+        found = heads.find(tidy, expected, image, metadata, asked, len(names or ()), name)
     notes = (*notes, *_rewritten(tidy)) if attention == "rewrite" else notes
     model = Model(
         ir=tidy,
         original=original,
-        meaning=meaning,
-        classes=_classes(classes, metadata, meaning, name),
-        skeleton=meaning.skeleton,
+        meaning=found.task,
+        classes=names if names is not None else _numbered(found.task),
+        skeleton=found.task.skeleton,
         preprocess=Preprocess(height=1, width=1),
         source=name,
         sha256=sha256,
-        notes=(*_said(metadata), *notes, head_note),
+        notes=(*_said(metadata), *notes, found.note),
         kept=kept,
+        given=found.given,
     )
     with reading(name, "export it for images", "has no image input"):
         spec, assumed = (preprocess, ()) if preprocess is not None else _preprocess(model, metadata)
-    cut_before = model.head is not None and HEAD_KEY in metadata
-    difference = compare(expected, model.to_proto(), Task() if cut_before else meaning, image, name)
-    return replace(model, preprocess=spec, difference=difference, assumed=assumed)
+    return replace(model, preprocess=spec, difference=model.differences(expected, image), assumed=assumed)
 
 
 def _said(metadata: Mapping[str, str]) -> tuple[str, ...]:
@@ -293,70 +248,20 @@ def _cut(model: ir.Model, original: onnx.ModelProto, names: Sequence[str]) -> on
     return copy
 
 
-def _meaning(
-    model: ir.Model,
-    expected: Mapping[str, np.ndarray[Any, Any]],
-    image: np.ndarray[Any, np.dtype[np.float32]],
-    metadata: dict[str, str],
-    keep_head: bool,
-    source: str,
-) -> tuple[Task, str]:
-    """What the outputs mean, with a note; the decode arithmetic of a known head is cut off in place.
-
-    ``expected`` is what the user's graph gives for the image.
-    """
-    said = metadata.get("task", "")
-    whole = whole_graph(ends.ends_of(model.graph, said))
-    if keep_head:
-        return whole, whole.kept or "the graph is kept whole, as asked"
-    if HEAD_KEY in metadata:
-        return _written_head(metadata[HEAD_KEY], model, source), "the decode head was cut off before"
-    if said in UNSUPPORTED:
-        return whole, whole.kept or f"{UNSUPPORTED[said]}: the graph stays whole"
-    found = head_at(ends.ends_of(model.graph, said, _keypoint_shape(metadata, source)))
-    if isinstance(found, str):
-        return whole, whole.kept or f"no decode head recognised ({found}): the graph stays whole"
-    trial = model.clone()
-    ends.cut(trial, found.values)
-    worst = violation(differences(expected, ir.to_proto(trial), found.task, image), found.task)
-    if worst:
-        return whole, whole.kept or f"the decode head is not the known one ({worst}): the graph stays whole"
-    ends.cut(model, found.values)
-    return found.task, f"{found.task.kind} head recognised, decode cut off after {len(found.values)} outputs"
+def _names(given: Sequence[str] | None, metadata: dict[str, str], source: str) -> tuple[str, ...] | None:
+    """Class names, ``None`` where nobody says them."""
+    if given is not None or "names" not in metadata:
+        return None if given is None else tuple(given)
+    names = files.literal(metadata["names"], "names", source)
+    if isinstance(names, dict) and all(isinstance(key, int) for key in names):
+        names = [names[key] for key in sorted(names)]
+    if not isinstance(names, (list, tuple)):
+        raise UserError(f"{source}: its metadata key 'names' is no list of class names", "export the model again")
+    return tuple(map(str, names))
 
 
-def _written_head(text: str, model: ir.Model, source: str) -> Task:
-    """What the head means that a prepared file says it had."""
-    where, remedy = f"{source}: its metadata key {HEAD_KEY!r}", "prepare the model again"
-    head = typed(HeadSpec, parse_json(text, where, remedy), where, remedy)
-    with reading(where, remedy):
-        meaning = meaning_of(head.task, head)
-        meaning.check({str(out.name): tuple(int(dim) for dim in out.shape or ()) for out in model.graph.outputs})
-    return meaning
-
-
-def _keypoint_shape(metadata: dict[str, str], source: str) -> tuple[int, int] | None:
-    """Keypoints and values of each, where the file says it."""
-    if not metadata.get("kpt_shape"):
-        return None
-    shape = files.literal(metadata["kpt_shape"], "kpt_shape", source)
-    if not isinstance(shape, (list, tuple)) or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise UserError(f"{source}: its metadata key 'kpt_shape' is no list of numbers", "export the model again")
-    return (shape[0], shape[1]) if len(shape) == 2 else None
-
-
-def _classes(
-    given: Sequence[str] | None, metadata: dict[str, str], meaning: Task, source: str
-) -> tuple[str, ...]:
-    if given is not None:
-        return tuple(given)
-    if "names" in metadata:
-        names = files.literal(metadata["names"], "names", source)
-        if isinstance(names, dict) and all(isinstance(key, int) for key in names):
-            names = [names[key] for key in sorted(names)]
-        if not isinstance(names, (list, tuple)):
-            raise UserError(f"{source}: its metadata key 'names' is no list of class names", "export the model again")
-        return tuple(map(str, names))
+def _numbered(meaning: Task) -> tuple[str, ...]:
+    """Names of classes that nobody named."""
     count = meaning.class_count([]) if meaning.head is not None else 0
     return tuple(f"class {index}" for index in range(count))
 

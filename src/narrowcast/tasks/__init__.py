@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from narrowcast.tasks.errors import QUANTITIES, Quantity, TaskError, combine, shown
-from narrowcast.tasks.task import TASKS, Cut, Ends, Family, HeadSpec, Look, Tail, Task, TaskJudge, register
+from narrowcast.tasks.task import TASKS, Cut, Ends, Family, Given, HeadSpec, Look, Tail, Task, TaskJudge, register
 
 # isort: off
 from narrowcast.tasks import detect, pose, segment, classify  # noqa: F401  (in the order in which they are looked for)
@@ -18,8 +18,9 @@ from narrowcast.tasks import detect, pose, segment, classify  # noqa: F401  (in 
 from narrowcast.tasks.pose import COCO_SKELETON
 
 __all__ = [
-    "COCO_SKELETON", "QUANTITIES", "TASKS", "UNSUPPORTED", "Cut", "Ends", "Family", "HeadSpec", "Look", "Quantity",
-    "Tail", "Task", "TaskError", "TaskJudge", "combine", "head_at", "meaning_of", "register", "shown", "whole_graph",
+    "COCO_SKELETON", "QUANTITIES", "TASKS", "UNSUPPORTED", "Cut", "Ends", "Family", "Given", "HeadSpec", "Look",
+    "Quantity", "Tail", "Task", "TaskError", "TaskJudge", "combine", "head_at", "meaning_of", "register", "shown",
+    "whole_graph",
 ]  # fmt: skip
 
 register(Task)
@@ -41,15 +42,15 @@ def meaning_of(task: str, head: HeadSpec | Mapping[str, Any] | None = None, soft
     return TASKS[task](spec, softmax_missing)
 
 
-def head_at(ends: Ends) -> Cut | str:
-    """The head at the end of a graph, or one clause that says why there is none."""
+def head_at(ends: Ends, only: str = "") -> Cut | str:
+    """The head at the end of a graph, of one task or any, or one clause that says why there is none."""
     reasons = []
-    for task in TASKS.values():
+    for task in [TASKS[only]] if only else TASKS.values():
         found = task.cut(ends)
         if isinstance(found, Cut):
             return found
         reasons += [found] if found else []
-    return reasons[0] if reasons else "no task has such a head"
+    return reasons[0] if reasons else f"it has no {TASKS[only].kind} head" if only else "no task has such a head"
 
 
 def whole_graph(ends: Ends) -> Task:

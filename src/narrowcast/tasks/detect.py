@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from narrowcast.tasks.objects import Objects
-from narrowcast.tasks.task import Ends, Tail, register
+from narrowcast.tasks.task import Ends, register
 
 __all__ = ["Detect"]
 
@@ -22,5 +22,5 @@ class Detect(Objects):
     parsers: ClassVar[Mapping[str, str]] = {"TROS": "yolov8"}
 
     @classmethod
-    def fit(cls, extra: int, ends: Ends, shared: list[Tail]) -> dict[str, Any] | str | None:
-        return None if extra else {}
+    def fit(cls, extra: int, ends: Ends, shared: Sequence[int]) -> list[dict[str, Any]] | str | None:
+        return None if extra else [{}]

@@ -10,7 +10,7 @@ step of a keypoint tensor at 39 dB can be 8 pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrowcast.tasks.errors import Quantity, TaskError
+from narrowcast.tasks.maps import maps_of, raw_head
 from narrowcast.tasks.task import (
     Cut,
     Ends,
@@ -27,7 +28,6 @@ from narrowcast.tasks.task import (
     Outputs,
     Resolution,
     Rows,
-    Tail,
     Task,
     largest,
     thinned,
@@ -123,6 +123,7 @@ class Role:
         weights: of squared errors at cells that may be kept, given values, boxes (4 * bins, P) and the head.
         mirror: to the first of ``shape``, what each entry along it is in a mirror.
         steady: few images hold few objects, so that its steps are made to hold for others.
+        also: other words for it in the names of exports; the last one is Ultralytics' own module.
     """
 
     stem: str
@@ -135,6 +136,7 @@ class Role:
     weights: Callable[[Rows, NDArray[np.float32], HeadSpec], Rows] = lambda values, boxes, head: np.ones_like(values)
     mirror: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     steady: bool = False
+    also: tuple[str, ...] = ()
 
     def channels(self, head: HeadSpec) -> int:
         """How many."""
@@ -164,8 +166,9 @@ def _box_weights(values: Rows, boxes: NDArray[np.float32], head: HeadSpec) -> Ro
 
 
 BOX = Role("box", "box side", "box branch", "box", lambda head: (4, head.reg_max), "pixels", _box_step, _box_weights,
-           {4: (2, 1, 0, 3)}, steady=True)  # fmt: skip
-CLASS = Role("cls", "class", "class branch", "score", lambda head: (head.num_classes,), "probability", _class_step)
+           {4: (2, 1, 0, 3)}, steady=True, also=("bbox", "reg", "cv2"))  # fmt: skip
+CLASS = Role("cls", "class", "class branch", "score", lambda head: (head.num_classes,), "probability", _class_step,
+             also=("class", "cv3"))  # fmt: skip
 
 
 def sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -242,18 +245,24 @@ class Objects(Task):
         return self.head
 
     @classmethod
-    def fit(cls, extra: int, ends: Ends, shared: list[Tail]) -> dict[str, Any] | str | None:
+    def fit(cls, extra: int, ends: Ends, shared: Sequence[int]) -> list[dict[str, Any]] | str | None:
         """What a head says besides, given the channels of its third output.
 
         Args:
             extra: 0 without a third output.
             ends: of the graph.
-            shared: outputs with four axes.
+            shared: channels of the outputs that all strides share.
 
         Returns:
-            Entries of :class:`HeadSpec`, a clause that says what is wrong, or ``None`` where it is another task's.
+            Entries of :class:`HeadSpec`, likely ones first; a clause that says what is wrong, or ``None`` where it is
+            another task's.
         """
         return None
+
+    @classmethod
+    def usual(cls, head: HeadSpec) -> bool:
+        """Whether a head is what exports usually have, so that its shapes alone say what it is."""
+        return head.reg_max == HeadSpec.reg_max
 
     def __post_init__(self) -> None:
         if self.head is None:
@@ -261,6 +270,9 @@ class Objects(Task):
 
     @classmethod
     def cut(cls, ends: Ends) -> Cut | str | None:
+        maps = maps_of(ends)
+        if maps is not None:
+            return maps if isinstance(maps, str) else raw_head(cls, maps, ends)
         found = _levels(ends)
         if isinstance(found, str):
             return found
@@ -272,10 +284,10 @@ class Objects(Task):
         if rows != 4 + classes + extra:
             return f"{rows} output rows fit no head with {channels} channels"
         shared = [output for output in ends.outputs if len(output.shape) == 4]
-        fitting = cls.fit(extra, ends, shared)
+        fitting = cls.fit(extra, ends, [output.shape[1] for output in shared])
         if fitting is None or isinstance(fitting, str):
             return fitting
-        head = HeadSpec(cls.name, tuple(levels), classes, box // 4, **fitting)
+        head = HeadSpec(cls.name, tuple(levels), classes, box // 4, **fitting[0])
         stems = [role.stem for role in cls.roles]
         values = {
             f"{stem}_s{stride}": name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from narrowcast.tasks.errors import Quantity
 from narrowcast.tasks.objects import BOX, BOXES, CLASS, Found, Objects, Role, Seen, distances, sigmoid
-from narrowcast.tasks.task import Ends, Family, HeadSpec, Outputs, Rows, Tail, largest, register
+from narrowcast.tasks.task import Ends, Family, HeadSpec, Outputs, Rows, largest, register
 from narrowcast.vision.preprocess import Geometry
 from narrowcast.vision.reader import Reader
 from narrowcast.vision.types import Detections
@@ -72,7 +73,8 @@ def _weights(values: Rows, boxes: NDArray[np.float32], head: HeadSpec) -> Rows:
 
 
 _MIRROR = {17: (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)}
-KEYPOINTS = Role("kpt", "keypoint", "keypoint branch", "kpt", _shape, "pixels", _step, _weights, _MIRROR, steady=True)
+KEYPOINTS = Role("kpt", "keypoint", "keypoint branch", "kpt", _shape, "pixels", _step, _weights, _MIRROR, steady=True,
+                 also=("keypoint", "cv4"))  # fmt: skip
 
 
 @register
@@ -89,15 +91,16 @@ class Pose(Objects):
     roles: ClassVar[tuple[Role, ...]] = (BOX, CLASS, KEYPOINTS)
 
     @classmethod
-    def fit(cls, extra: int, ends: Ends, shared: list[Tail]) -> dict[str, Any] | str | None:
+    def fit(cls, extra: int, ends: Ends, shared: Sequence[int]) -> list[dict[str, Any]] | str | None:
         if not extra or shared:
             return None
-        shape = ends.keypoint_shape
-        if shape is None and extra % 3 == 0:
-            shape = (extra // 3, 3)
-        if shape is None or shape[0] * shape[1] != extra:
-            return f"{extra} extra channels are no known keypoint layout"
-        return {"keypoint_shape": shape}
+        shapes = [ends.keypoint_shape] if ends.keypoint_shape else [(extra // 3, 3), (extra // 2, 2)]
+        fitting = [{"keypoint_shape": shape} for shape in shapes if shape[0] * shape[1] == extra]
+        return fitting or f"{extra} extra channels are no known keypoint layout"
+
+    @classmethod
+    def usual(cls, head: HeadSpec) -> bool:
+        return super().usual(head) and head.keypoint_shape == (len(COCO_SIGMAS), 3)
 
     def _check_extra(self, head: HeadSpec) -> None:
         shape = head.keypoint_shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from narrowcast.tasks.errors import Quantity
 from narrowcast.tasks.objects import BOX, BOXES, CLASS, IOU_LOSS, Found, Objects, Role, Seen
-from narrowcast.tasks.task import Ends, Family, HeadSpec, Outputs, Tail, register, relative
+from narrowcast.tasks.task import Ends, Family, HeadSpec, Outputs, register, relative
 from narrowcast.vision.masks import prototype_masks
 from narrowcast.vision.preprocess import Geometry
 from narrowcast.vision.reader import Reader
@@ -21,7 +21,8 @@ __all__ = ["Segment"]
 
 MASK_LOSS = Quantity("mask_iou_loss", 30, "1 - mask IoU", 4, "lost mask overlap (1 - IoU)",
                      sentence="{:.3f} of mask IoU", similarity=True, weight=1.0)  # fmt: skip
-COEFFICIENTS = Role("mask", "mask coefficient", "mask coefficient branch", "mc", lambda head: (head.num_masks,))
+COEFFICIENTS = Role("mask", "mask coefficient", "mask coefficient branch", "mc", lambda head: (head.num_masks,),
+                    also=("coef", "coeff", "cv4"))  # fmt: skip
 PROTOTYPES = Role("proto", "prototype", "prototype branch", "p", lambda head: (head.num_masks,))
 
 
@@ -42,12 +43,12 @@ class Segment(Objects):
     shared: ClassVar[tuple[Role, ...]] = (PROTOTYPES,)
 
     @classmethod
-    def fit(cls, extra: int, ends: Ends, shared: list[Tail]) -> dict[str, Any] | str | None:
+    def fit(cls, extra: int, ends: Ends, shared: Sequence[int]) -> list[dict[str, Any]] | str | None:
         if not extra or not shared:
             return None
-        if len(shared) != 1 or shared[0].shape[1] != extra:
+        if len(shared) != 1 or shared[0] != extra:
             return "the mask prototypes do not fit the mask coefficients"
-        return {"num_masks": extra}
+        return [{"num_masks": extra}]
 
     def _check_extra(self, head: HeadSpec) -> None:
         super()._check_extra(replace(head, num_masks=0))

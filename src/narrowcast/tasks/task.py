@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -63,12 +63,20 @@ class Tail:
         operator: of the node that writes it; empty without one.
         convolutions: name and shape of what the convolutions give that are first met when walking back, in the order of
             the operands; one clause that says why there are none.
+        source: tensor before a last Transpose that puts the channels last; without one, the output.
+        maker: operator that writes ``source``; empty without one.
+        layout: of the output, where the nodes before it say it: ``"NCHW"`` or ``"NHWC"``, else empty.
+        words: names of the output and of the nodes that lead to it alone.
     """
 
     name: str
     shape: tuple[int, ...]
     operator: str
     convolutions: tuple[tuple[str, tuple[int, ...]], ...] | str
+    source: str
+    maker: str
+    layout: str
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -78,22 +86,41 @@ class Ends:
     Attributes:
         size: height and width of the input.
         outputs: in order.
-        task: that the file says; empty where it says none.
-        keypoint_shape: (keypoints, 2 or 3) where the file says it.
+        task: that the file or the person says; empty where nobody says one.
+        keypoint_shape: (keypoints, 2 or 3) where somebody says it.
+        classes: how many, where the file says it; else 0.
+        named: what the person says of outputs: name in :class:`HeadSpec` to the name in the file.
     """
 
     size: tuple[int, int]
     outputs: tuple[Tail, ...]
     task: str = ""
     keypoint_shape: tuple[int, int] | None = None
+    classes: int = 0
+    named: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Given:
+    """An output of the user's graph that is raw already; ``last``: its channels are the last axis."""
+
+    name: str
+    last: bool
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A recognised head: what remains means ``task``; new output name to the tensor at which the graph is cut."""
+    """A recognised head.
+
+    Attributes:
+        task: what remains means.
+        values: new output name to the tensor at which the graph is cut.
+        given: of a head that was cut off before, new output name to the user's output.
+    """
 
     task: Task
     values: dict[str, str]
+    given: dict[str, Given] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

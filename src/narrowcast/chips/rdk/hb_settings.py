@@ -34,7 +34,7 @@ TYPES = {"kl": "kl", "minmax": "max", "percentile": "max"}
 #: Entries of ``optimization`` that are settings of the same meaning.
 _FLAGS = {"set_all_nodes_int16": "all_int16", "asymmetric": "asymmetric", "bias_correction": "bias_correction"}
 #: Settings for which hb_mapper has no key.
-UNSAID = ("limit", "plan", "runtime", "threads", "keep_head", "attention", "effort", "output_factors")
+UNSAID = ("limit", "plan", "runtime", "threads", "keep_head", "head", "attention", "effort", "output_factors")
 
 
 @dataclass(frozen=True)
