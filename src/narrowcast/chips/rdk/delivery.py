@@ -18,8 +18,8 @@ from onnx import helper, numpy_helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
-from narrowcast.chips import Target
 from narrowcast.ops.facts import Kind, facts
+from narrowcast.ops.functions import clip_bounds
 from narrowcast.ops.net import (
     Op,
     constant_at,
@@ -63,8 +63,8 @@ class Markers:
 def settled(bundle: Bundle) -> ir.Model:
     """The bundle's float graph with the constants that the plan's integers stand for.
 
-    Weights and operands are integer times scale. A bias is a float32 that the tool rounds to the plan's integer, so
-    the user's own wherever that does.
+    Weights and operands are integer times scale. Biases stay as they are: the tool rounds them as our integers are
+    rounded, in its own float32 steps.
 
     Raises:
         UserError: outputs leave with a scale a channel of their own.
@@ -75,10 +75,8 @@ def settled(bundle: Bundle) -> ir.Model:
             "quantize without --output-factors",
         )
     model, plan, target = bundle.prepared.ir.clone(), bundle.plan, bundle.target
-    biases = set()
-    for node in model.graph:
-        if _weight(node, plan) is not None:
-            biases |= _settle_bias(node, plan, target)
+    weighted = [node for node in model.graph if _weight(node, plan) is not None]
+    biases = {str(value.name) for node in weighted for value in node.inputs[2:3] if value is not None}
     for name, value in model.graph.initializers.items():
         encoding, array = plan.tensors.get(name), constant_of(value)
         if encoding is not None and array is not None and name not in biases:
@@ -133,37 +131,6 @@ def tool_scale(encoding: Encoding) -> NDArray[np.float32]:
     """The scales that the tool makes of these: it keeps a threshold in float32 and divides it. () or (C,)."""
     limit = np.float32(encoding.qmax)
     return np.asarray((encoding.scales.astype(np.float32) * limit) / limit, np.float32)
-
-
-def _settle_bias(node: ir.Node, plan: Plan, target: Target) -> set[str]:
-    """Give a node's bias numbers of which the tool makes the plan's integers; returns its name."""
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    array = constant_of(value)
-    if value is None or array is None:
-        return set()
-    encoding = plan.tensors.get(str(value.name))
-    if encoding is not None:
-        wanted = encoding.quantize(array, target.quantize_rounding)
-        sides = (operand_encoding(node, index, plan.tensors, plan.edges) for index in (0, 1))
-        x, weight = (tool_scale(side) for side in sides)
-        set_constant(value, tool_bias(array, wanted, np.broadcast_to(x * weight, array.shape)))
-    return {str(value.name)}
-
-
-def tool_bias(
-    array: NDArray[np.float32], wanted: NDArray[np.integer], product: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Float32 biases that divided by the scale of the products and rounded half to even give the integers.
-
-    The given one where it does, else one beside the product; where none does, as close as it gets.
-    """
-    scale, best = product.astype(np.float64), np.asarray(array, np.float32)
-    error = np.abs(np.rint(best / scale) - wanted)
-    near = (wanted * scale).astype(np.float32)
-    for candidate in (near, np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32(np.inf))):
-        mine = np.abs(np.rint(candidate / scale) - wanted)
-        best, error = np.where(mine < error, candidate, best), np.minimum(mine, error)
-    return best
 
 
 def _as_convolution(graph: ir.Graph, node: ir.Node, bundle: Bundle, markers: Markers) -> None:
@@ -259,10 +226,25 @@ def undelivered(bundle: Bundle) -> list[str]:
             found.append(f"{name}: {kind} is computed in float on the CPU, the plan has {plan.nodes[name].type}")
         elif kind in NARROW and any(encoding is not None and encoding.dtype == "int16" for encoding in read):
             found.append(f"{name}: {kind} reads 8 bits, the plan has int16")
+        bound = _lost_bound(node, bundle)
+        if bound:
+            found.append(f"{name}: the tool drops its upper bound {bound:g}, the plan's range goes beyond")
         low = _raised(node, bundle)
         if low:
             found.append(f"{name}: the tool raises the scale of products of {low} channels, with coarser weights")
     return found
+
+
+def _lost_bound(node: ir.Node, bundle: Bundle) -> float:
+    """The upper bound of a Clip inside a sum of products, where the range goes beyond it: the tool saturates there."""
+    source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    encoding = bundle.plan.tensors.get(str(node.outputs[0].name))
+    if not facts(node).is_clip or encoding is None or source is None or not facts(source).is_weighted:
+        return 0.0
+    if str(node.inputs[0].name if node.inputs[0] is not None else "") in bundle.plan.tensors:
+        return 0.0  # a table of its own
+    high = clip_bounds(node)[1]
+    return high if np.isfinite(high) and float(encoding.scales) * encoding.qmax > high * (1 + 1e-6) else 0.0
 
 
 def _raised(node: ir.Node, bundle: Bundle) -> int:

@@ -364,7 +364,12 @@ def hb_settings(bundle: Bundle, model: str, data: str, dtype: str) -> tuple[Quan
 def load_settings(bundle: Bundle, model: str) -> QuantizeSettings:
     """The same where the model carries the plan: of the nodes, only those on the CPU are left to say."""
     settings, _ = hb_settings(bundle, model, "", "uint8")
-    return settings.model_copy(update={"method": "auto", "int16": (), "int8": (), "int16_inputs": ()})
+    graph, plan = bundle.model.ir.graph, bundle.plan
+    # all of them: between two ranges the tool takes to the BPU what it can, also what it computes wrongly there
+    floats = [node for node in graph if plan.nodes[str(node.name)].type == "float32"]
+    moving = [node for node in floats if is_passive(node, bundle.target)]
+    left = tuple(str(node.name) for node in floats if node not in moving)
+    return settings.model_copy(update={"method": "auto", "int16": (), "int8": (), "int16_inputs": (), "float_": left})
 
 
 def hb_yaml(settings: QuantizeSettings, notes: tuple[str, ...], *, load: bool = False) -> str:
