@@ -49,6 +49,9 @@ def test_by_hand() -> None:
     assert small.first.tolist() == [2, 1, 0] and small.second.tolist() == [22, 22, 23]
     assert fixed_point(1.0, 32767).first == 1  # at 16 bits a factor of 1 is shifted twice
     assert requantize_multiplier(127 / 32767) == (32513, 23)
+    high = 0.995 * 2.0**-9  # seen: products of numbers shift once, operands of Mul twice, with 22 behind
+    assert [int(v) for v in vars(fixed_point(high, 127)).values()] == [1, 32604, 23]
+    assert [int(v) for v in vars(fixed_point(high / 2, 127, elementwise=True)).values()] == [3, 32604, 22]
     with pytest.raises(UserError, match="finer than what is added up"):
         fixed_point(2.0**15, 127)
 

@@ -90,7 +90,7 @@ class _Addition(Pending):
             name = builder.cast(side.name, "double", output) if double else side.name
             terms.append(builder.arithmetic(Op.MUL, name, factor, output, np.float64 if double else np.float32))
         total = builder.add(self.op_type, terms, output)
-        fixed = fixed_point(steps[coarse] * 2.0**-shift / activation_step(encoding), encoding.qmax)
+        fixed = fixed_point(steps[coarse] * 2.0**-shift / activation_step(encoding), encoding.qmax, elementwise=True)
         if coarse == 1:
             fixed = replace(fixed, scale=fixed.scale * {Op.ADD: 1, Op.SUB: -1}[self.op_type])
         scaled(builder, total, fixed, bounds, output, half=True, is_double=double)
@@ -118,7 +118,8 @@ def lower_multiply(context: Context, node: ir.Node) -> None:
         product = builder.add(Op.MUL, sides, output)
         steps = activation_step(left.encoding) * activation_step(right.encoding) / activation_step(encoding)
         bounds = (encoding.qmin, encoding.qmax)
-        scaled(builder, product, fixed_point(steps, encoding.qmax), bounds, output, half=True, is_double=double)
+        fixed = fixed_point(steps, encoding.qmax, elementwise=True)
+        scaled(builder, product, fixed, bounds, output, half=True, is_double=double)
         context.store(node.outputs[0], Integers(output, encoding, dims(node.outputs[0]), *bounds))
         return
     wide = all(code.dtype == "int16" for code in (left.encoding, right.encoding, encoding))

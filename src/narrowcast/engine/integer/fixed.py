@@ -4,7 +4,8 @@ A real factor ``m`` (scale of what is added up / scale of the output) becomes
 
     k     = 14 - floor(log2 m)
     scale = min(floor(m 2^k + 1/2), 32767)                     15 bits, 16384 or more
-    first = max(0, 1 + floor(log2(qmax / (32767 m))))          what fits in 16 bits behind it saturates nothing less
+    first = max(0, 1 + floor(log2(qmax / (32767 m))))          what fits in 16 bits behind it saturates nothing less;
+            max(0, k - 22) for Add, Sub and Mul (k - 14 for results of 16 bits)
     y     = (floor(x / 2^first) scale + half) >> (k - first)   saturated
 
 ``half`` is half of the last shift, except for products with constant weights: there the half is ``round(1 / (2 m))``
@@ -67,12 +68,13 @@ def _by_threshold(encoding: Encoding) -> NDArray[np.float32]:
     return np.asarray(encoding.scales.astype(np.float32) * largest / largest, np.float32)
 
 
-def fixed_point(factor: NDArray[np.float64] | float, largest: int) -> FixedPoint:
+def fixed_point(factor: NDArray[np.float64] | float, largest: int, *, elementwise: bool = False) -> FixedPoint:
     """Multiplier and shifts of a real factor.
 
     Args:
         factor: > 0, () or (C,).
         largest: integer of the output's type.
+        elementwise: of Add, Sub or Mul.
 
     Raises:
         UserError: a factor of 2^15 or more.
@@ -82,7 +84,8 @@ def fixed_point(factor: NDArray[np.float64] | float, largest: int) -> FixedPoint
     if np.any(shift < 0):
         raise UserError(f"a result is {factor.max():.3g} times finer than what is added up", "calibrate on more images")
     scale = np.minimum(np.floor(np.ldexp(factor, shift) + 0.5), _LARGEST).astype(np.int64)
-    first = np.maximum(0, np.frexp(largest / (_LARGEST * factor))[1]).astype(np.int64)
+    most = shift - (22 if largest == 127 else 14) if elementwise else np.frexp(largest / (_LARGEST * factor))[1]
+    first = np.maximum(0, most).astype(np.int64)
     return FixedPoint(first, scale, shift - first)
 
 

@@ -39,7 +39,9 @@ def _multiplier(factor: float) -> tuple[int, int]:
     return min(int(factor * 2.0**shift + 0.5), 2**15 - 1), shift
 
 
-def multiplied(x: Array, factor: Array, largest: int, half_in_bias: bool, sign: int = 1) -> Array:
+def multiplied(
+    x: Array, factor: Array, largest: int, half_in_bias: bool, sign: int = 1, elementwise: bool = False
+) -> Array:
     """Integers times real factors: shift, multiplier, shift.
 
     Args:
@@ -48,6 +50,7 @@ def multiplied(x: Array, factor: Array, largest: int, half_in_bias: bool, sign: 
         largest: integer of the result's type.
         half_in_bias: add half a step first, in whole steps of ``x``; else at the last shift.
         sign: of the multiplier.
+        elementwise: Add, Sub and Mul leave the second shift at 22, or at 14 where the result has 16 bits.
     """
     result = np.empty(x.shape, np.int64)
     factors = np.broadcast_to(factor, x.shape)
@@ -55,7 +58,11 @@ def multiplied(x: Array, factor: Array, largest: int, half_in_bias: bool, sign: 
         where = factors == each
         scale, shift = _multiplier(float(each))
         first = 0
-        while largest >= 32767 * float(each) * 2.0**first:
+        while (
+            shift - first > (22 if largest == 127 else 14)
+            if elementwise
+            else largest >= 32767 * float(each) * 2.0**first
+        ):
             first += 1
         whole = x[where] + (int(np.rint(0.5 / each)) if half_in_bias else 0)
         half = 0 if half_in_bias or shift == first else 1 << (shift - first - 1)
@@ -85,7 +92,7 @@ def added(terms: tuple[tuple[Array, Encoding, int], ...], wanted: Encoding) -> A
     difference = positive * sign  # of a difference the finer operand is taken off, and the sign is the multiplier's
     total = (wide << shift) + difference * fine * scale
     factor = np.asarray(coarse / 2.0**shift / activation_step(wanted))
-    return multiplied(total, factor, wanted.qmax, False, positive)
+    return multiplied(total, factor, wanted.qmax, False, positive, True)
 
 
 def averaged(total: Array, window: int) -> Array:

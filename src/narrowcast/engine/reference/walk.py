@@ -253,7 +253,8 @@ def _product(walk: _Walk, node: ir.Node) -> None:
     wanted = walk.encoding(node)
     whole = (x - source.zero_point) * (y - code.zero_point)
     if walk.is_fixed:
-        walk.finish(node.outputs[0], Accumulator(whole, walk.step(source, code, False), 0))
+        factor = np.asarray(walk.step(source, code, False) / fixed.activation_step(wanted))
+        walk.finish(node.outputs[0], fixed.multiplied(whole, factor, wanted.qmax, False, 1, True))
         return
     if walk.target.int16_products == "exact" and source.dtype == code.dtype == wanted.dtype == "int16":
         walk.finish(node.outputs[0], Accumulator(whole, source.scales * code.scales, 0))
