@@ -18,7 +18,7 @@ from builders import constant, model, silu_net, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.kits import deploy
-from narrowcast.chips.rdk.delivery import tool_scale
+from narrowcast.chips.rdk.delivery import pixel_scale, tool_scale
 from narrowcast.chips.rdk.export import export, load_settings, verify
 from narrowcast.ops.net import constant_at, named
 from narrowcast.plan import Encoding, Pins
@@ -242,3 +242,14 @@ def test_what_the_bpu_gets_wrong_is_left_on_the_cpu_by_name(tmp_path: Path) -> N
     assert load_settings(bundle, "model.onnx").float_ == ("pool",)
     gate = next(node for node in export(bundle).proto.graph.node if node.op_type == "HardSigmoid")
     assert {entry.name: round(entry.f, 6) for entry in gate.attribute} == {"alpha": 0.2, "beta": 0.5}
+
+
+def test_every_pixel_comes_to_its_integer() -> None:
+    """Recorded: at 1/255 hb_mapper 1.24.3 stores bias 16383 and multiplier 16448 / 2^22, and 254 comes to 126."""
+    pixels = np.arange(256)
+    seen = ((pixels - 128) * 127 + 16383) * 16448 >> 22
+    assert np.flatnonzero(seen != np.rint(pixels / 255 * 127)).tolist() == [254]
+    found = pixel_scale(0.0, 1 / 255, Encoding("int8", 1 / 127))
+    assert found != 1 / 255
+    assert abs(found * 255 - 1) < 3e-6
+    assert pixel_scale(123.675, 0.0171, Encoding("int8", 2.64 / 127)) == 0.0171  # right as it is

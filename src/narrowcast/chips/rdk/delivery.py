@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
+from narrowcast.engine.integer.fixed import fixed_point, half_step
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.functions import clip_bounds
 from narrowcast.ops.net import (
@@ -37,7 +38,10 @@ from narrowcast.plan import Encoding, Plan
 from narrowcast.plan.drafting import operand_encoding, read_encoding, written_value
 from narrowcast.plan.types import split_edge_key
 
-__all__ = ["MARKER", "Markers", "settled", "shaped", "tool_scale", "undelivered", "with_markers", "without_markers"]
+__all__ = [
+    "MARKER", "Markers", "pixel_scale", "settled", "shaped", "tool_scale", "undelivered", "with_markers",
+    "without_markers",
+]  # fmt: skip
 
 #: The tool's own operator that carries a range, and its domain.
 MARKER, DOMAIN = "HzCalibration", "horizon"
@@ -196,6 +200,35 @@ def _mark_edges(graph: ir.Graph, plan: Plan, markers: Markers) -> None:
         graph.insert_before(node, marker)
         node.replace_input_with(index, output)
         markers.edges[key] = encoding
+
+
+def pixel_scale(mean: float, scale: float, encoding: Encoding) -> float:
+    """The ``scale_value`` with which the tool's preprocessing gives every byte the plan's integer.
+
+    It multiplies ``pixel - 128`` by the scale as an 8-bit weight, which always is 127, and rounds as a convolution
+    does. At 1/255 and a range of 1 the pixel 254 comes to 126 so; a scale that is a millionth smaller mends it.
+
+    Args:
+        mean: of a channel, in pixels.
+        scale: real value of a pixel step.
+        encoding: of the model's input.
+
+    Returns:
+        The scale itself, or the nearest of 64 neighbours; the scale where none of them does.
+    """
+    pixels = np.arange(256, dtype=np.float32)
+    real = (pixels - np.float32(mean)) * np.float32(scale)
+    wanted = np.clip(np.rint(real / np.float32(encoding.scales)), encoding.qmin, encoding.qmax)
+    for nudge in range(64):
+        candidate = scale * (1 - nudge * 2.0**-20)
+        step = float(np.float32(candidate) / np.float32(127))
+        factor = np.asarray(step / float(np.float32(encoding.scales)))
+        bias = int(np.rint((128 - mean) * candidate / step)) + int(half_step(factor))
+        fixed = fixed_point(factor, encoding.qmax)
+        sums = (np.arange(-128, 128) * 127 + bias) >> fixed.first
+        if np.array_equal(np.clip((sums * fixed.scale) >> fixed.second, encoding.qmin, encoding.qmax), wanted):
+            return candidate
+    return scale
 
 
 #: Operators that read 8 bits, whatever their operands have: the tool requantizes before them.

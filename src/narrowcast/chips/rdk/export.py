@@ -22,7 +22,15 @@ from narrowcast.bundle import Bundle
 from narrowcast.bundle.kits import Ranges
 from narrowcast.bundle.settings import QuantizeSettings
 from narrowcast.chips import Target
-from narrowcast.chips.rdk.delivery import Markers, settled, shaped, undelivered, with_markers, without_markers
+from narrowcast.chips.rdk.delivery import (
+    Markers,
+    pixel_scale,
+    settled,
+    shaped,
+    undelivered,
+    with_markers,
+    without_markers,
+)
 from narrowcast.chips.rdk.hb_mapper import CalibrationParameters, from_settings, parse_hb_mapper, write_hb_mapper
 from narrowcast.chips.rdk.opset import OPSET, to_opset_11
 from narrowcast.graph.run import Runner
@@ -369,7 +377,13 @@ def load_settings(bundle: Bundle, model: str) -> QuantizeSettings:
     floats = [node for node in graph if plan.nodes[str(node.name)].type == "float32"]
     moving = [node for node in floats if is_passive(node, bundle.target)]
     left = tuple(str(node.name) for node in floats if node not in moving)
-    return settings.model_copy(update={"method": "auto", "int16": (), "int8": (), "int16_inputs": (), "float_": left})
+    spec, encoding = bundle.manifest.preprocess, plan.tensors.get(bundle.manifest.input_name)
+    scale = spec.scale
+    if spec.camera == "rgb" and encoding is not None and encoding.dtype == "int8":
+        channels = np.broadcast_arrays(spec.mean, spec.scale)
+        scale = tuple(pixel_scale(float(mean), float(step), encoding) for mean, step in zip(*channels, strict=True))
+    said = {"scale": scale, "method": "auto", "int16": (), "int8": (), "int16_inputs": (), "float_": left}
+    return settings.model_copy(update=said)
 
 
 def hb_yaml(settings: QuantizeSettings, notes: tuple[str, ...], *, load: bool = False) -> str:
