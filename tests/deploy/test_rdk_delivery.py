@@ -18,7 +18,7 @@ from builders import constant, model, silu_net, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.kits import deploy
-from narrowcast.chips.rdk.delivery import pixel_scale, tool_scale
+from narrowcast.chips.rdk.delivery import pixel_terms, tool_scale
 from narrowcast.chips.rdk.export import export, load_settings, verify
 from narrowcast.ops.net import constant_at, named
 from narrowcast.plan import Encoding, Pins
@@ -249,7 +249,10 @@ def test_every_pixel_comes_to_its_integer() -> None:
     pixels = np.arange(256)
     seen = ((pixels - 128) * 127 + 16383) * 16448 >> 22
     assert np.flatnonzero(seen != np.rint(pixels / 255 * 127)).tolist() == [254]
-    found = pixel_scale(0.0, 1 / 255, Encoding("int8", 1 / 127))
-    assert found != 1 / 255
+    mean, found = pixel_terms(0.0, 1 / 255, Encoding("int8", 1 / 127))
+    assert mean == 0.0 and found != 1 / 255
     assert abs(found * 255 - 1) < 3e-6
-    assert pixel_scale(123.675, 0.0171, Encoding("int8", 2.64 / 127)) == 0.0171  # right as it is
+    as_it_is = 123.675, 0.0171
+    assert pixel_terms(*as_it_is, Encoding("int8", 2.64 / 127)) == as_it_is
+    mean, _ = pixel_terms(127.5, 2 / 255, Encoding("int8", 1 / 127))  # 63.5 steps of bias
+    assert 0 < abs(mean - 127.5) < 0.004

@@ -7,6 +7,7 @@ weight, the scale of each output channel. Nodes that the plan runs as one unit h
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -39,7 +40,7 @@ from narrowcast.plan.drafting import operand_encoding, read_encoding, written_va
 from narrowcast.plan.types import split_edge_key
 
 __all__ = [
-    "MARKER", "Markers", "pixel_scale", "settled", "shaped", "tool_scale", "undelivered", "with_markers",
+    "MARKER", "Markers", "pixel_terms", "settled", "shaped", "tool_scale", "undelivered", "with_markers",
     "without_markers",
 ]  # fmt: skip
 
@@ -202,11 +203,12 @@ def _mark_edges(graph: ir.Graph, plan: Plan, markers: Markers) -> None:
         markers.edges[key] = encoding
 
 
-def pixel_scale(mean: float, scale: float, encoding: Encoding) -> float:
-    """The ``scale_value`` with which the tool's preprocessing gives every byte the plan's integer.
+def pixel_terms(mean: float, scale: float, encoding: Encoding) -> tuple[float, float]:
+    """``mean_value`` and ``scale_value`` with which the tool's preprocessing gives every byte the plan's integer.
 
     It multiplies ``pixel - 128`` by the scale as an 8-bit weight, which always is 127, and rounds as a convolution
-    does. At 1/255 and a range of 1 the pixel 254 comes to 126 so; a scale that is a millionth smaller mends it.
+    does. At 1/255 and a range of 1 the pixel 254 comes to 126 so, and with a mean of 127.5 the bias lies between two
+    integers; a scale that is a millionth smaller, a mean that is a thousandth of a pixel off, mend it.
 
     Args:
         mean: of a channel, in pixels.
@@ -214,21 +216,23 @@ def pixel_scale(mean: float, scale: float, encoding: Encoding) -> float:
         encoding: of the model's input.
 
     Returns:
-        The scale itself, or the nearest of 64 neighbours; the scale where none of them does.
+        Both as they are, or their nearest neighbours; as they are where none does.
     """
     pixels = np.arange(256, dtype=np.float32)
     real = (pixels - np.float32(mean)) * np.float32(scale)
     wanted = np.clip(np.rint(real / np.float32(encoding.scales)), encoding.qmin, encoding.qmax)
-    for nudge in range(64):
+    for shift, nudge in itertools.product((0.0, 1e-3, -1e-3, 3e-3, -3e-3), range(16)):
         candidate = scale * (1 - nudge * 2.0**-20)
         step = float(np.float32(candidate) / np.float32(127))
         factor = np.asarray(step / float(np.float32(encoding.scales)))
-        bias = int(np.rint((128 - mean) * candidate / step)) + int(half_step(factor))
-        fixed = fixed_point(factor, encoding.qmax)
-        sums = (np.arange(-128, 128) * 127 + bias) >> fixed.first
-        if np.array_equal(np.clip((sums * fixed.scale) >> fixed.second, encoding.qmin, encoding.qmax), wanted):
-            return candidate
-    return scale
+        fixed, half = fixed_point(factor, encoding.qmax), int(half_step(factor))
+        exact = (128 - mean - shift) * candidate / step
+        biases = {int(np.rint(exact + beside)) + half for beside in (-0.01, 0.01)}  # a tie may fall either way
+        sums = [(np.arange(-128, 128) * 127 + bias) >> fixed.first for bias in biases]
+        found = [np.clip((total * fixed.scale) >> fixed.second, encoding.qmin, encoding.qmax) for total in sums]
+        if all(np.array_equal(each, wanted) for each in found):
+            return mean + shift, candidate
+    return mean, scale
 
 
 #: Operators that read 8 bits, whatever their operands have: the tool requantizes before them.

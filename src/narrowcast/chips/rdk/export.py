@@ -24,7 +24,7 @@ from narrowcast.bundle.settings import QuantizeSettings
 from narrowcast.chips import Target
 from narrowcast.chips.rdk.delivery import (
     Markers,
-    pixel_scale,
+    pixel_terms,
     settled,
     shaped,
     undelivered,
@@ -378,11 +378,11 @@ def load_settings(bundle: Bundle, model: str) -> QuantizeSettings:
     moving = [node for node in floats if is_passive(node, bundle.target)]
     left = tuple(str(node.name) for node in floats if node not in moving)
     spec, encoding = bundle.manifest.preprocess, plan.tensors.get(bundle.manifest.input_name)
-    scale = spec.scale
+    said: dict[str, object] = {"method": "auto", "int16": (), "int8": (), "int16_inputs": (), "float_": left}
     if spec.camera == "rgb" and encoding is not None and encoding.dtype == "int8":
-        channels = np.broadcast_arrays(spec.mean, spec.scale)
-        scale = tuple(pixel_scale(float(mean), float(step), encoding) for mean, step in zip(*channels, strict=True))
-    said = {"scale": scale, "method": "auto", "int16": (), "int8": (), "int16_inputs": (), "float_": left}
+        channels = zip(*np.broadcast_arrays(spec.mean, spec.scale), strict=True)
+        terms = [pixel_terms(float(mean), float(step), encoding) for mean, step in channels]
+        said |= {"mean": tuple(mean for mean, _ in terms), "scale": tuple(step for _, step in terms)}
     return settings.model_copy(update=said)
 
 
