@@ -16,10 +16,11 @@ from rdk_bundles import sample_images, small_bundle
 
 from builders import constant, model, silu_net, weights
 from narrowcast.base.errors import UserError
-from narrowcast.bundle import Bundle
+from narrowcast.bundle import Bundle, open_model
 from narrowcast.bundle.kits import deploy
-from narrowcast.chips.rdk.delivery import pixel_terms, tool_scale
+from narrowcast.chips.rdk.delivery import pixel_terms, tool_scale, without_markers
 from narrowcast.chips.rdk.export import export, load_settings, verify
+from narrowcast.graph.run import Runner
 from narrowcast.ops.net import constant_at, named
 from narrowcast.plan import Encoding, Pins
 from narrowcast.plan.drafting import operand_encoding
@@ -94,6 +95,13 @@ def test_every_encoding_of_the_plan(tmp_path: Path, wide: tuple[str, ...]) -> No
     assert nodes["silu0"].input[1] in nodes["silu0_Sigmoid"].output  # one table: nothing between
     domains = {entry.domain: entry.version for entry in exported.proto.opset_import}
     assert domains == {"": 11, "horizon": 1}
+    onnx.save(exported.proto, tmp_path / "model.onnx")
+    seen = open_model(tmp_path / "model.onnx")  # the float graph inside
+    x = np.random.default_rng(1).random((1, 3, 16, 16)).astype(np.float32)
+    (given,) = Runner(seen.to_proto(), 1).run(x).values()
+    np.testing.assert_allclose(
+        given.reshape(-1), Runner(without_markers(exported.proto), 1).run(x)["y"].reshape(-1), 1e-5, 1e-5
+    )
 
 
 def ends(kind: str) -> onnx.ModelProto:

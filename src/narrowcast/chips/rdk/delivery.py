@@ -40,7 +40,7 @@ from narrowcast.plan.drafting import operand_encoding, read_encoding, written_va
 from narrowcast.plan.types import split_edge_key
 
 __all__ = [
-    "MARKER", "Markers", "pixel_terms", "settled", "shaped", "tool_scale", "undelivered", "with_markers",
+    "MARKER", "Markers", "has_markers", "pixel_terms", "settled", "shaped", "tool_scale", "undelivered", "with_markers",
     "without_markers",
 ]  # fmt: skip
 
@@ -401,6 +401,11 @@ def with_markers(proto: onnx.ModelProto, markers: Markers, renamed: Mapping[str,
     if writer.horizon:
         copy.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return copy
+
+
+def has_markers(proto: onnx.ModelProto) -> bool:
+    """Whether ranges in the tool's form stand in a float graph."""
+    return any(node.domain == DOMAIN and node.op_type == MARKER for node in proto.graph.node)
 
 
 def without_markers(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -6,6 +6,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.bundle.kits import Delivery, Kit, Ranges, Request, recorded_images
 from narrowcast.chips import Target
 from narrowcast.chips.rdk.calibration import hb_search
+from narrowcast.chips.rdk.delivery import has_markers, without_markers
 from narrowcast.chips.rdk.hb_mapper import DIALECT
 from narrowcast.chips.rdk.opset import to_opset_11
 from narrowcast.chips.rdk.package import deploy_rdk
@@ -44,5 +45,9 @@ KITS = (
     Kit("rdk-x5", "package for the vendor's compiler and the board", _rdk, rehearse=_rehearse, ranges=_RANGES),
     Kit("tros", "settings for the vendor's robot software", _tros, ranges=_RANGES),
 )
-READERS = ((is_quantized, to_standard),)
+READERS = (
+    (is_quantized, to_standard),
+    # the kit's model, and hb_mapper's calibrated one: the float graph inside
+    (has_markers, lambda proto, source: without_markers(proto)),
+)
 SEARCHES = (("hb-mapper", hb_search),)
