@@ -17,9 +17,10 @@ in steps of the accumulator, inside the bias. Of an addition, the operand with t
     AveragePool         floor(sum floor(512 / window) / 512), padding counted, in the scale of the input, then another
     requantize          one shift: (q scale + half) >> k
 
-Scales are float32 numbers: of 8 bits the scale itself, else ``threshold / qmax`` with the threshold in float32; the
-step of an accumulator is the float32 product. Measured on the vendor's compiler and runtime (hb_mapper 1.24.3,
-HB_ONNXRuntime) with networks of one operator; ``tests/engine/data`` holds integers that they gave.
+Scales are float32 numbers: ``threshold / qmax`` with the threshold, too, in float32; the step of an accumulator is the
+float32 product. A convolution that reads 16 bits shifts at least by 8 first. Measured on the vendor's compiler and
+runtime (hb_mapper 1.24.3, HB_ONNXRuntime) with networks of one operator; ``tests/engine/data`` holds integers that they
+gave.
 """
 
 from __future__ import annotations
@@ -53,8 +54,6 @@ class FixedPoint:
 
 def activation_step(encoding: Encoding) -> float:
     """The scale of an activation as the vendor's tool computes with it."""
-    if encoding.dtype == "int8":
-        return float(np.float32(encoding.scales))
     return float(_by_threshold(encoding))
 
 
@@ -68,13 +67,16 @@ def _by_threshold(encoding: Encoding) -> NDArray[np.float32]:
     return np.asarray(encoding.scales.astype(np.float32) * largest / largest, np.float32)
 
 
-def fixed_point(factor: NDArray[np.float64] | float, largest: int, *, elementwise: bool = False) -> FixedPoint:
+def fixed_point(
+    factor: NDArray[np.float64] | float, largest: int, *, elementwise: bool = False, least: int = 0
+) -> FixedPoint:
     """Multiplier and shifts of a real factor.
 
     Args:
         factor: > 0, () or (C,).
         largest: integer of the output's type.
         elementwise: of Add, Sub or Mul.
+        least: first shift.
 
     Raises:
         UserError: a factor of 2^15 or more.
@@ -85,7 +87,7 @@ def fixed_point(factor: NDArray[np.float64] | float, largest: int, *, elementwis
         raise UserError(f"a result is {factor.max():.3g} times finer than what is added up", "calibrate on more images")
     scale = np.minimum(np.floor(np.ldexp(factor, shift) + 0.5), _LARGEST).astype(np.int64)
     most = shift - (22 if largest == 127 else 14) if elementwise else np.frexp(largest / (_LARGEST * factor))[1]
-    first = np.maximum(0, most).astype(np.int64)
+    first = np.maximum(least, most).astype(np.int64)
     return FixedPoint(first, scale, shift - first)
 
 

@@ -174,7 +174,7 @@ class ProductSum(Pending):
         if rule.method == "shift":
             return round_real(accumulator * factor, rule.rounding)
         if rule.method == "fixed-point":
-            fixed = fixed_point(np.asarray(self.scale / activation_step(encoding)), encoding.qmax)
+            fixed = self._multiplier(encoding)
             return np.asarray(((accumulator >> fixed.first) * fixed.scale) >> fixed.second, np.float64)
         steps = accumulator.astype(np.float32) * factor.astype(np.float32)
         rounded = np.rint(steps) if rule.rounding == "half-even" else np.floor(steps + np.float32(0.5))
@@ -195,8 +195,13 @@ class ProductSum(Pending):
         return replace(self, bias=bias + half)
 
     def _fixed(self, encoding: Encoding, bounds: tuple[int, int], output: str) -> None:
-        fixed = fixed_point(np.asarray(self.scale / activation_step(encoding)), encoding.qmax)
+        fixed = self._multiplier(encoding)
         self.through(fixed, bounds, output, half=isinstance(self.weight, Integers))
+
+    def _multiplier(self, encoding: Encoding) -> FixedPoint:
+        wide = self.x.encoding.dtype == "int16" and not isinstance(self.weight, Integers)
+        factor = np.asarray(self.scale / activation_step(encoding))
+        return fixed_point(factor, encoding.qmax, least=8 if wide else 0)
 
     def through(self, fixed: FixedPoint, bounds: tuple[int, int], output: str, *, half: bool) -> None:
         """Append the sum through two shifts and a multiplier; the first shift is inside weights and bias.

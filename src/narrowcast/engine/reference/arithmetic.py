@@ -77,12 +77,14 @@ class Accumulator(Unrounded):
         scale: of one step, () or one a channel.
         axis: of the channels.
         half_in_bias: with fixed-point multipliers the half of rounding is part of the bias.
+        least_shift: and the first shift at least.
     """
 
     total: Array
     scale: Array
     axis: int
     half_in_bias: bool = False
+    least_shift: int = 0
 
     def rounded(self, encoding: Encoding, target: Target) -> Array:
         """See :class:`Unrounded`."""
@@ -95,7 +97,7 @@ class Accumulator(Unrounded):
             )
         if target.requantize.method == "fixed-point":
             factor = _channels(self.scale / fixed.activation_step(encoding), self.total.ndim, self.axis)
-            return fixed.multiplied(self.total, factor, encoding.qmax, self.half_in_bias)
+            return fixed.multiplied(self.total, factor, encoding.qmax, self.half_in_bias, least=self.least_shift)
         factor = np.asarray(self.scale / float(encoding.scales)).astype(np.float32)
         steps = self.total.astype(np.float32) * _channels(factor, self.total.ndim, self.axis)
         return float_rounded(steps, target.requantize.rounding) + encoding.zero_point

@@ -18,9 +18,7 @@ Array = NDArray[Any]
 
 
 def activation_step(code: Encoding) -> np.float64:
-    """Of 8 bits the scale in float32, of 16 the threshold in float32 over the largest integer."""
-    if code.qmax == 127:
-        return np.float64(np.float32(code.scales))
+    """The threshold in float32 over the largest integer."""
     threshold = np.float32(code.scales) * np.float32(code.qmax)
     return np.float64(np.float32(threshold / np.float32(code.qmax)))
 
@@ -40,7 +38,7 @@ def _multiplier(factor: float) -> tuple[int, int]:
 
 
 def multiplied(
-    x: Array, factor: Array, largest: int, half_in_bias: bool, sign: int = 1, elementwise: bool = False
+    x: Array, factor: Array, largest: int, half_in_bias: bool, sign: int = 1, elementwise: bool = False, least: int = 0
 ) -> Array:
     """Integers times real factors: shift, multiplier, shift.
 
@@ -50,6 +48,7 @@ def multiplied(
         largest: integer of the result's type.
         half_in_bias: add half a step first, in whole steps of ``x``; else at the last shift.
         sign: of the multiplier.
+        least: first shift.
         elementwise: Add, Sub and Mul leave the second shift at 22, or at 14 where the result has 16 bits.
     """
     result = np.empty(x.shape, np.int64)
@@ -57,7 +56,7 @@ def multiplied(
     for each in np.unique(factors):
         where = factors == each
         scale, shift = _multiplier(float(each))
-        first = 0
+        first = least
         while (
             shift - first > (22 if largest == 127 else 14)
             if elementwise

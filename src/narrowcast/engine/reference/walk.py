@@ -174,6 +174,10 @@ class _Walk:
         """Whether the chip multiplies by fixed-point numbers."""
         return self.target.requantize.method == "fixed-point"
 
+    def least_shift(self, source: Encoding) -> int:
+        """Of a sum of products with constant weights."""
+        return 8 if self.is_fixed and source.dtype == "int16" else 0
+
     def step(self, source: Encoding, code: Encoding, constant: bool) -> Array:
         """Of the sum of products of two operands, the second of which is constant or not."""
         if not self.is_fixed:
@@ -224,7 +228,7 @@ def _convolution(walk: _Walk, node: ir.Node) -> None:
     shape = dims(node.outputs[0])
     total = kernel(x - source.zero_point, weight - code.zero_point, node, shape[2:])
     total = total + walk.bias(node, shape[1], walk.step(source, code, True)).reshape(-1, *[1] * (len(shape) - 2))
-    walk.finish(node.outputs[0], Accumulator(total, walk.step(source, code, True), 1, True))
+    walk.finish(node.outputs[0], Accumulator(total, walk.step(source, code, True), 1, True, walk.least_shift(source)))
 
 
 def _matrix(walk: _Walk, node: ir.Node) -> None:
@@ -238,7 +242,16 @@ def _matrix(walk: _Walk, node: ir.Node) -> None:
     else:
         total = exact_matmul(x, y)
     constant = constant_of(node.inputs[1]) is not None
-    walk.finish(node.outputs[0], Accumulator(total, walk.step(source, code, constant), total.ndim - 1, constant))
+    walk.finish(
+        node.outputs[0],
+        Accumulator(
+            total,
+            walk.step(source, code, constant),
+            total.ndim - 1,
+            constant,
+            walk.least_shift(source) if constant else 0,
+        ),
+    )
 
 
 def _sum(walk: _Walk, node: ir.Node) -> None:
