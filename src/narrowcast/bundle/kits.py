@@ -142,6 +142,8 @@ class Kit:
         rehearse: makes the chip's file of a model and throws it away; raises ``UserError`` where that cannot be done.
         describe: what is in a file that ends in ``suffix``, whoever wrote it.
         ranges: whose ranges it can hand over.
+        compile: runs the vendor's compiler in what was written: folder, folder of the tools, level of optimization;
+            what the compiler says.
     """
 
     name: str
@@ -153,6 +155,7 @@ class Kit:
     rehearse: Callable[[Model, Plan, Target, str | None], None] | None = None
     describe: Callable[[Path], Description] | None = None
     ranges: tuple[Ranges, ...] = ("plan",)
+    compile: Callable[[Path, Path | None, str], dict[str, Any]] | None = None
 
 
 @cache
@@ -281,3 +284,22 @@ def deploy(
         found = find_images(images, bundle.manifest.preprocess).spread(most).usable()
     made = maker.deploy(Request(bundle, path, found, test_vectors, force, runtime, ranges))
     return made if found is None else replace(made, notes=(*made.notes, *found.notes))
+
+
+def compiled(made: Delivery, kit: str, toolchain: Path | None = None, level: str = "O3") -> Delivery:
+    """Run the vendor's compiler, as its user installed it, in what :func:`deploy` made.
+
+    Args:
+        made: of that kit.
+        kit: its name.
+        toolchain: environment that holds the vendor's tools; on the path by default.
+        level: of optimization, ``"O0"`` to ``"O3"``.
+
+    Raises:
+        UserError: a kit that is not compiled, no compiler, or one that makes no model.
+    """
+    compiler = kits()[kit].compile
+    if compiler is None:
+        raise UserError(f"the kit {kit} has nothing to compile", "leave --compile out")
+    said = compiler(made.path, toolchain, level)
+    return replace(made, steps=made.steps[1:], facts={**made.facts, **said})

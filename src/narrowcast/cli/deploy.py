@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from narrowcast.base.errors import printable
+from narrowcast.base.errors import UserError, printable
 from narrowcast.base.progress import is_quiet
 from narrowcast.base.writing import write_file
 from narrowcast.cli.options import BundleFolder, Force, Json, Quiet, Runtime, StrictImages, app
@@ -104,6 +104,11 @@ def deploy(
     ranges: Annotated[
         str, typer.Option(help="Whose ranges and weights a vendor's tool takes: plan, or vendor (it finds its own).")
     ] = "plan",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Run the vendor's compiler, as you installed it, on the package.")
+    ] = False,
+    toolchain: Annotated[Path | None, typer.Option(help="Its environment [default: what is on the path].")] = None,
+    optimization: Annotated[str, typer.Option(help="O0 (seconds, the same integers) to O3 (many minutes).")] = "O3",
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -114,11 +119,13 @@ def deploy(
     set_quiet(quiet or json)
     with phase("start"):
         from narrowcast.bundle import open_bundle
-        from narrowcast.bundle.kits import chosen_kit, deploy
+        from narrowcast.bundle.kits import chosen_kit, compiled, deploy, kits
         from narrowcast.calibrate import images as find_images
         from narrowcast.zoo import sample
     bundle = open_bundle(path)
     name = chosen_kit(bundle, kit)
+    if compile_ and kits()[name].compile is None:
+        raise UserError(f"the kit {name} has nothing to compile", "leave --compile out")
     embedded = images is None and test_vectors > 0
     source = sample(bundle.manifest.meaning.sample).validation if embedded else images
     found = find_images(source, bundle.manifest.preprocess, strict=strict_images) if source is not None else None
@@ -126,6 +133,7 @@ def deploy(
         bundle, name, out, images=found, limit=limit, test_vectors=test_vectors, force=force, runtime=runtime,
         ranges=ranges,  # type: ignore[arg-type]  # checked there
     )  # fmt: skip
+    made = compiled(made, name, toolchain, optimization) if compile_ else made
     if json:
         print_json({"kit": name, **_plain(made)})
         return

@@ -6,6 +6,7 @@ from narrowcast.base.errors import UserError
 from narrowcast.bundle.kits import Delivery, Kit, Ranges, Request, recorded_images
 from narrowcast.chips import Target
 from narrowcast.chips.rdk.calibration import hb_search
+from narrowcast.chips.rdk.compiling import compile_package
 from narrowcast.chips.rdk.delivery import has_markers, without_markers
 from narrowcast.chips.rdk.hb_mapper import DIALECT
 from narrowcast.chips.rdk.opset import to_opset_11
@@ -42,7 +43,14 @@ def _rehearse(model: Model, plan: Plan, target: Target, runtime: str | None) -> 
 _RANGES: tuple[Ranges, ...] = ("plan", "vendor")
 DIALECTS = (DIALECT,)
 KITS = (
-    Kit("rdk-x5", "package for the vendor's compiler and the board", _rdk, rehearse=_rehearse, ranges=_RANGES),
+    Kit(
+        "rdk-x5",
+        "package for the vendor's compiler and the board",
+        _rdk,
+        rehearse=_rehearse,
+        ranges=_RANGES,
+        compile=compile_package,
+    ),
     Kit("tros", "settings for the vendor's robot software", _tros, ranges=_RANGES),
 )
 READERS = (
