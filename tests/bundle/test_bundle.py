@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from narrowcast.bundle.manifest import check_out
 from narrowcast.calibrate import ImageSet, images
 from narrowcast.chips import load_target
 from narrowcast.engine.noise import compare_tensors
-from narrowcast.engine.verify import verify
+from narrowcast.engine.verify import VerifyRow, _count, verify
 from narrowcast.graph import Model, load
 
 
@@ -191,3 +193,20 @@ def test_nan_in_activations(tmp_path: Path, net: Model) -> None:
 def test_manifest_is_json_without_time_stamps(pose_bundle: Bundle) -> None:
     data = json.loads((pose_bundle.path / "manifest.json").read_text())
     assert not {"time", "date", "created"} & set(data)
+
+
+def test_graphs_that_somebody_changed_are_one_line(pose_bundle: Bundle, tmp_path: Path) -> None:
+    """Found by the fuzzer: a name that is no text, and an integer graph of another model."""
+    copy = Path(shutil.copytree(pose_bundle.path, tmp_path / "copy"))
+    graph = next(path for path in (copy / "qdq.onnx", copy / "integer.onnx") if path.exists())
+    proto = onnx.load(str(graph))
+    named = proto.graph.node[0].input[0].encode()
+    graph.write_bytes(graph.read_bytes().replace(named, b"\xeb" + named[1:], 1))
+    told = json.loads((copy / "manifest.json").read_text())
+    told["files"][graph.name] = hashlib.sha256(graph.read_bytes()).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match="is no UTF-8 text"):
+        open_bundle(copy).graph(graph.name)
+    row = VerifyRow("t", "node", "Conv")
+    with pytest.raises(UserError, match=r"t is \(2,\) in the integer graph and \(3,\) in the prepared one"):
+        _count(row, np.zeros(2), np.zeros(3))

@@ -294,3 +294,21 @@ def test_the_command_line_asks(pose_bundle: Bundle, tmp_path: Path) -> None:
     labels = ["--images", str(sample("pose").validation), "--annotations", str(tmp_path / "a.json")]
     (tmp_path / "a.json").write_text('{"images": [], "annotations": [], "categories": []}')
     assert run.invoke(app, ["evaluate", path, *labels]).exit_code != 0
+
+
+def test_a_head_whose_outputs_are_not_there_is_one_line() -> None:
+    """Found by the fuzzer: a file says that its head was cut off, and has no output of one axis of anchors."""
+    from narrowcast.graph.heads import compare
+    from narrowcast.tasks import meaning_of
+
+    head = {"task": "detect", "strides": [8], "num_classes": 2, "reg_max": 1}
+    meaning = meaning_of("detect", head)
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = np.zeros((1, 3, 8, 8), np.float32)
+    with pytest.raises(UserError, match="is not what its head needs"):
+        compare({"y": x}, proto, meaning, x, "m.onnx")

@@ -35,6 +35,7 @@ from narrowcast.chips.vendors import offers
 from narrowcast.engine.integer import IntegerGraph, open_integer
 from narrowcast.engine.network import QuantizedNetwork
 from narrowcast.graph.ends import Join
+from narrowcast.graph.files import check_texts
 from narrowcast.graph.model import Model, load
 from narrowcast.graph.run import Runner
 from narrowcast.plan import Plan, read_plan
@@ -293,7 +294,9 @@ class Bundle:
     def graph(self, name: str) -> onnx.ModelProto:
         """One of the bundle's graphs as ONNX; refused as by :meth:`file`."""
         with reading(path := self.file(name), "quantize again"):
-            return onnx.load(str(path))
+            proto = onnx.load(str(path))
+            check_texts(proto, path)
+            return proto
 
     @cached_property
     def noise(self) -> dict[str, dict[str, Any]]:

@@ -110,7 +110,8 @@ def _makers(graph: ir.Graph) -> dict[str, tuple[str, str]]:
 
 def _count(row: VerifyRow, actual: NDArray[Any], expected: NDArray[Any]) -> None:
     if actual.shape != expected.shape:
-        raise AssertionError(f"{row.tensor}: shape {actual.shape}, the reference has {expected.shape}")
+        what = f"{row.tensor} is {actual.shape} in the integer graph and {expected.shape} in the prepared one"
+        raise UserError(what, "they are of two models: make the bundle again")
     distance = np.abs(actual.astype(np.int64) - expected.astype(np.int64))
     row.differing += int(np.count_nonzero(distance))
     row.total += distance.size

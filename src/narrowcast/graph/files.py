@@ -76,7 +76,7 @@ def check_file(model: onnx.ModelProto, file: Path) -> None:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise UserError(f"{file} holds NaN or infinite weights in {tensor.name}", "train or export it again")
     _check_nodes(model, file)
-    _check_texts(model, file)
+    check_texts(model, file)
     with reading(file, _AGAIN, "is not valid ONNX"):
         onnx.checker.check_model(without_weights(model))
 
@@ -91,7 +91,7 @@ def _values(tensor: TensorProto, file: Path) -> NDArray[Any]:
         return values
 
 
-def _check_texts(message: Message, file: Path) -> None:
+def check_texts(message: Message, file: Path) -> None:
     """Names and other texts are UTF-8: protobuf hands over bytes where they are not."""
     for field, value in message.ListFields():
         if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
@@ -100,7 +100,7 @@ def _check_texts(message: Message, file: Path) -> None:
             if isinstance(entry, bytes):
                 raise UserError(f"{file}: a {field.name} is no UTF-8 text", _AGAIN)
             if isinstance(entry, Message):
-                _check_texts(entry, file)
+                check_texts(entry, file)
 
 
 def _check_nodes(model: onnx.ModelProto, file: Path) -> None:

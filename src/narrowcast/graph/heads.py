@@ -232,7 +232,8 @@ def compare(
     Raises:
         UserError: naming the quantity.
     """
-    found = differences(expected, prepared, meaning, tensor)
+    with reading(source, "export it again", "is not what its head needs"):
+        found = differences(expected, prepared, meaning, tensor)
     worst = violation(found, meaning)
     if worst:
         raise UserError(

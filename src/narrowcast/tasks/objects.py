@@ -483,7 +483,9 @@ class Objects(Task):
         return raw
 
     def differences(self, expected: Outputs, actual: Outputs) -> dict[str, float]:
-        decoded = next(value for value in expected.values() if value.ndim == 3)[0]
+        decoded = next((value[0] for value in expected.values() if value.ndim == 3), None)
+        if decoded is None:
+            raise ValueError("no output holds what the head gives: (1, rows, anchors)")
         rows, first = self.dense(actual), 4 + self.spec.num_classes
         found = {"box px": largest(rows[:4], decoded[:4]), "score": largest(rows[4:first], decoded[4:first])}
         return found | self._extra_differences(rows[first:], decoded[first:], expected, actual)
