@@ -27,7 +27,7 @@ from onnx import TensorProto, helper
 from narrowcast.base.errors import UserError, nearest
 from narrowcast.graph.run import open_session, with_data
 from narrowcast.ops.facts import Kind, facts, removable
-from narrowcast.ops.net import computed_inputs, constant_of, dims, named, readers, value_names, written
+from narrowcast.ops.net import Op, computed_inputs, constant_of, dims, named, readers, value_names, written
 from narrowcast.tasks import Ends, Tail
 
 
@@ -129,7 +129,7 @@ def cut(model: ir.Model, values: Mapping[str, str], turned: Collection[str] = ()
 
 
 def _channels_first(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    node = ir.node("Transpose", [value], {"perm": [0, 3, 1, 2]}, name=f"{value.name}_to_NCHW")
+    node = ir.node(Op.TRANSPOSE, [value], {"perm": [0, 3, 1, 2]}, name=f"{value.name}_to_NCHW")
     batch, height, width, channels = dims(value)
     node.outputs[0].shape, node.outputs[0].dtype = ir.Shape((batch, channels, height, width)), value.dtype
     graph.append(node)

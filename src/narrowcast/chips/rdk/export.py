@@ -377,6 +377,8 @@ def load_settings(bundle: Bundle, model: str) -> QuantizeSettings:
     floats = [node for node in graph if plan.nodes[str(node.name)].type == "float32"]
     moving = [node for node in floats if is_passive(node, bundle.target)]
     left = tuple(str(node.name) for node in floats if node not in moving)
+    if "int16" not in bundle.target.activation.types:  # a march without node_info
+        left = settings.float_
     spec, encoding = bundle.manifest.preprocess, plan.tensors.get(bundle.manifest.input_name)
     said: dict[str, object] = {"method": "auto", "int16": (), "int8": (), "int16_inputs": (), "float_": left}
     if spec.camera == "rgb" and encoding is not None and encoding.dtype == "int8":
