@@ -29,14 +29,18 @@ DATA = Path(__file__).parent.parent / "data" / "horizon.npz"
 RECORDED = sorted({key.split("/")[0] for key in np.load(DATA).files})
 
 
-@given(st.floats(2.0**-24, 2.0**14), st.sampled_from([127, 32767]), st.integers(-(2**30), 2**30), st.booleans())
-def test_as_counting_finds_it(factor: float, largest: int, x: int, in_bias: bool) -> None:
-    found = fixed_point(factor, largest)
+@given(
+    st.floats(2.0**-24, 2.0**14), st.sampled_from([127, 32767]), st.integers(-(2**30), 2**30), st.booleans(),
+    st.sampled_from([0, 8]),
+)  # fmt: skip
+def test_as_counting_finds_it(factor: float, largest: int, x: int, in_bias: bool, least: int) -> None:
+    found = fixed_point(factor, largest, least=least)
     total = np.asarray([x])
     whole = total + (half_step(np.asarray(factor)) if in_bias else 0)
     half = 0 if in_bias or found.second == 0 else 1 << int(found.second - 1)
     result = ((whole >> found.first) * found.scale + half) >> found.second
-    assert result == slow.multiplied(total, np.asarray(factor), largest, in_bias)
+    assert result == slow.multiplied(total, np.asarray(factor), largest, in_bias, least=least)
+    assert found.second >= 0
     assert 2**14 <= found.scale < 2**15
     assert abs(float(found.scale) / 2.0 ** float(found.first + found.second) / factor - 1) <= 2.0**-14
 

@@ -76,7 +76,7 @@ def fixed_point(
         factor: > 0, () or (C,).
         largest: integer of the output's type.
         elementwise: of Add, Sub or Mul.
-        least: first shift.
+        least: first shift, where there are so many bits to shift.
 
     Raises:
         UserError: a factor of 2^15 or more.
@@ -87,7 +87,7 @@ def fixed_point(
         raise UserError(f"a result is {factor.max():.3g} times finer than what is added up", "calibrate on more images")
     scale = np.minimum(np.floor(np.ldexp(factor, shift) + 0.5), _LARGEST).astype(np.int64)
     most = shift - (22 if largest == 127 else 14) if elementwise else np.frexp(largest / (_LARGEST * factor))[1]
-    first = np.maximum(least, most).astype(np.int64)
+    first = np.maximum(np.minimum(least, shift), most).astype(np.int64)
     return FixedPoint(first, scale, shift - first)
 
 

@@ -48,7 +48,7 @@ def multiplied(
         largest: integer of the result's type.
         half_in_bias: add half a step first, in whole steps of ``x``; else at the last shift.
         sign: of the multiplier.
-        least: first shift.
+        least: first shift, where there are so many bits to shift.
         elementwise: Add, Sub and Mul leave the second shift at 22, or at 14 where the result has 16 bits.
     """
     result = np.empty(x.shape, np.int64)
@@ -56,7 +56,7 @@ def multiplied(
     for each in np.unique(factors):
         where = factors == each
         scale, shift = _multiplier(float(each))
-        first = least
+        first = min(least, shift)
         while (
             shift - first > (22 if largest == 127 else 14)
             if elementwise
