@@ -34,9 +34,8 @@ import narrowcast as nc
 from narrowcast.bundle import Bundle
 from narrowcast.bundle.kits import deploy
 from narrowcast.bundle.store import quantize_input
-from narrowcast.chips.rdk.delivery import tool_scale
 from narrowcast.engine.integer.files import IntegerRunner
-from narrowcast.engine.integer.fixed import accumulator_step, activation_step, half_step
+from narrowcast.engine.integer.fixed import accumulator_step, activation_step, half_step, tool_scale
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.net import constant_at
 from narrowcast.plan import Encoding, Pins

@@ -18,8 +18,9 @@ from builders import constant, model, silu_net, weights
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle, open_model
 from narrowcast.bundle.kits import deploy
-from narrowcast.chips.rdk.delivery import pixel_terms, tool_scale, without_markers
+from narrowcast.chips.rdk.delivery import pixel_terms, without_markers
 from narrowcast.chips.rdk.export import export, load_settings, verify
+from narrowcast.engine.integer.fixed import tool_scale
 from narrowcast.graph.run import Runner
 from narrowcast.ops.net import constant_at, named
 from narrowcast.plan import Encoding, Pins

@@ -220,6 +220,30 @@ def test_pools_and_other_scales() -> None:
     np.testing.assert_array_equal(computed(proto, x), x.repeat(2, 1).repeat(2, 2))
 
 
+def test_pixels() -> None:
+    """Bytes less 128 through the preprocess node: the very numbers of hb_mapper at 1/255 and a range of 1."""
+    constants = {"w": np.full((3, 1, 1, 1), 127, np.int8), "b": np.full(3, 16383, np.int32), "s": np.zeros(3, np.int8)}
+    numbers = {"right_shift": [0] * 3, "scale": [16448] * 3, "out_shift": [22] * 3, "output_bit": 8}
+    numbers |= {**MAP, "input_type": "RGB_128", "channel_group": 3}
+    node = helper.make_node("HzSQuantizedPreprocess", ["x0", *constants], ["y_q"], "node", domain="horizon", **numbers)
+    out = helper.make_node("HzDequantize", ["y_q", "one"], ["y"], "out", domain="horizon")
+    stored = [
+        numpy_helper.from_array(value, name) for name, value in {**constants, "one": np.ones(1, np.float32)}.items()
+    ]
+    graph = helper.make_graph(
+        [node, out], "g", [helper.make_tensor_value_info("x0", TensorProto.INT8, (1, 16, 16, 3))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 16, 16, 3))], stored,
+        value_info=[helper.make_tensor_value_info("y_q", TensorProto.INT8, (1, 16, 16, 3))],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11), helper.make_opsetid("horizon", 1)])
+    pixels = np.arange(256).reshape(1, 16, 16, 1).repeat(3, -1)
+    np.testing.assert_array_equal(computed(proto, pixels), ((pixels - 128) * 127 + 16383) * 16448 >> 22)
+    node.attribute[[entry.name for entry in node.attribute].index("input_type")].s = b"YUV_BT601_FULL_RANGE_128"
+    proto.graph.node[0].CopyFrom(node)
+    with pytest.raises(UserError, match="arrives as b'YUV_BT601_FULL_RANGE_128'"):
+        to_standard(proto, "m.onnx")
+
+
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     proto = model("HzSQuantizedLstm", {}, (1, 6, 6, 4))
     assert is_quantized(proto)

@@ -286,6 +286,18 @@ def deploy(
     return made if found is None else replace(made, notes=(*made.notes, *found.notes))
 
 
+def compiler_of(kit: str) -> Callable[[Path, Path | None, str], dict[str, Any]]:
+    """What runs the vendor's compiler on what a kit wrote.
+
+    Raises:
+        UserError: a kit that is not compiled.
+    """
+    compiler = kits()[kit].compile
+    if compiler is None:
+        raise UserError(f"the kit {kit} has nothing to compile", "leave --compile out")
+    return compiler
+
+
 def compiled(made: Delivery, kit: str, toolchain: Path | None = None, level: str = "O3") -> Delivery:
     """Run the vendor's compiler, as its user installed it, in what :func:`deploy` made.
 
@@ -298,8 +310,5 @@ def compiled(made: Delivery, kit: str, toolchain: Path | None = None, level: str
     Raises:
         UserError: a kit that is not compiled, no compiler, or one that makes no model.
     """
-    compiler = kits()[kit].compile
-    if compiler is None:
-        raise UserError(f"the kit {kit} has nothing to compile", "leave --compile out")
-    said = compiler(made.path, toolchain, level)
+    said = compiler_of(kit)(made.path, toolchain, level)
     return replace(made, steps=made.steps[1:], facts={**made.facts, **said})

@@ -98,6 +98,11 @@ class Requantize(_Rules):
     )
 
     @property
+    def is_fixed_point(self) -> bool:
+        """Whether a multiplier stands between two shifts (:mod:`narrowcast.engine.integer.fixed`)."""
+        return self.method == "fixed-point"
+
+    @property
     def shift_range(self) -> tuple[int, int]:
         """The shifts; without a word on them those that every chip of the method has."""
         return self.shifts or ((0, 31) if self.method == "shift" else (-31, 31))

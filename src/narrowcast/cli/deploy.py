@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from narrowcast.base.errors import UserError, printable
+from narrowcast.base.errors import printable
 from narrowcast.base.progress import is_quiet
 from narrowcast.base.writing import write_file
 from narrowcast.cli.options import BundleFolder, Force, Json, Quiet, Runtime, StrictImages, app
@@ -119,13 +119,13 @@ def deploy(
     set_quiet(quiet or json)
     with phase("start"):
         from narrowcast.bundle import open_bundle
-        from narrowcast.bundle.kits import chosen_kit, compiled, deploy, kits
+        from narrowcast.bundle.kits import chosen_kit, compiled, compiler_of, deploy
         from narrowcast.calibrate import images as find_images
         from narrowcast.zoo import sample
     bundle = open_bundle(path)
     name = chosen_kit(bundle, kit)
-    if compile_ and kits()[name].compile is None:
-        raise UserError(f"the kit {name} has nothing to compile", "leave --compile out")
+    if compile_:
+        compiler_of(name)  # before anything is written
     embedded = images is None and test_vectors > 0
     source = sample(bundle.manifest.meaning.sample).validation if embedded else images
     found = find_images(source, bundle.manifest.preprocess, strict=strict_images) if source is not None else None

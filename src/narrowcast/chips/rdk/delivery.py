@@ -14,12 +14,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.bundle import Bundle
-from narrowcast.engine.integer.fixed import fixed_point, half_step
+from narrowcast.engine.integer.fixed import fixed_point, half_step, tool_scale
 from narrowcast.ops.facts import Kind, facts
 from narrowcast.ops.functions import clip_bounds
 from narrowcast.ops.net import (
@@ -40,7 +39,7 @@ from narrowcast.plan.drafting import operand_encoding, read_encoding, written_va
 from narrowcast.plan.types import split_edge_key
 
 __all__ = [
-    "MARKER", "Markers", "has_markers", "pixel_terms", "settled", "shaped", "tool_scale", "undelivered", "with_markers",
+    "DOMAIN", "MARKER", "Markers", "has_markers", "pixel_terms", "settled", "shaped", "undelivered", "with_markers",
     "without_markers",
 ]  # fmt: skip
 
@@ -130,12 +129,6 @@ def _each_channel(node: ir.Node, encoding: Encoding) -> Encoding:
     channels = dims(node.outputs[0])[facts(node).output_axis]
     axis = 1 if facts(node).kind is Kind.TRANSPOSED else 0
     return replace(encoding, scale=(float(encoding.scales),) * channels, axis=axis)
-
-
-def tool_scale(encoding: Encoding) -> NDArray[np.float32]:
-    """The scales that the tool makes of these: it keeps a threshold in float32 and divides it. () or (C,)."""
-    limit = np.float32(encoding.qmax)
-    return np.asarray((encoding.scales.astype(np.float32) * limit) / limit, np.float32)
 
 
 def _as_convolution(graph: ir.Graph, node: ir.Node, bundle: Bundle, markers: Markers) -> None:
@@ -228,8 +221,8 @@ def pixel_terms(mean: float, scale: float, encoding: Encoding) -> tuple[float, f
         fixed, half = fixed_point(factor, encoding.qmax), int(half_step(factor))
         exact = (128 - mean - shift) * candidate / step
         biases = {int(np.rint(exact + beside)) + half for beside in (-0.01, 0.01)}  # a tie may fall either way
-        sums = [(np.arange(-128, 128) * 127 + bias) >> fixed.first for bias in biases]
-        found = [np.clip((total * fixed.scale) >> fixed.second, encoding.qmin, encoding.qmax) for total in sums]
+        sums = [fixed.of(np.arange(-128, 128) * 127 + bias) for bias in biases]
+        found = [np.clip(total, encoding.qmin, encoding.qmax) for total in sums]
         if all(np.array_equal(each, wanted) for each in found):
             return mean + shift, candidate
     return mean, scale

@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 
 from narrowcast.base.errors import UserError
 from narrowcast.base.reading import reading
+from narrowcast.chips.rdk.delivery import DOMAIN
 from narrowcast.chips.schema import load_target
 from narrowcast.engine.integer.context import Context
 from narrowcast.engine.integer.fixed import FixedPoint, scaled
@@ -30,9 +31,8 @@ from narrowcast.graph.files import NOTES_KEY, PIXELS_KEY
 from narrowcast.ops.net import Builder, Op
 from narrowcast.plan.types import DTYPES, Encoding, Plan
 
-__all__ = ["DOMAIN", "is_quantized", "to_standard"]
+__all__ = ["is_quantized", "to_standard"]
 
-DOMAIN = "horizon"
 _OPSET = 17
 _FIRST, _LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 #: Attributes with a first shift, a multiplier and a second shift.
@@ -202,6 +202,11 @@ class _Reader:
         rank = len(self.shapes[self.node.output[0]])
         return tuple(-1 if axis == (1 if first else rank - 1) else 1 for axis in range(rank))
 
+    def times(self, x: str, factor: Array, first: bool) -> str:
+        """A float64 tensor times one number, or one a channel."""
+        shaped = factor.reshape(self.axes(first)) if factor.ndim else factor
+        return self.builder.arithmetic(Op.MUL, x, shaped, self.node.name, np.float64)
+
     def constant(self, index: int) -> Array:
         """An input that must be constant."""
         name = self.node.input[index]
@@ -276,9 +281,7 @@ def _fused_addition(reader: _Reader, total: ProductSum, bits: int, bounds: tuple
     index = next(i for i in range(3, len(node.input)) if node.input[i] in reader.held)
     other = builder.cast(reader.operand(index, True), "double", node.name)
     factor = reader.numbers("e_scale") * np.exp2(reader.numbers("e_shift").astype(np.float64))
-    axes = reader.axes(True)
-    factor = factor.reshape(axes) if factor.ndim else factor
-    other = builder.add(Op.FLOOR, [builder.arithmetic(Op.MUL, other, factor, node.name, np.float64)], node.name)
+    other = builder.add(Op.FLOOR, [reader.times(other, factor, True)], node.name)
     accumulator = builder.cast(total.accumulator(), "double", node.name)
     summed = builder.add(Op.ADD, [accumulator, other], node.name)
     reader.multiply(summed, _SHIFTS, bits, True, half=False, double=True, bounds=bounds)
@@ -291,16 +294,11 @@ def _sum(reader: _Reader) -> None:
     for index, key in enumerate(("x_shift", "e_scale")):
         name = builder.cast(reader.operand(index, first), "double", node.name)
         numbers = reader.numbers(key).astype(np.float64)
-        factor = np.exp2(numbers) if index == 0 else numbers * np.exp2(_optional(reader, "e_shift"))
-        axes = reader.axes(first)
-        factor = factor.reshape(axes) if factor.ndim else factor
-        terms.append(builder.arithmetic(Op.MUL, name, factor, node.name, np.float64))
+        left = reader.numbers("e_shift") if "e_shift" in reader.attributes else np.zeros(())
+        factor = np.exp2(numbers) if index == 0 else numbers * np.exp2(left.astype(np.float64))
+        terms.append(reader.times(name, factor, first))
     total = builder.add(Op.SUB if "Sub" in node.op_type else Op.ADD, terms, node.name)
     reader.multiply(total, _OUTPUT, int(reader.attributes["output_bit"]), first, half=True, double=True)
-
-
-def _optional(reader: _Reader, key: str) -> NDArray[np.float64]:
-    return reader.numbers(key).astype(np.float64) if key in reader.attributes else np.zeros(())
 
 
 def _multiplied(reader: _Reader) -> None:
@@ -495,24 +493,13 @@ def _dequantize(reader: _Reader) -> None:
 
 def _preprocess(reader: _Reader) -> None:
     """Mean and scale of an image as a convolution of single pixels."""
-    a, node, builder = reader.attributes, reader.node, reader.builder
+    a = reader.attributes
     reader.color = {b"RGB_128": "rgb", b"BGR_128": "bgr", b"GRAY_128": "gray"}.get(a.get("input_type", b""), "")
     if not reader.color:
         what = f"{reader.source}: its image arrives as {a.get('input_type')!r}"
         raise UserError(what, "compile with input_type_rt rgb")
-    weight = reader.constant(1).astype(np.int32).transpose(_FIRST)
-    bias = reader.constant(2).astype(np.int64) << reader.constant(3).astype(np.int64)
-    x = _integers(reader, 0, True)
-
-    def emit(left: str, w: str, b: str | None) -> str:
-        return builder.add(Op.CONV, [left, w] if b is None else [left, w, b], node.name, group=int(a["channel_group"]))
-
-    shape = tuple(reader.shapes[node.output[0]][axis] for axis in _FIRST)
-    total = ProductSum(reader.context, node.name, emit, x, weight, 0, bias, np.ones(()), shape, 1)
-    output, bits = reader.fresh(), int(a["output_bit"])
-    fixed = FixedPoint(*(reader.numbers(key) for key in _SHIFTS))
-    total.through(fixed, _limits(bits), output, half=False)
-    reader.store(output, True, bits)
+    a |= {"kernel_shape": [1, 1], "group": int(a["channel_group"])}
+    _product(reader)
 
 
 def _turned(reader: _Reader) -> None:

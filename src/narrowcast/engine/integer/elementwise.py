@@ -55,7 +55,7 @@ class _Addition(Pending):
 
     def quantized(self, encoding: Encoding, low: int, high: int, output: str) -> Integers:
         builder, rounding = self.context.builder, self.context.target.requantize.rounding
-        if self.context.target.requantize.method == "fixed-point":
+        if self.context.target.requantize.is_fixed_point:
             self._fixed(encoding, (low, high), output)
             return Integers(output, encoding, self.shape, low, high)
         codes = (self.left.encoding, self.right.encoding, encoding)
@@ -112,7 +112,7 @@ def lower_multiply(context: Context, node: ir.Node) -> None:
     left, right, encoding = context.integers(node, 0), context.integers(node, 1), context.wanted(node)
     builder, output = context.builder, context.name(node.outputs[0])
     sides = [remove_zero_point(builder, side) for side in (left, right)]
-    if context.target.requantize.method == "fixed-point":
+    if context.target.requantize.is_fixed_point:
         double = any(side.encoding.dtype != "int8" for side in (left, right))
         sides = [builder.cast(side, "double", output) if double else side for side in sides]
         product = builder.add(Op.MUL, sides, output)

@@ -37,7 +37,7 @@ from narrowcast.plan.types import Encoding
 
 __all__ = [
     "FixedPoint", "accumulator_step", "activation_step", "fixed_point", "half_step", "requantize_multiplier", "scaled",
-    "shifted_operand",
+    "shifted_operand", "tool_scale",
 ]  # fmt: skip
 
 _LARGEST = 32767
@@ -51,18 +51,23 @@ class FixedPoint:
     scale: NDArray[np.int64]
     second: NDArray[np.int64]
 
+    def of(self, x: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Integers through it, the last shift rounded down; channels last where there is one a channel."""
+        return np.asarray(((x >> self.first) * self.scale) >> self.second)
+
 
 def activation_step(encoding: Encoding) -> float:
     """The scale of an activation as the vendor's tool computes with it."""
-    return float(_by_threshold(encoding))
+    return float(tool_scale(encoding))
 
 
 def accumulator_step(x: Encoding, weight: Encoding) -> NDArray[np.float64]:
     """One step of the sum of products of an activation with constant weights, () or (C,)."""
-    return np.asarray(np.float32(activation_step(x)) * _by_threshold(weight), np.float64)
+    return np.asarray(np.float32(activation_step(x)) * tool_scale(weight), np.float64)
 
 
-def _by_threshold(encoding: Encoding) -> NDArray[np.float32]:
+def tool_scale(encoding: Encoding) -> NDArray[np.float32]:
+    """The scales that the vendor's tool makes of these: a threshold in float32, divided. () or (C,)."""
     largest = np.float32(encoding.qmax)
     return np.asarray(encoding.scales.astype(np.float32) * largest / largest, np.float32)
 
@@ -82,13 +87,18 @@ def fixed_point(
         UserError: a factor of 2^15 or more.
     """
     factor = np.asarray(factor, np.float64)
-    shift = 15 - np.frexp(factor)[1].astype(np.int64)
+    scale, shift = _multiplier(factor)
     if np.any(shift < 0):
         raise UserError(f"a result is {factor.max():.3g} times finer than what is added up", "calibrate on more images")
-    scale = np.minimum(np.floor(np.ldexp(factor, shift) + 0.5), _LARGEST).astype(np.int64)
     most = shift - (22 if largest == 127 else 14) if elementwise else np.frexp(largest / (_LARGEST * factor))[1]
     first = np.maximum(np.minimum(least, shift), most).astype(np.int64)
-    return FixedPoint(first, scale, shift - first)
+    return FixedPoint(first, np.minimum(scale, _LARGEST), shift - first)
+
+
+def _multiplier(factor: NDArray[np.float64] | float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Integers of 15 bits, at the top of an octave 2^15, and shifts of factors above 0."""
+    shift = 15 - np.asarray(np.frexp(factor)[1], np.int64)
+    return np.floor(np.ldexp(factor, shift) + 0.5).astype(np.int64), shift
 
 
 def half_step(factor: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -98,15 +108,14 @@ def half_step(factor: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def shifted_operand(ratio: float) -> tuple[int, int]:
     """Multiplier of the finer operand of an addition and shift of the coarser one, of finer / coarser <= 1."""
-    shift = 15 - int(np.frexp(ratio)[1])
-    scale = int(np.floor(np.ldexp(ratio, shift) + 0.5))
+    scale, shift = (int(number) for number in _multiplier(ratio))
     return (scale, shift) if scale <= _LARGEST else (scale // 2, shift - 1)
 
 
 def requantize_multiplier(ratio: float) -> tuple[int, int]:
     """Multiplier and shift between two scales."""
-    shift = 15 - int(np.frexp(ratio)[1])
-    return min(int(np.floor(np.ldexp(ratio, shift) + 0.5)), _LARGEST), shift
+    scale, shift = (int(number) for number in _multiplier(ratio))
+    return min(scale, _LARGEST), shift
 
 
 def scaled(

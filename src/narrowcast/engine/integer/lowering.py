@@ -205,7 +205,7 @@ def _lower_node(context: Context, node: ir.Node) -> None:
 
 def _rule(context: Context, node: ir.Node) -> Rule | None:
     kind = facts(node).kind
-    is_fixed = context.target.requantize.method == "fixed-point"
+    is_fixed = context.target.requantize.is_fixed_point
     return _FIXED_RULES[kind] if is_fixed and kind in _FIXED_RULES else _RULES.get(kind)
 
 

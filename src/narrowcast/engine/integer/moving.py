@@ -94,7 +94,7 @@ def lower_linear_resize(context: Context, node: ir.Node) -> None:
     scales = resize_scales(node, x.shape, shape)
     builder, output = context.builder, context.name(node.outputs[0])
     name = remove_zero_point(builder, x)
-    is_fixed = context.target.requantize.method == "fixed-point"
+    is_fixed = context.target.requantize.is_fixed_point
     if is_fixed:  # in the input's scale; what comes of it is requantized
         encoding, output = x.encoding, builder.fresh(f"{node.outputs[0].name}_resized")
     factor = ratio(float(x.encoding.scales), float(encoding.scales))

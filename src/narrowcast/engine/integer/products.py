@@ -53,7 +53,7 @@ def constant_product(context: Context, node: ir.Node) -> ProductSum:
     if entry.weight_axis is None:
         raise AssertionError(f"{node.op_type} has no weights")
     axis, output_axis = entry.weight_axis(node) % weight.ndim, entry.output_axis % len(shape)
-    is_fixed = context.target.requantize.method == "fixed-point"
+    is_fixed = context.target.requantize.is_fixed_point
     scale = accumulator_step(x.encoding, encoding) if is_fixed else x.encoding.scales * encoding.scales
     if encoding.axis is not None and encoding.axis % weight.ndim != axis:
         raise UserError(f"{node.name}: its weight is scaled along axis {encoding.axis}", "make the plan again")
@@ -131,7 +131,7 @@ def dynamic_product(context: Context, node: ir.Node) -> ProductSum:
         return context.builder.add(Op.MATMUL, [left, right], str(node.name))
 
     scale = np.asarray(x.encoding.scales * y.encoding.scales)
-    if context.target.requantize.method == "fixed-point":
+    if context.target.requantize.is_fixed_point:
         scale = np.asarray(activation_step(x.encoding) * activation_step(y.encoding))
     shape = dims(node.outputs[0])
     return ProductSum(context, str(node.name), emit, x, y, None, None, scale, shape, len(shape) - 1, x.shape[-1])
@@ -173,7 +173,7 @@ def lower_average_pool(context: Context, node: ir.Node) -> None:
     counts = window_counts(node, x.shape[2:], shape[2:])
     if np.all(counts == counts.flat[0]):
         counts = counts.reshape(-1)[0]
-    if context.target.requantize.method == "fixed-point":
+    if context.target.requantize.is_fixed_point:
         _fixed_average(context, node, total.accumulator(), int(np.prod([w.kernel for w in each])), x.encoding)
         return
     _finish(context, node, total.accumulator(), _reciprocal_factor(counts, x.encoding, encoding), encoding)

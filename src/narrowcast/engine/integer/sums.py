@@ -60,12 +60,12 @@ class ProductSum(Pending):
         """See :class:`Pending`. An int32 encoding takes the accumulator as it is."""
         if encoding.dtype == "int32":
             return self._whole(encoding, output)
-        method = self.context.target.requantize.method
-        total = self._with_half(encoding) if method == "fixed-point" else self
+        rule = self.context.target.requantize
+        total = self._with_half(encoding) if rule.is_fixed_point else self
         settled = total._settled(encoding, low, high)
-        if method == "fixed-point":
+        if rule.is_fixed_point:
             settled._fixed(encoding, (low, high), output)
-        elif method == "shift":
+        elif rule.method == "shift":
             settled._shifted(encoding, (low, high), output)
         else:
             settled._multiplied(encoding, (low, high), output)
@@ -154,7 +154,7 @@ class ProductSum(Pending):
 
     def _unit(self, encoding: Encoding) -> float:
         """The accumulator's step that gives its integers as they are."""
-        is_fixed = self.context.target.requantize.method == "fixed-point"
+        is_fixed = self.context.target.requantize.is_fixed_point
         return activation_step(encoding) if is_fixed else float(encoding.scales)
 
     def _half(self, factor: NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -173,9 +173,8 @@ class ProductSum(Pending):
         rule, factor = self.context.target.requantize, np.asarray(self.scale / float(encoding.scales))
         if rule.method == "shift":
             return round_real(accumulator * factor, rule.rounding)
-        if rule.method == "fixed-point":
-            fixed = self._multiplier(encoding)
-            return np.asarray(((accumulator >> fixed.first) * fixed.scale) >> fixed.second, np.float64)
+        if rule.is_fixed_point:
+            return self._multiplier(encoding).of(accumulator).astype(np.float64)
         steps = accumulator.astype(np.float32) * factor.astype(np.float32)
         rounded = np.rint(steps) if rule.rounding == "half-even" else np.floor(steps + np.float32(0.5))
         return rounded.astype(np.float64)

@@ -37,7 +37,7 @@ Table = NDArray[np.int64]
 
 def _encoded(function: Function, x: NDArray[np.float64], encoding: Encoding, target: Target) -> Table:
     with np.errstate(all="ignore"):
-        if target.requantize.method == "fixed-point":  # whose tool makes its tables in float32
+        if target.requantize.is_fixed_point:  # whose tool makes its tables in float32
             real = np.asarray(function(x.astype(np.float32).astype(np.float64)), np.float32)
             y = np.asarray(real / np.float32(_step(encoding, target)), np.float64)
         else:
@@ -48,7 +48,7 @@ def _encoded(function: Function, x: NDArray[np.float64], encoding: Encoding, tar
 
 
 def _step(encoding: Encoding, target: Target) -> float:
-    return activation_step(encoding) if target.requantize.method == "fixed-point" else float(encoding.scales)
+    return activation_step(encoding) if target.requantize.is_fixed_point else float(encoding.scales)
 
 
 def full_table(function: Function, source: Encoding, wanted: Encoding, target: Target) -> Table:

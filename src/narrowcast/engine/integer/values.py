@@ -227,7 +227,7 @@ def requantize(
 
 def _factor(source: Encoding, wanted: Encoding, target: Target) -> tuple[float, bool]:
     """From steps of one encoding to steps of another, and whether float32 is too narrow for the product."""
-    if target.requantize.method != "fixed-point":
+    if not target.requantize.is_fixed_point:
         return float(ratio(float(source.scales), float(wanted.scales))), False
     steps = activation_step(source) / activation_step(wanted)
     if steps == 1:

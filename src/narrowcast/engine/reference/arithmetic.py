@@ -95,7 +95,7 @@ class Accumulator(Unrounded):
             return shift_and_round(
                 self.total, _channels(shift.astype(np.int64), self.total.ndim, self.axis), target.requantize.rounding
             )
-        if target.requantize.method == "fixed-point":
+        if target.requantize.is_fixed_point:
             factor = _channels(self.scale / fixed.activation_step(encoding), self.total.ndim, self.axis)
             return fixed.multiplied(self.total, factor, encoding.qmax, self.half_in_bias, least=self.least_shift)
         factor = np.asarray(self.scale / float(encoding.scales)).astype(np.float32)
@@ -120,7 +120,7 @@ class Steps(Unrounded):
 
     def rounded(self, encoding: Encoding, target: Target) -> Array:
         """See :class:`Unrounded`."""
-        if target.requantize.method == "fixed-point":
+        if target.requantize.is_fixed_point:
             return fixed.added(self.terms, encoding)
         codes = [code for _, code, _ in self.terms]
         if all(float(code.scales) == float(encoding.scales) and code.zero_point == 0 for code in (*codes, encoding)):
@@ -143,7 +143,7 @@ class Steps(Unrounded):
 def to_encoding(values: Array, source: Encoding, wanted: Encoding, target: Target) -> Array:
     """RequantizeLinear: integers of one encoding as integers of another, saturated."""
     distance = np.asarray(values, np.int64) - source.zero_point
-    if target.requantize.method == "fixed-point":
+    if target.requantize.is_fixed_point:
         return np.asarray(np.clip(fixed.rescaled(distance, source, wanted), wanted.qmin, wanted.qmax))
     result = Accumulator(distance, np.asarray(source.scales), 0).rounded(wanted, target)
     return np.clip(result, wanted.qmin, wanted.qmax).astype(np.int64)

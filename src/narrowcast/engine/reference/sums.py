@@ -278,7 +278,7 @@ _OWN: list[type[OpRun]] = [Erf, Gelu, HardSwish, Silu]
 
 def real_of(distance: Array, code: Encoding, target: Target) -> Array:
     """Integers without zero point as the real numbers (float64) that tables take; on some chips rounded to float32."""
-    if target.requantize.method == "fixed-point":
+    if target.requantize.is_fixed_point:
         return np.asarray(distance.astype(np.float32) * np.float32(activation_step(code)), np.float64)
     return np.asarray(distance.astype(np.float64) * float(code.scales))
 
@@ -286,7 +286,7 @@ def real_of(distance: Array, code: Encoding, target: Target) -> Array:
 def encoded(y: Array, wanted: Encoding, target: Target) -> Array:
     """Real numbers (float64) as integers of an encoding; what is undefined is real 0."""
     rounding = target.table_rounding or target.requantize.rounding
-    if target.requantize.method == "fixed-point":
+    if target.requantize.is_fixed_point:
         y = (y.astype(np.float32) / np.float32(activation_step(wanted))).astype(np.float64)
     else:
         y = y / float(wanted.scales)

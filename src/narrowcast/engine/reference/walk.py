@@ -172,7 +172,7 @@ class _Walk:
     @property
     def is_fixed(self) -> bool:
         """Whether the chip multiplies by fixed-point numbers."""
-        return self.target.requantize.method == "fixed-point"
+        return self.target.requantize.is_fixed_point
 
     def least_shift(self, source: Encoding) -> int:
         """Of a sum of products with constant weights."""
